@@ -1,0 +1,147 @@
+//! The one error type of the crate: what went wrong, where (argument, path or key), why, and what to do about it.
+
+use std::fmt;
+use std::path::Path;
+
+/// The result of every fallible operation of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What class of failure an [`Error`] is, for callers that react to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// An argument is wrong: the subject names it.
+    InvalidArgument,
+    /// A model configuration cannot be understood: the subject names the key.
+    Config,
+    /// No device of the wanted kind can be used.
+    DeviceUnavailable,
+    /// A compiler (NVRTC, or the system's C++ compiler) cannot be found.
+    CompilerMissing,
+    /// A kernel does not compile.
+    Compile,
+    /// The driver refused an operation.
+    Device,
+    /// Reading or writing a file failed: the subject is its path.
+    Io,
+    /// The cache folder cannot be trusted: the subject is its path.
+    UntrustedCache,
+    /// `Frozen` forbids work, and what was asked for is not in the cache: the subject names the entry.
+    NotCached,
+    /// A token's position lies outside the cos/sin table.
+    PositionOutOfRange,
+    /// A correct request that this version cannot serve.
+    Unsupported,
+}
+
+/// What went wrong, where, why, and what to do about it.
+///
+/// `Display` prints `subject: message`, the cause if there is one, and the hint on a line of its own.
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: ErrorKind,
+    subject: Option<String>,
+    message: String,
+    hint: Option<String>,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// An error of this kind with a message that says what is wrong.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self(Box::new(Inner { kind, subject: None, message: message.into(), hint: None, source: None }))
+    }
+
+    /// An argument that is wrong: `argument` is its name as the caller wrote it.
+    pub fn argument(argument: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::InvalidArgument, message).subject_is(argument)
+    }
+
+    /// A failed file operation.
+    pub fn io(path: &Path, message: impl Into<String>, source: std::io::Error) -> Self {
+        Self::new(ErrorKind::Io, message).subject_is(path.display().to_string()).caused_by(source)
+    }
+
+    /// Names what the error is about: an argument, a path or a key.
+    #[must_use]
+    pub fn subject_is(mut self, subject: impl Into<String>) -> Self {
+        self.0.subject = Some(subject.into());
+        self
+    }
+
+    /// Says what to do about it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.0.hint = Some(hint.into());
+        self
+    }
+
+    /// Keeps the error underneath.
+    #[must_use]
+    pub fn caused_by(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    /// The class of the failure.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// The argument, path or key that the error is about.
+    pub fn subject(&self) -> Option<&str> {
+        self.0.subject.as_deref()
+    }
+
+    /// What went wrong, without subject, cause and hint.
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    /// What to do about it.
+    pub fn advice(&self) -> Option<&str> {
+        self.0.hint.as_deref()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(subject) = &self.0.subject {
+            write!(f, "{subject}: ")?;
+        }
+        f.write_str(&self.0.message)?;
+        if let Some(source) = &self.0.source {
+            write!(f, ": {source}")?;
+        }
+        if let Some(hint) = &self.0.hint {
+            write!(f, "\nhint: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {self}", self.0.kind)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_deref().map(|s| s as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_what_where_why_and_what_to_do() {
+        let e = Error::io(Path::new("/x"), "cannot be read", std::io::Error::other("disk on fire")).hint("buy a disk");
+        assert_eq!(e.to_string(), "/x: cannot be read: disk on fire\nhint: buy a disk");
+        assert_eq!(e.kind(), ErrorKind::Io);
+        assert_eq!(e.subject(), Some("/x"));
+    }
+}

@@ -1,0 +1,15 @@
+//! The domain, pure: what a rotary position embedding is, without saying how or where it is computed.
+//!
+//! No I/O and no CUDA here. [`RopeSpec`] states one computation, [`Layout`] how a tensor lies in memory, [`reference`]
+//! computes it in plain Rust, [`scaling`] and [`model`] turn a model's configuration into frequencies and a spec.
+
+mod dtype;
+mod layout;
+pub mod model;
+pub mod reference;
+pub mod scaling;
+mod spec;
+
+pub use dtype::DType;
+
+pub use spec::{Direction, PairStyle, PositionForm, RopeSpec, Rounding, TableForm, TableWidth};

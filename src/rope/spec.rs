@@ -1,0 +1,248 @@
+//! What is computed: one rotary position embedding, stated completely.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::DType;
+use crate::error::{Error, Result};
+
+/// Which elements of a head turn together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PairStyle {
+    /// Half-split, called NeoX or Llama style: elements `i` and `i + rotary_dim/2`.
+    #[default]
+    HalfSplit,
+    /// Interleaved, called GPT-J style: elements `2i` and `2i + 1`.
+    Interleaved,
+}
+
+/// Where results are rounded. Part of the spec, because it decides bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rounding {
+    /// `fl(fl(a·c) − fl(b·s))` in f32, then one rounding to the dtype. Equals transformers eager for f32.
+    #[default]
+    Once,
+    /// Tables, every product and the sum rounded to the dtype. Equals transformers eager for bf16 and f16.
+    PerOp,
+}
+
+/// The rotation or its transpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// `a' = a·c − b·s`, `b' = b·c + a·s`.
+    #[default]
+    Forward,
+    /// The gradient: the same with `−s`.
+    Backward,
+}
+
+/// How wide a row of the cos/sin tables is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TableWidth {
+    /// `rotary_dim / 2`: one value a pair.
+    #[default]
+    Half,
+    /// `rotary_dim`: the same values twice, one copy after the other, as transformers makes them. The first is read.
+    Full,
+}
+
+/// The form of the cos/sin tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct TableForm {
+    /// f32, or the dtype of the tensors.
+    pub dtype: DType,
+    /// Width of a row.
+    pub width: TableWidth,
+}
+
+/// Where a token's position comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PositionForm {
+    /// `offset + s` for token `s` of its sequence, one offset for all.
+    #[default]
+    Implicit,
+    /// `position_ids` of type i32, one per token.
+    Ids32,
+    /// `position_ids` of type i64, one per token.
+    Ids64,
+}
+
+/// One rotary position embedding, stated completely: everything that decides a bit of the result or the form of an
+/// argument. Not the shapes and strides of a call, which may differ from call to call.
+///
+/// ```
+/// use ropejit::{DType, RopeSpec};
+/// let llama = RopeSpec::new(DType::BF16, 128, 32, 8);
+/// llama.validate()?;
+/// # Ok::<(), ropejit::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct RopeSpec {
+    /// Element type of q and k.
+    pub dtype: DType,
+    /// Elements per head, even, 2 to 512.
+    pub head_dim: u32,
+    /// The first `rotary_dim` elements of a head turn, the rest stays. Even, at most `head_dim`.
+    pub rotary_dim: u32,
+    /// Heads of q.
+    pub num_heads: u32,
+    /// Heads of k; 0 when there is no k.
+    pub num_kv_heads: u32,
+    /// Which elements turn together.
+    pub style: PairStyle,
+    /// Where results are rounded.
+    pub rounding: Rounding,
+    /// Forward, or the gradient.
+    pub direction: Direction,
+    /// Form of the cos/sin tables.
+    pub table: TableForm,
+    /// Where positions come from.
+    pub positions: PositionForm,
+}
+
+/// Largest supported `head_dim`.
+pub const MAX_HEAD_DIM: u32 = 512;
+/// Largest supported number of heads.
+pub const MAX_HEADS: u32 = 65_536;
+
+impl RopeSpec {
+    /// Llama-style RoPE: full rotary, half-split, forward, rounded once, f32 tables of half width, implicit positions.
+    /// The fields are public: change what differs.
+    pub fn new(dtype: DType, head_dim: u32, num_heads: u32, num_kv_heads: u32) -> Self {
+        Self {
+            dtype,
+            head_dim,
+            rotary_dim: head_dim,
+            num_heads,
+            num_kv_heads,
+            style: PairStyle::default(),
+            rounding: Rounding::default(),
+            direction: Direction::default(),
+            table: TableForm { dtype: DType::F32, width: TableWidth::default() },
+            positions: PositionForm::default(),
+        }
+    }
+
+    /// The same with another element type for the tables.
+    #[must_use]
+    pub fn with_table(mut self, dtype: DType, width: TableWidth) -> Self {
+        self.table = TableForm { dtype, width };
+        self
+    }
+
+    /// The same with another position form.
+    #[must_use]
+    pub fn with_positions(mut self, positions: PositionForm) -> Self {
+        self.positions = positions;
+        self
+    }
+
+    /// The same with another rounding contract.
+    #[must_use]
+    pub fn with_rounding(mut self, rounding: Rounding) -> Self {
+        self.rounding = rounding;
+        self
+    }
+
+    /// Elements in a row of the cos/sin tables.
+    pub fn table_width(&self) -> u32 {
+        match self.table.width {
+            TableWidth::Half => self.rotary_dim / 2,
+            TableWidth::Full => self.rotary_dim,
+        }
+    }
+
+    /// Checks that the spec is a computation that exists.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument), naming the field.
+    pub fn validate(&self) -> Result<()> {
+        let even = |name: &str, value: u32, max: u32, max_name: &str| {
+            if value % 2 == 0 && (2..=max).contains(&value) {
+                return Ok(());
+            }
+            Err(Error::argument(name, format!("must be even and between 2 and {max_name}, got {value}")))
+        };
+        even("head_dim", self.head_dim, MAX_HEAD_DIM, "512")?;
+        even("rotary_dim", self.rotary_dim, self.head_dim, &format!("head_dim ({})", self.head_dim))?;
+        if self.num_heads == 0 || self.num_heads > MAX_HEADS {
+            return Err(Error::argument("num_heads", format!("must be 1 to {MAX_HEADS}, got {}", self.num_heads)));
+        }
+        if self.num_kv_heads > MAX_HEADS {
+            return Err(Error::argument(
+                "num_kv_heads",
+                format!("must be 0 (no k) to {MAX_HEADS}, got {}", self.num_kv_heads),
+            ));
+        }
+        if self.table.dtype != DType::F32 && self.table.dtype != self.dtype {
+            return Err(Error::argument(
+                "table.dtype",
+                format!("must be f32 or the dtype of the tensors ({}), got {}", self.dtype, self.table.dtype),
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for RopeSpec {
+    /// One line, such as `bf16 d128 h32/8 half_split once table=f32/half pos=implicit`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = |v: &dyn fmt::Debug| snake(&format!("{v:?}"));
+        write!(f, "{} d{}", self.dtype, self.head_dim)?;
+        if self.rotary_dim != self.head_dim {
+            write!(f, "[..{}]", self.rotary_dim)?;
+        }
+        write!(f, " h{}/{} {} {}", self.num_heads, self.num_kv_heads, word(&self.style), word(&self.rounding))?;
+        if self.direction == Direction::Backward {
+            f.write_str(" backward")?;
+        }
+        write!(f, " table={}/{} pos={}", self.table.dtype, word(&self.table.width), word(&self.positions))
+    }
+}
+
+/// `HalfSplit` → `half_split`.
+fn snake(camel: &str) -> String {
+    let mut out = String::with_capacity(camel.len() + 2);
+    for (i, ch) in camel.chars().enumerate() {
+        if ch.is_ascii_uppercase() && i > 0 {
+            out.push('_');
+        }
+        out.push(ch.to_ascii_lowercase());
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(change: impl FnOnce(&mut RopeSpec)) -> String {
+        let mut spec = RopeSpec::new(DType::BF16, 128, 32, 8);
+        change(&mut spec);
+        spec.validate().expect_err("should be refused").subject().expect("has a subject").to_owned()
+    }
+
+    #[test]
+    fn wrong_fields_are_named() {
+        assert_eq!(names(|s| s.head_dim = 63), "head_dim");
+        assert_eq!(names(|s| s.head_dim = 0), "head_dim");
+        assert_eq!(names(|s| s.head_dim = 514), "head_dim");
+        assert_eq!(names(|s| s.rotary_dim = 130), "rotary_dim");
+        assert_eq!(names(|s| s.rotary_dim = 3), "rotary_dim");
+        assert_eq!(names(|s| s.num_heads = 0), "num_heads");
+        assert_eq!(names(|s| s.table.dtype = DType::F16), "table.dtype");
+    }
+
+    #[test]
+    fn display_is_one_readable_line() {
+        let spec = RopeSpec::new(DType::BF16, 128, 32, 8);
+        assert_eq!(spec.to_string(), "bf16 d128 h32/8 half_split once table=f32/half pos=implicit");
+    }
+}
