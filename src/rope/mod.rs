@@ -11,5 +11,6 @@ pub mod scaling;
 mod spec;
 
 pub use dtype::DType;
+pub use layout::Layout;
 
 pub use spec::{Direction, PairStyle, PositionForm, RopeSpec, Rounding, TableForm, TableWidth};

@@ -1,1 +1,67 @@
-//! To be written.
+//! RoPE in plain Rust: the truth that kernels are checked against, and what serves where nothing can be compiled.
+//!
+//! [`rotate_f64`] is the mathematics, [`rotate`] the two rounding contracts, operation by operation, so that a kernel's
+//! bits can be predicted.
+
+use super::{Direction, PairStyle, RopeSpec, Rounding};
+
+/// Indices, inside a head, of the two elements of pair `i`.
+pub fn pair(spec: &RopeSpec, i: usize) -> (usize, usize) {
+    match spec.style {
+        PairStyle::HalfSplit => (i, i + spec.rotary_dim as usize / 2),
+        PairStyle::Interleaved => (2 * i, 2 * i + 1),
+    }
+}
+
+/// `(a·c − b·s, b·c + a·s)` in f64, or the transpose for the backward direction.
+pub fn rotate_f64(direction: Direction, (a, b): (f64, f64), (c, s): (f64, f64)) -> (f64, f64) {
+    let s = if direction == Direction::Backward { -s } else { s };
+    (a * c - b * s, b * c + a * s)
+}
+
+/// The same under the spec's rounding contract. Inputs are values of the dtype and of the table's dtype; so is the result.
+pub fn rotate(spec: &RopeSpec, (a, b): (f32, f32), (c, s): (f32, f32)) -> (f32, f32) {
+    let s = if spec.direction == Direction::Backward { -s } else { s };
+    let fl = |x: f32| spec.dtype.round(x);
+    match spec.rounding {
+        Rounding::Once => (fl(a * c - b * s), fl(b * c + a * s)),
+        Rounding::PerOp => {
+            let (c, s) = (fl(c), fl(s));
+            (fl(fl(a * c) - fl(b * s)), fl(fl(b * c) + fl(a * s)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::rope::DType;
+
+    proptest! {
+        #[test]
+        fn backward_undoes_forward(a in -4.0f64..4.0, b in -4.0f64..4.0, angle in -10.0f64..10.0) {
+            let cs = (angle.cos(), angle.sin());
+            let turned = rotate_f64(Direction::Forward, (a, b), cs);
+            let back = rotate_f64(Direction::Backward, turned, cs);
+            prop_assert!((back.0 - a).abs() < 1e-12 && (back.1 - b).abs() < 1e-12);
+        }
+
+        #[test]
+        fn contracts_stay_near_the_mathematics(a in -4.0f32..4.0, b in -4.0f32..4.0, angle in -10.0f32..10.0) {
+            for dtype in DType::ALL {
+                for rounding in [Rounding::Once, Rounding::PerOp] {
+                    let spec = RopeSpec::new(dtype, 2, 1, 1).with_rounding(rounding);
+                    let (a, b) = (dtype.round(a), dtype.round(b));
+                    let (c, s) = (angle.cos(), angle.sin());
+                    let got = rotate(&spec, (a, b), (c, s));
+                    let want = rotate_f64(Direction::Forward, (a.into(), b.into()), (c.into(), s.into()));
+                    let ulp = match dtype { DType::F32 => 1e-6, DType::F16 => 4e-3, DType::BF16 => 4e-2 };
+                    prop_assert!((f64::from(got.0) - want.0).abs() < ulp && (f64::from(got.1) - want.1).abs() < ulp);
+                    prop_assert_eq!(dtype.round(got.0), got.0);
+                }
+            }
+        }
+    }
+}

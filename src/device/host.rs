@@ -1,0 +1,305 @@
+//! The processor as a device: the same templates, compiled by the system's C++ compiler into a shared library.
+//!
+//! Blocks are spread over all cores and a launch returns when they are done. Where there is no compiler, the reference in
+//! [`crate::rope::reference`] serves instead (see `Engine`).
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use libloading::Library;
+use rayon::prelude::*;
+
+use super::{Binary, Device, Facts, FaultWord, Kernel, Memory, Params, Stream, TimedLaunch, Timer, compile_error};
+use crate::error::{Error, ErrorKind, Result};
+use crate::jit::render::{Dialect, ENTRY};
+
+/// The processor.
+pub struct Host {
+    facts: Facts,
+}
+
+impl Host {
+    /// Opens it; there is always one.
+    pub fn open() -> Self {
+        let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let name = cpuinfo
+            .lines()
+            .find_map(|l| l.strip_prefix("model name")?.split_once(':').map(|(_, v)| v.trim().to_owned()))
+            .unwrap_or_else(|| "host processor".into());
+        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let facts = Facts {
+            name,
+            arch: std::env::consts::ARCH.to_owned(),
+            compute_capability: (0, 0),
+            multiprocessors: std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
+            l2_bytes: last_level_cache(),
+            memory_bus_bits: 0,
+            memory_clock_khz: 0,
+            memory_bytes: memory_line(&meminfo, "MemTotal:"),
+            driver: String::new(),
+        };
+        Self { facts }
+    }
+}
+
+/// A `/proc/meminfo` line's kilobytes, in bytes.
+fn memory_line(meminfo: &str, name: &str) -> u64 {
+    meminfo
+        .lines()
+        .find_map(|l| l.strip_prefix(name)?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok())
+        .map_or(0, |kb| kb.saturating_mul(1024))
+}
+
+fn last_level_cache() -> u64 {
+    let size = |index: u32| {
+        let text = std::fs::read_to_string(format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size")).ok()?;
+        let text = text.trim();
+        let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+        let scale = match unit {
+            "K" => 1 << 10,
+            "M" => 1 << 20,
+            _ => 1,
+        };
+        digits.parse::<u64>().ok()?.checked_mul(scale)
+    };
+    (0..8).filter_map(size).max().unwrap_or(0)
+}
+
+/// The system's C++ compiler: `CXX`, else `c++`, `g++` or `clang++` on the path.
+fn find_compiler() -> Result<PathBuf> {
+    let named = std::env::var_os("CXX").filter(|v| !v.is_empty());
+    let names = match &named {
+        Some(name) => vec![PathBuf::from(name)],
+        None => ["c++", "g++", "clang++"].map(PathBuf::from).to_vec(),
+    };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    for name in &names {
+        if name.components().count() > 1 && name.is_file() {
+            return Ok(name.clone());
+        }
+        if let Some(found) = std::env::split_paths(&path).map(|d| d.join(name)).find(|f| f.is_file()) {
+            return Ok(found);
+        }
+    }
+    let (what, hint) = match named {
+        Some(name) => (format!("CXX names '{}', which was not found", name.display()), "set CXX to a C++ compiler, or unset it"),
+        None => ("no C++ compiler (c++, g++, clang++) on the path".into(), "install one, such as with: apt-get install g++"),
+    };
+    Err(Error::new(ErrorKind::CompilerMissing, what).hint(hint))
+}
+
+impl Device for Host {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn dialect(&self) -> Dialect {
+        Dialect::Host
+    }
+
+    /// The compiler's file with its size and time: asking it for its version would start a process at every look-up.
+    fn compiler(&self) -> Result<String> {
+        let file = find_compiler()?;
+        let file = fs_err::canonicalize(&file).unwrap_or(file);
+        let meta = fs_err::metadata(&file).map_err(|e| Error::io(&file, "cannot be read", e))?;
+        let time = meta
+            .modified()
+            .ok()
+            .and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok())
+            .map_or(0, |d| d.as_secs());
+        Ok(format!("{} ({} bytes, {time})", file.display(), meta.len()))
+    }
+
+    fn compile_options(&self) -> Vec<String> {
+        let mut options: Vec<String> =
+            ["-x", "c++", "-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing"]
+                .map(String::from)
+                .to_vec();
+        // For sanitizers and the like: part of the key, as all options are.
+        let extra = std::env::var("ROPEJIT_HOST_CXXFLAGS").unwrap_or_default();
+        options.extend(extra.split_whitespace().map(String::from));
+        options
+    }
+
+    fn compile(&self, source: &str) -> Result<Binary> {
+        let compiler = find_compiler()?;
+        let io = |e| Error::io(&std::env::temp_dir(), "a folder to compile in cannot be used", e);
+        let folder = tempfile::Builder::new().prefix("ropejit-").tempdir().map_err(io)?;
+        let (text, library) = (folder.path().join("rope.cpp"), folder.path().join("rope.so"));
+        fs_err::write(&text, source).map_err(io)?;
+        let options = self.compile_options();
+        let output = Command::new(&compiler)
+            .args(&options)
+            .arg("-o")
+            .arg(&library)
+            .arg(&text)
+            .output()
+            .map_err(|e| Error::io(&compiler, "cannot be run", e))?;
+        if !output.status.success() {
+            let log = String::from_utf8_lossy(&output.stderr);
+            return Err(compile_error(&compiler.display().to_string(), &options, source, &log));
+        }
+        Ok(Binary { ptx: Vec::new(), image: fs_err::read(&library).map_err(io)? })
+    }
+
+    fn load(&self, binary: &Binary, _: u32) -> Result<Arc<dyn Kernel>> {
+        // The loader wants a file; once it is open its name is not needed.
+        let io = |e| Error::io(&std::env::temp_dir(), "a kernel to load cannot be kept", e);
+        let mut file = tempfile::Builder::new().prefix("ropejit-").suffix(".so").tempfile().map_err(io)?;
+        file.write_all(&binary.image).map_err(io)?;
+        let path: &Path = file.path();
+        let refused = |e: libloading::Error| Error::new(ErrorKind::Device, format!("the loader refused a kernel: {e}"));
+        // SAFETY: our own compiler made it, and a digest has vouched for it since; it has no initialisers.
+        let library = unsafe { Library::new(path) }.map_err(refused)?;
+        // SAFETY: templates/host.h defines it with this type.
+        let entry = *unsafe { library.get::<HostEntry>(ENTRY.as_bytes()) }.map_err(refused)?;
+        Ok(Arc::new(HostKernel { entry, _library: library }))
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>> {
+        let words = bytes.div_ceil(16);
+        let mut store: Vec<u128> = Vec::new();
+        store.try_reserve_exact(words).map_err(|e| {
+            Error::new(ErrorKind::Device, "out of memory").subject_is(format!("{bytes} bytes")).caused_by(e)
+        })?;
+        store.resize(words, 0);
+        Ok(Box::new(HostMemory { store: Mutex::new(store), bytes }))
+    }
+
+    fn free_memory(&self) -> Result<u64> {
+        let path = Path::new("/proc/meminfo");
+        let text = fs_err::read_to_string(path).map_err(|e| Error::io(path, "cannot be read", e))?;
+        Ok(memory_line(&text, "MemAvailable:"))
+    }
+
+    fn fault_word(&self) -> Result<Box<dyn FaultWord>> {
+        Ok(Box::new(HostFaultWord(Box::new(AtomicU64::new(0)))))
+    }
+
+    fn timer(&self, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>> {
+        let mut timer = HostTimer { launches, launch };
+        timer.sample()?;
+        Ok(Box::new(timer))
+    }
+
+    unsafe fn copy(&self, to: u64, from: u64, bytes: usize, _: Stream<'_>) -> Result<()> {
+        const CHUNK: usize = 1 << 20;
+        (0..bytes.div_ceil(CHUNK)).into_par_iter().for_each(|i| {
+            let (at, len) = (i * CHUNK, CHUNK.min(bytes - i * CHUNK));
+            let (to, from) = ((to as usize + at) as *mut u8, (from as usize + at) as *const u8);
+            // SAFETY: both ranges are valid by this function's contract; a copy onto itself is allowed.
+            unsafe { std::ptr::copy(from, to, len) };
+        });
+        Ok(())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn is_capturing(&self, _: Stream<'_>) -> bool {
+        false
+    }
+}
+
+/// Runs blocks `first..last` of `blocks`.
+type HostEntry = unsafe extern "C" fn(params: *const Params, first: u32, last: u32, blocks: u32);
+
+struct HostKernel {
+    entry: HostEntry,
+    // Kept: the entry points into it.
+    _library: Library,
+}
+
+impl Kernel for HostKernel {
+    unsafe fn launch(&self, _: Stream<'_>, blocks: u32, params: &Params) -> Result<()> {
+        let run = |first: u32, last: u32| {
+            // SAFETY: this function's contract; threads of a launch write disjoint elements.
+            unsafe { (self.entry)(params, first, last, blocks) };
+        };
+        let chunk = blocks.div_ceil(4 * rayon::current_num_threads() as u32).max(16);
+        if blocks <= chunk {
+            run(0, blocks);
+        } else {
+            (0..blocks.div_ceil(chunk)).into_par_iter().for_each(|i| run(i * chunk, blocks.min((i + 1) * chunk)));
+        }
+        Ok(())
+    }
+}
+
+/// Memory whose address does not change, aligned to 16 bytes.
+struct HostMemory {
+    store: Mutex<Vec<u128>>,
+    bytes: usize,
+}
+
+impl HostMemory {
+    /// Runs `f` on a byte range of the store.
+    fn with<T>(&self, offset: usize, len: usize, f: impl FnOnce(*mut u8) -> T) -> Result<T> {
+        if offset.checked_add(len).is_none_or(|end| end > self.bytes) {
+            return Err(Error::argument("offset", format!("{offset} + {len} is past the {} bytes allocated", self.bytes)));
+        }
+        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: the range lies inside the store.
+        Ok(f(unsafe { store.as_mut_ptr().cast::<u8>().add(offset) }))
+    }
+}
+
+impl Memory for HostMemory {
+    fn address(&self) -> u64 {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner).as_ptr() as u64
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn upload(&self, offset: usize, data: &[u8]) -> Result<()> {
+        self.with(offset, data.len(), |to| {
+            // SAFETY: `with` checked the range.
+            unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), to, data.len()) }
+        })
+    }
+
+    fn download(&self, offset: usize, data: &mut [u8]) -> Result<()> {
+        self.with(offset, data.len(), |from| {
+            // SAFETY: `with` checked the range.
+            unsafe { std::ptr::copy_nonoverlapping(from, data.as_mut_ptr(), data.len()) }
+        })
+    }
+}
+
+struct HostFaultWord(Box<AtomicU64>);
+
+impl FaultWord for HostFaultWord {
+    fn address(&self) -> u64 {
+        self.0.as_ptr() as u64
+    }
+
+    fn read(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn clear(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+}
+
+struct HostTimer {
+    launches: usize,
+    launch: TimedLaunch,
+}
+
+impl Timer for HostTimer {
+    fn sample(&mut self) -> Result<f64> {
+        let start = Instant::now();
+        for i in 0..self.launches {
+            (self.launch)(i, Stream::DEFAULT)?;
+        }
+        Ok(start.elapsed().as_secs_f64() * 1e9 / self.launches.max(1) as f64)
+    }
+}

@@ -1,0 +1,262 @@
+//! The machines that kernels run on. Nothing else in the crate knows which one it is.
+//!
+//! [`cuda`] is a GPU through the driver and NVRTC, [`host`] the processor through the system's C++ compiler, and
+//! [`target`] a GPU that is not there: it compiles for an architecture and runs nothing. All `unsafe` of the crate lives
+//! in this module, but for the one call of [`Kernel::launch`].
+
+#![allow(unsafe_code)]
+
+pub mod cuda;
+pub mod host;
+mod nvrtc;
+mod params;
+mod target;
+
+use std::marker::PhantomData;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::jit::render::Dialect;
+
+pub use params::{Divider, Params, TensorParams};
+pub use target::Target;
+
+/// What is known of a device.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Facts {
+    /// Name, as the driver or the system gives it.
+    pub name: String,
+    /// What kernels are compiled for: `sm_90`, or the host's architecture.
+    pub arch: String,
+    /// Compute capability, major and minor; 0.0 for a host.
+    pub compute_capability: (u32, u32),
+    /// Multiprocessors, or cores.
+    pub multiprocessors: u32,
+    /// Bytes of the last-level cache.
+    pub l2_bytes: u64,
+    /// Width of the memory bus in bits; 0 when unknown.
+    pub memory_bus_bits: u32,
+    /// Memory clock in kHz; 0 when unknown.
+    pub memory_clock_khz: u32,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// Driver version; empty for a host.
+    pub driver: String,
+}
+
+impl Facts {
+    /// What a timing depends on, in one line. The name tells a MIG slice from the whole GPU, as do its multiprocessors.
+    pub fn identity(&self) -> String {
+        format!(
+            "{}; cc {}.{}; {} multiprocessors; L2 {} B; bus {} bit; memory {} kHz",
+            self.name,
+            self.compute_capability.0,
+            self.compute_capability.1,
+            self.multiprocessors,
+            self.l2_bytes,
+            self.memory_bus_bits,
+            self.memory_clock_khz
+        )
+    }
+}
+
+/// A compiled kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binary {
+    /// PTX; empty for a host.
+    pub ptx: Vec<u8>,
+    /// Cubin, or the host's shared library.
+    pub image: Vec<u8>,
+}
+
+/// A stream to launch on. For the host device, which runs at once, any will do.
+#[derive(Debug, Clone, Copy)]
+pub struct Stream<'a> {
+    raw: cudarc::driver::sys::CUstream,
+    lives: PhantomData<&'a ()>,
+}
+
+// SAFETY: a stream handle is an opaque number to the driver, which may be used from any thread.
+unsafe impl Send for Stream<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Stream<'_> {}
+
+impl Stream<'static> {
+    /// The default stream.
+    pub const DEFAULT: Self = Self { raw: std::ptr::null_mut(), lives: PhantomData };
+
+    /// A stream made elsewhere (a `CUstream` or `cudaStream_t`, such as PyTorch's current stream).
+    ///
+    /// # Safety
+    /// It is a stream of the engine's device, alive for as long as it is launched on.
+    pub const unsafe fn from_raw(stream: *mut std::ffi::c_void) -> Self {
+        Self { raw: stream.cast(), lives: PhantomData }
+    }
+}
+
+impl<'a> From<&'a cudarc::driver::CudaStream> for Stream<'a> {
+    fn from(stream: &'a cudarc::driver::CudaStream) -> Self {
+        Self { raw: stream.cu_stream(), lives: PhantomData }
+    }
+}
+
+/// A loaded kernel.
+pub trait Kernel: Send + Sync {
+    /// Launches `blocks` blocks of the kernel's threads on the stream.
+    ///
+    /// # Safety
+    /// Every address in `params` is valid on the device for all that the kernel reads and writes with these `params`,
+    /// until the stream has passed the launch.
+    unsafe fn launch(&self, stream: Stream<'_>, blocks: u32, params: &Params) -> Result<()>;
+}
+
+/// Memory of a device, freed when dropped.
+pub trait Memory: Send + Sync {
+    /// Its address on the device.
+    fn address(&self) -> u64;
+    /// Its size in bytes.
+    fn bytes(&self) -> usize;
+    /// Copies `data` to `offset`, and waits for it.
+    fn upload(&self, offset: usize, data: &[u8]) -> Result<()>;
+    /// Copies from `offset`, and waits for it and for all work on the device.
+    fn download(&self, offset: usize, data: &mut [u8]) -> Result<()>;
+}
+
+/// A word that kernels write and the host reads without synchronising.
+pub trait FaultWord: Send + Sync {
+    /// Its address on the device.
+    fn address(&self) -> u64;
+    /// Its value.
+    fn read(&self) -> u64;
+    /// Sets it to zero.
+    fn clear(&self);
+}
+
+/// A prepared sequence of launches that can be timed again and again.
+pub trait Timer {
+    /// Device time in nanoseconds per launch.
+    fn sample(&mut self) -> Result<f64>;
+}
+
+/// What a [`Timer`] times: launch number `i` on a stream.
+pub type TimedLaunch = Box<dyn Fn(usize, Stream<'_>) -> Result<()> + Send>;
+
+/// A machine that kernels are compiled for and run on.
+pub trait Device: Send + Sync {
+    /// What is known of it.
+    fn facts(&self) -> &Facts;
+
+    /// Which text it takes.
+    fn dialect(&self) -> Dialect;
+
+    /// Identity of its compiler, which enters the keys of artifacts.
+    ///
+    /// # Errors
+    /// [`ErrorKind::CompilerMissing`], with the command that installs one.
+    fn compiler(&self) -> Result<String>;
+
+    /// The compiler's options, in order.
+    fn compile_options(&self) -> Vec<String>;
+
+    /// Compiles a source. May be called from several threads at once.
+    fn compile(&self, source: &str) -> Result<Binary>;
+
+    /// Loads a compiled kernel of this many threads per block.
+    fn load(&self, binary: &Binary, threads: u32) -> Result<Arc<dyn Kernel>>;
+
+    /// Allocates memory; its contents are undefined.
+    fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>>;
+
+    /// Bytes of memory that are free.
+    fn free_memory(&self) -> Result<u64>;
+
+    /// A word for kernels to report a fault in.
+    fn fault_word(&self) -> Result<Box<dyn FaultWord>>;
+
+    /// Prepares `launches` launches to be timed together.
+    fn timer(&self, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>>;
+
+    /// Copies on the device, ordered by the stream.
+    ///
+    /// # Safety
+    /// Both ranges are valid on the device until the stream has passed the copy.
+    unsafe fn copy(&self, to: u64, from: u64, bytes: usize, stream: Stream<'_>) -> Result<()>;
+
+    /// Waits for all work on the device.
+    fn synchronize(&self) -> Result<()>;
+
+    /// Whether the stream is being captured into a graph.
+    fn is_capturing(&self, stream: Stream<'_>) -> bool;
+}
+
+/// Which device to open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum DeviceChoice {
+    /// The first GPU when there is a CUDA driver with one, else the host.
+    #[default]
+    Auto,
+    /// The GPU of this ordinal.
+    Cuda(u32),
+    /// The processor.
+    Host,
+}
+
+impl std::str::FromStr for DeviceChoice {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        match s.split_once(':') {
+            None if s == "auto" => Ok(Self::Auto),
+            None if s == "host" => Ok(Self::Host),
+            None if s == "cuda" => Ok(Self::Cuda(0)),
+            Some(("cuda", n)) if n.parse::<u32>().is_ok() => Ok(Self::Cuda(n.parse().unwrap_or(0))),
+            _ => Err(Error::argument("device", format!("unknown device '{s}'")).hint("use auto, host, cuda or cuda:N")),
+        }
+    }
+}
+
+/// Opens a device.
+///
+/// # Errors
+/// [`ErrorKind::DeviceUnavailable`] when a GPU was asked for and there is none.
+pub fn open(choice: DeviceChoice) -> Result<Arc<dyn Device>> {
+    match choice {
+        DeviceChoice::Host => Ok(Arc::new(host::Host::open())),
+        DeviceChoice::Cuda(ordinal) => Ok(Arc::new(cuda::Cuda::open(ordinal)?)),
+        DeviceChoice::Auto => match cuda::Cuda::open(0) {
+            Ok(gpu) => Ok(Arc::new(gpu)),
+            Err(e) if e.kind() == ErrorKind::DeviceUnavailable => {
+                tracing::debug!("no GPU, the host device serves: {e}");
+                Ok(Arc::new(host::Host::open()))
+            }
+            Err(e) => Err(e),
+        },
+    }
+}
+
+/// Where NVRTC is and which version; for `doctor`.
+///
+/// # Errors
+/// [`ErrorKind::CompilerMissing`], with the places searched and the command that installs it.
+pub fn nvrtc_version() -> Result<(PathBuf, String)> {
+    nvrtc::Nvrtc::get().map(|n| (n.path().to_owned(), n.identity().to_owned()))
+}
+
+/// A failed compilation: keeps the source where a person can look at it, and says where.
+fn compile_error(compiler: &str, options: &[String], source: &str, log: &str) -> Error {
+    let digest = crate::jit::key::source_digest(source);
+    let path = std::env::temp_dir().join(format!("ropejit-{}.cu", &digest[..16]));
+    let dumped = match fs_err::write(&path, source) {
+        Ok(()) => format!("source: {}", path.display()),
+        Err(e) => format!("the source could not be kept: {e}"),
+    };
+    Error::new(
+        ErrorKind::Compile,
+        format!("the kernel does not compile\noptions: {}\n{dumped}\nlog:\n{}", options.join(" "), log.trim_end()),
+    )
+    .subject_is(compiler)
+}

@@ -1,0 +1,247 @@
+//! NVRTC, loaded from wherever it is.
+//!
+//! cudarc's NVRTC layer looks on the loader's path only, panics where there is none, and cannot be told which file to
+//! take; nine functions through `libloading` can. NVRTC compiles on several threads at once.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use libloading::Library;
+
+use super::{Binary, compile_error};
+use crate::error::{Error, ErrorKind, Result};
+
+/// The environment variable that names the library's file.
+const VARIABLE: &str = "ROPEJIT_NVRTC";
+const NAMES: [&str; 4] = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2", "libnvrtc.so"];
+
+type Program = *mut c_void;
+type GetSize = unsafe extern "C" fn(Program, *mut usize) -> c_int;
+type GetBytes = unsafe extern "C" fn(Program, *mut c_char) -> c_int;
+
+struct Api {
+    version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int,
+    create: unsafe extern "C" fn(
+        *mut Program,
+        *const c_char,
+        *const c_char,
+        c_int,
+        *const *const c_char,
+        *const *const c_char,
+    ) -> c_int,
+    compile: unsafe extern "C" fn(Program, c_int, *const *const c_char) -> c_int,
+    destroy: unsafe extern "C" fn(*mut Program) -> c_int,
+    error_string: unsafe extern "C" fn(c_int) -> *const c_char,
+    ptx: (GetSize, GetBytes),
+    cubin: (GetSize, GetBytes),
+    log: (GetSize, GetBytes),
+}
+
+/// A loaded NVRTC.
+pub(super) struct Nvrtc {
+    api: Api,
+    path: PathBuf,
+    identity: String,
+    // Never dropped: the functions above point into it.
+    _library: Library,
+}
+
+impl Nvrtc {
+    /// The process's NVRTC. A library that could not be found is looked for again at the next call.
+    pub(super) fn get() -> Result<&'static Self> {
+        static LOADED: OnceLock<Nvrtc> = OnceLock::new();
+        if let Some(loaded) = LOADED.get() {
+            return Ok(loaded);
+        }
+        let found = Self::find()?;
+        Ok(LOADED.get_or_init(|| found))
+    }
+
+    fn find() -> Result<Self> {
+        if let Some(file) = std::env::var_os(VARIABLE).filter(|v| !v.is_empty()) {
+            return Self::open(Path::new(&file)).map_err(|why| {
+                Error::new(ErrorKind::CompilerMissing, format!("{} cannot be used as NVRTC: {why}", file.display()))
+                    .subject_is(VARIABLE)
+                    .hint("set it to the file of a libnvrtc.so, or unset it to have one searched for")
+            });
+        }
+        let mut tried = Vec::new();
+        for candidate in candidates() {
+            match Self::open(&candidate) {
+                Ok(found) => return Ok(found),
+                Err(why) if candidate.is_absolute() => tried.push(format!("{}: {why}", candidate.display())),
+                Err(_) => {}
+            }
+        }
+        let mut message = "NVRTC, the CUDA run-time compiler, was not found (searched: the loader's path, CUDA toolkit \
+                           folders, the active virtual environment, .venv)"
+            .to_owned();
+        for line in tried {
+            message.push_str("\n  unusable: ");
+            message.push_str(&line);
+        }
+        Err(Error::new(ErrorKind::CompilerMissing, message).hint(format!(
+            "python3 -m venv .venv && .venv/bin/pip install nvidia-cuda-nvrtc   (or set {VARIABLE} to a libnvrtc.so)"
+        )))
+    }
+
+    fn open(file: &Path) -> Result<Self, String> {
+        // SAFETY: NVRTC's initialisers have no requirements; a file of that name is taken to be NVRTC.
+        let library = unsafe { Library::new(file) }.map_err(|e| e.to_string())?;
+        macro_rules! symbol {
+            ($name:literal) => {
+                // SAFETY: the types are those of nvrtc.h, unchanged since CUDA 11.2; the library is kept.
+                *unsafe { library.get($name) }.map_err(|e| e.to_string())?
+            };
+        }
+        let api = Api {
+            version: symbol!(b"nvrtcVersion\0"),
+            create: symbol!(b"nvrtcCreateProgram\0"),
+            compile: symbol!(b"nvrtcCompileProgram\0"),
+            destroy: symbol!(b"nvrtcDestroyProgram\0"),
+            error_string: symbol!(b"nvrtcGetErrorString\0"),
+            ptx: (symbol!(b"nvrtcGetPTXSize\0"), symbol!(b"nvrtcGetPTX\0")),
+            cubin: (symbol!(b"nvrtcGetCUBINSize\0"), symbol!(b"nvrtcGetCUBIN\0")),
+            log: (symbol!(b"nvrtcGetProgramLogSize\0"), symbol!(b"nvrtcGetProgramLog\0")),
+        };
+        let (mut major, mut minor) = (0, 0);
+        // SAFETY: both are valid for a write.
+        let status = unsafe { (api.version)(&raw mut major, &raw mut minor) };
+        if status != 0 {
+            return Err(format!("nvrtcVersion failed with {status}"));
+        }
+        let path = if file.is_absolute() { file.to_owned() } else { loaded_path().unwrap_or_else(|| file.to_owned()) };
+        // NVRTC does not tell its build; the size of its file does.
+        let build = fs_err::metadata(&path).map_or(0, |m| m.len());
+        let identity = format!("nvrtc {major}.{minor} ({build} bytes)");
+        Ok(Self { api, path, identity, _library: library })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    /// Compiles to PTX and cubin, and returns the log as well.
+    pub(super) fn compile(&self, source: &str, options: &[String]) -> Result<(Binary, String)> {
+        let internal = |what: &str| Error::new(ErrorKind::Compile, format!("{what} contains a NUL byte"));
+        let text = CString::new(source).map_err(|_| internal("the source"))?;
+        let options_c: Vec<CString> =
+            options.iter().map(|o| CString::new(o.as_str()).map_err(|_| internal("an option"))).collect::<Result<_>>()?;
+        let pointers: Vec<*const c_char> = options_c.iter().map(|o| o.as_ptr()).collect();
+        let mut raw: Program = std::ptr::null_mut();
+        // SAFETY: the strings are NUL-terminated and outlive the program, which `ProgramGuard` destroys.
+        let status = unsafe {
+            (self.api.create)(
+                &raw mut raw,
+                text.as_ptr(),
+                c"rope.cu".as_ptr(),
+                0,
+                std::ptr::null(),
+                std::ptr::null(),
+            )
+        };
+        if status != 0 {
+            return Err(self.failed("nvrtcCreateProgram", status));
+        }
+        let program = ProgramGuard { api: &self.api, raw };
+        // SAFETY: the program was created above; `pointers` holds as many valid strings as it says.
+        let status = unsafe { (self.api.compile)(program.raw, pointers.len() as c_int, pointers.as_ptr()) };
+        let log = String::from_utf8_lossy(&self.fetch(&program, self.api.log)?).trim_end_matches('\0').to_owned();
+        match status {
+            0 => {}
+            6 => return Err(compile_error(&self.identity, options, source, &log)),
+            _ => return Err(self.failed("nvrtcCompileProgram", status).caused_by(log)),
+        }
+        let ptx = self.fetch(&program, self.api.ptx)?;
+        let image = self.fetch(&program, self.api.cubin)?;
+        Ok((Binary { ptx, image }, log))
+    }
+
+    fn fetch(&self, program: &ProgramGuard<'_>, (size_of, bytes_of): (GetSize, GetBytes)) -> Result<Vec<u8>> {
+        let mut size = 0;
+        // SAFETY: the program is alive and `size` is valid for a write.
+        let status = unsafe { size_of(program.raw, &raw mut size) };
+        if status != 0 {
+            return Err(self.failed("reading the compiler's output", status));
+        }
+        let mut bytes = vec![0u8; size];
+        // SAFETY: the buffer has the size that was asked for.
+        let status = unsafe { bytes_of(program.raw, bytes.as_mut_ptr().cast()) };
+        if status != 0 {
+            return Err(self.failed("reading the compiler's output", status));
+        }
+        Ok(bytes)
+    }
+
+    fn failed(&self, what: &str, status: c_int) -> Error {
+        // SAFETY: the function takes any number and returns a static string.
+        let text = unsafe { (self.api.error_string)(status) };
+        let text = if text.is_null() {
+            status.to_string()
+        } else {
+            // SAFETY: not null, and NUL-terminated by NVRTC's contract.
+            unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+        };
+        Error::new(ErrorKind::Compile, format!("{what} failed: {text}")).subject_is(&*self.identity)
+    }
+}
+
+struct ProgramGuard<'a> {
+    api: &'a Api,
+    raw: Program,
+}
+
+impl Drop for ProgramGuard<'_> {
+    fn drop(&mut self) {
+        // SAFETY: created by `create`, destroyed once.
+        unsafe { (self.api.destroy)(&raw mut self.raw) };
+    }
+}
+
+/// Where to look, in order: the loader's path, CUDA toolkits, the active virtual environment, `.venv` here or above.
+fn candidates() -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> = NAMES.iter().map(PathBuf::from).collect();
+    let mut folders: Vec<PathBuf> = Vec::new();
+    for variable in ["CUDA_HOME", "CUDA_PATH", "CUDA_ROOT"] {
+        folders.extend(std::env::var_os(variable).filter(|v| !v.is_empty()).map(PathBuf::from));
+    }
+    folders.push("/usr/local/cuda".into());
+    folders.push("/opt/cuda".into());
+    let mut libraries: Vec<PathBuf> = folders
+        .iter()
+        .flat_map(|f| ["lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"].map(|l| f.join(l)))
+        .collect();
+    let mut environments: Vec<PathBuf> = std::env::var_os("VIRTUAL_ENV").map(PathBuf::from).into_iter().collect();
+    if let Ok(here) = std::env::current_dir() {
+        environments.extend(here.ancestors().map(|a| a.join(".venv")).find(|v| v.is_dir()));
+    }
+    for environment in environments {
+        for python in children(&environment.join("lib")) {
+            let nvidia = python.join("site-packages/nvidia");
+            libraries.extend(["cu13/lib", "cuda_nvrtc/lib", "cu12/lib"].map(|l| nvidia.join(l)));
+        }
+    }
+    for library in libraries {
+        all.extend(NAMES.iter().map(|n| library.join(n)).filter(|p| p.is_file()));
+    }
+    all
+}
+
+fn children(folder: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> =
+        std::fs::read_dir(folder).map(|d| d.flatten().map(|e| e.path()).collect()).unwrap_or_default();
+    all.sort();
+    all
+}
+
+/// The file behind a library that the loader found by its name.
+fn loaded_path() -> Option<PathBuf> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let line = maps.lines().find(|l| l.contains("/libnvrtc.so") || l.contains("/libnvrtc-"))?;
+    Some(PathBuf::from(&line[line.find('/')?..]))
+}

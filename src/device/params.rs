@@ -1,0 +1,80 @@
+//! What one launch is told: `templates/params.h`, mirrored field by field.
+
+/// Divides numbers below 2^31 by a constant with a multiplication: Granlund and Montgomery, "Division by invariant
+/// integers using multiplication" (PLDI 1994), figure 4.1.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Divider {
+    multiplier: u32,
+    shift: u32,
+    divisor: u32,
+    reserved: u32,
+}
+
+impl Divider {
+    /// A divider by `divisor`, which is 1 to 2^31.
+    pub fn new(divisor: u32) -> Self {
+        let divisor = divisor.max(1);
+        let shift = 32 - (divisor - 1).leading_zeros();
+        let multiplier = (((1u64 << 32) * ((1u64 << shift) - u64::from(divisor))) / u64::from(divisor) + 1) as u32;
+        Self { multiplier, shift, divisor, reserved: 0 }
+    }
+}
+
+/// One tensor of a launch. Strides count elements: batch, token, head.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub struct TensorParams {
+    pub input: u64,
+    pub output: u64,
+    pub in_stride: [i64; 3],
+    pub out_stride: [i64; 3],
+}
+
+/// The one argument of every kernel.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub struct Params {
+    pub q: TensorParams,
+    pub k: TensorParams,
+    pub cos: u64,
+    pub sin: u64,
+    pub table_batch_stride: i64,
+    pub table_row_stride: i64,
+    pub table_rows: i64,
+    pub position_ids: u64,
+    pub position_batch_stride: i64,
+    pub position_token_stride: i64,
+    pub position_offset: i64,
+    pub fault: u64,
+    pub tokens_total: u64,
+    pub batch_begin: u32,
+    pub token_begin: u32,
+    pub token_end: u32,
+    pub units: u32,
+    pub rows: Divider,
+}
+
+// The same figure stands in templates/params.h, where the compilers check it.
+const _: () = assert!(size_of::<Params>() == 248 && align_of::<Params>() == 8);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dividers_divide() {
+        let divide = |n: u32, d: Divider| {
+            let high = ((u64::from(n) * u64::from(d.multiplier)) >> 32) as u32;
+            (high + n) >> d.shift
+        };
+        for divisor in (1..2000).chain([1 << 16, (1 << 20) - 1, (1 << 30) + 1, (1 << 31) - 1, 1 << 31]) {
+            let d = Divider::new(divisor);
+            for base in [0u32, 1, 7, 12345, 1 << 20, 1 << 30, (1 << 31) - 1] {
+                for n in [base, base / divisor * divisor, (base / divisor * divisor).saturating_sub(1)] {
+                    assert_eq!(divide(n, d), n / divisor, "{n} / {divisor}");
+                }
+            }
+        }
+    }
+}

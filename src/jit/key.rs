@@ -1,0 +1,205 @@
+//! The keys that entries are kept under: everything that is hashed, stated once.
+//!
+//! | key | field | what it is |
+//! |---|---|---|
+//! | artifact | `format` | version of the entry format |
+//! | | `source` | SHA-256 of the rendered source: prelude and all templates |
+//! | | `options` | compiler options, in order |
+//! | | `compiler` | NVRTC major.minor and build, or the host compiler's file, size and time |
+//! | | `arch` | `sm_90`, …, or the host's architecture |
+//! | | `entry` | name of the entry point |
+//! | choice | `format`, `family`, `templates` | entry format; kernel family; SHA-256 of the templates |
+//! | | `spec` | the whole [`RopeSpec`], as JSON |
+//! | | `bucket` | token bucket |
+//! | | `class` | layout legality class |
+//! | | `device` | identity of the device (below), or only its `arch` for a choice made without one |
+//! | | `policy` | version of the measurement policy and of the candidate space |
+//!
+//! A device's identity is its name, compute capability, multiprocessors, L2 bytes, memory bus and clock, and MIG slice.
+//! The driver's version is *not* hashed: it is recorded, and a binary that the driver refuses is a miss. Not covered:
+//! clocks or power limits set by the operator, and neighbours on the same GPU.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::render::{ENTRY, templates_digest};
+use super::variant::{Bucket, Class};
+use crate::error::{Error, Result};
+use crate::rope::RopeSpec;
+
+/// Version of what an entry contains; part of every key and of the cache's path.
+pub const FORMAT_VERSION: u32 = 1;
+/// Version of how candidates are measured and of which there are.
+pub const POLICY_VERSION: u32 = 1;
+
+/// A SHA-256 key.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key([u8; 32]);
+
+impl Key {
+    /// A key from its bytes.
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its bytes.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex(&self.0))
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Key({self})")
+    }
+}
+
+impl FromStr for Key {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        let bad = || Error::argument("key", format!("'{s}' is not a key of 64 hexadecimal digits"));
+        if s.len() != 64 || !s.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(bad());
+        }
+        let mut bytes = [0; 32];
+        for (i, byte) in bytes.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&s[2 * i..2 * i + 2], 16).map_err(|_| bad())?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl Serialize for Key {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Lowercase hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    use fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut s, b| {
+        let _ = write!(s, "{b:02x}");
+        s
+    })
+}
+
+/// The named fields that a key hashes, kept with the entry so that a miss can say which one differed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct KeyFields(pub Vec<(String, String)>);
+
+impl KeyFields {
+    fn of<const N: usize>(kind: &str, fields: [(&str, String); N]) -> Self {
+        let mut all = vec![("kind".to_owned(), kind.to_owned())];
+        all.extend(fields.into_iter().map(|(name, value)| (name.to_owned(), value)));
+        Self(all)
+    }
+
+    /// The fields of a compiled kernel.
+    pub fn artifact(source: &str, options: &[String], compiler: &str, arch: &str) -> Self {
+        Self::of(
+            "artifact",
+            [
+                ("format", FORMAT_VERSION.to_string()),
+                ("source", source_digest(source)),
+                ("options", options.join("\n")),
+                ("compiler", compiler.to_owned()),
+                ("arch", arch.to_owned()),
+                ("entry", ENTRY.to_owned()),
+            ],
+        )
+    }
+
+    /// The fields of a choice: `device` is a device's identity, or an architecture.
+    pub fn choice(spec: &RopeSpec, bucket: Bucket, class: Class, device: &str) -> Self {
+        Self::of(
+            "choice",
+            [
+                ("format", FORMAT_VERSION.to_string()),
+                ("family", "rope".to_owned()),
+                ("templates", templates_digest().to_owned()),
+                ("spec", serde_json::to_string(spec).unwrap_or_default()),
+                ("bucket", bucket.tokens().to_string()),
+                ("class", class.to_string()),
+                ("device", device.to_owned()),
+                ("policy", POLICY_VERSION.to_string()),
+            ],
+        )
+    }
+
+    /// The value of a field.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
+    }
+
+    /// SHA-256 over all fields, names and values, each prefixed with its length.
+    pub fn key(&self) -> Key {
+        let mut hasher = Sha256::new();
+        for text in self.0.iter().flat_map(|(name, value)| [name, value]) {
+            hasher.update((text.len() as u64).to_le_bytes());
+            hasher.update(text);
+        }
+        Key(hasher.finalize().into())
+    }
+}
+
+/// SHA-256 of a rendered source, in hexadecimal.
+pub fn source_digest(source: &str) -> String {
+    hex(&Sha256::digest(source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rope::DType;
+
+    #[test]
+    fn every_field_changes_the_key() {
+        let spec = RopeSpec::new(DType::BF16, 128, 32, 8);
+        let class = Class::contiguous(&spec, false, true);
+        for base in [
+            KeyFields::artifact("source", &["-a".into(), "-b".into()], "nvrtc 13.0", "sm_90"),
+            KeyFields::choice(&spec, Bucket::of(8192), class, "H200"),
+        ] {
+            let mut seen = std::collections::HashSet::from([base.key()]);
+            for i in 0..base.0.len() {
+                let mut other = base.clone();
+                other.0[i].1.push('x');
+                assert!(seen.insert(other.key()), "{} is not hashed", base.0[i].0);
+            }
+        }
+    }
+
+    #[test]
+    fn lengths_keep_neighbouring_fields_apart() {
+        let fields = |a: &str, b: &str| KeyFields(vec![(a.into(), b.into())]).key();
+        assert_ne!(fields("ab", "c"), fields("a", "bc"));
+    }
+
+    #[test]
+    fn a_key_reads_back_and_nothing_else_does() {
+        let key = KeyFields(vec![]).key();
+        assert_eq!(key.to_string().parse::<Key>().expect("reads back"), key);
+        for wrong in ["", "zz", &"é".repeat(32), &"0".repeat(63)] {
+            assert!(wrong.parse::<Key>().is_err());
+        }
+    }
+}

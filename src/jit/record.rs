@@ -1,0 +1,80 @@
+//! What a choice leaves behind: which variant was chosen for a key, and why.
+
+use serde::{Deserialize, Serialize};
+
+use super::key::Key;
+use super::variant::Variant;
+
+/// One candidate of a tuning run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// The variant.
+    pub variant: Variant,
+    /// The compiled kernel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub artifact: Option<Key>,
+    /// Device time of one launch in nanoseconds, one sample a round.
+    #[serde(default)]
+    pub samples_ns: Vec<f64>,
+    /// Whether its output equals the reference kernel's, bit for bit. `None`: it was not run.
+    #[serde(default)]
+    pub bit_equal: Option<bool>,
+    /// Why it was not measured to the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropped: Option<String>,
+}
+
+impl Candidate {
+    /// A candidate of which nothing is known yet.
+    pub fn new(variant: Variant) -> Self {
+        Self { variant, artifact: None, samples_ns: Vec::new(), bit_equal: None, dropped: None }
+    }
+
+    /// The median of its samples, in nanoseconds.
+    pub fn median_ns(&self) -> Option<f64> {
+        crate::tune::median(&self.samples_ns)
+    }
+}
+
+/// A choice and its reasons. Kept under a choice key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Tokens that were measured.
+    pub tokens: u64,
+    /// Index of the chosen candidate.
+    pub winner: usize,
+    /// Whether candidates were measured to the end; `false` for a default taken unmeasured or a run cut short.
+    pub tuned: bool,
+    /// All candidates, the default first.
+    pub candidates: Vec<Candidate>,
+    /// Indices of the candidates that were inside the noise of the best.
+    #[serde(default)]
+    pub near_ties: Vec<usize>,
+    /// Device time in nanoseconds of a device-to-device copy of the same bytes, in the same run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy_ns: Option<f64>,
+    /// Bytes that one launch reads from and writes to q and k.
+    #[serde(default)]
+    pub bytes: u64,
+    /// Name of the device.
+    pub device: String,
+    /// Driver version, for the record only.
+    #[serde(default)]
+    pub driver: String,
+    /// The compiler of the winner.
+    #[serde(default)]
+    pub compiler: String,
+    /// Wall-clock milliseconds that tuning took, compiling included.
+    #[serde(default)]
+    pub took_ms: f64,
+    /// Seconds since 1970 when it was finished.
+    #[serde(default)]
+    pub created: u64,
+}
+
+impl Record {
+    /// The chosen candidate; `None` for a record that names one it does not have.
+    pub fn chosen(&self) -> Option<&Candidate> {
+        self.candidates.get(self.winner)
+    }
+}

@@ -1,0 +1,48 @@
+//! Entries that live as long as the process: where no cache folder can be had, and for tests.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::{Entry, Kind, Listed, Lookup, Miss, Store};
+use crate::error::Result;
+use crate::jit::Key;
+
+/// Entries in memory.
+#[derive(Default)]
+pub struct Memory(Mutex<BTreeMap<(&'static str, Key), Entry>>);
+
+impl Memory {
+    fn map(&self) -> MutexGuard<'_, BTreeMap<(&'static str, Key), Entry>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Store for Memory {
+    fn get(&self, kind: Kind, key: Key) -> Lookup {
+        self.map().get(&(kind.name(), key)).map_or(Lookup::Miss(Miss::Absent), |e| Lookup::Hit(e.clone()))
+    }
+
+    fn put(&self, entry: &Entry) -> Result<()> {
+        self.map().insert((entry.kind.name(), entry.key), entry.clone());
+        Ok(())
+    }
+
+    fn list(&self, kind: Kind) -> Result<Vec<Listed>> {
+        let listed = |e: &Entry| Listed {
+            path: PathBuf::new(),
+            kind,
+            bytes: e.encode().len() as u64,
+            entry: Ok(e.clone()),
+        };
+        Ok(self.map().values().filter(|e| e.kind == kind).map(listed).collect())
+    }
+
+    fn remove(&self, kind: Kind, key: Key) -> Result<bool> {
+        Ok(self.map().remove(&(kind.name(), key)).is_some())
+    }
+
+    fn root(&self) -> Option<&Path> {
+        None
+    }
+}

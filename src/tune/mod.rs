@@ -1,0 +1,155 @@
+//! The search for the fastest candidate. It knows nothing of CUDA: it asks a [`Measure`] for samples and a clock.
+//!
+//! Rounds are interleaved (every live candidate once a round), so that a drift of clocks or temperature meets all alike.
+//! After a few rounds, candidates that are clearly behind drop out. What remains inside the measured noise of the best is
+//! a near-tie, and among near-ties the default wins, then the canonical order: two tunings of one device agree.
+
+use std::time::Duration;
+
+/// What is measured.
+pub trait Measure {
+    /// Nanoseconds of one launch of candidate `index`: one sample. An error drops the candidate.
+    fn sample(&mut self, index: usize) -> Result<f64, String>;
+
+    /// Time since some fixed moment.
+    fn now(&self) -> Duration;
+
+    /// Called after each round with all that is known: a place to save progress, to show it, or to stop (`false`).
+    fn round_done(&mut self, _samples: &[Vec<f64>]) -> bool {
+        true
+    }
+}
+
+/// How long and how sharply to search.
+#[derive(Debug, Clone, Copy)]
+pub struct Policy {
+    /// Rounds before anything is dropped.
+    pub min_rounds: usize,
+    /// Rounds at most.
+    pub max_rounds: usize,
+    /// A candidate whose median is this many times the best is dropped.
+    pub drop_ratio: f64,
+    /// Medians within this fraction of the best are a tie, however quiet the device is.
+    pub tie: f64,
+    /// Time at most; at least one round is always finished.
+    pub budget: Duration,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { min_rounds: 3, max_rounds: 9, drop_ratio: 1.06, tie: 0.005, budget: Duration::from_secs(10) }
+    }
+}
+
+/// What a search found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// Index of the winner.
+    pub winner: usize,
+    /// Candidates inside the noise of the best, the best included, in canonical order.
+    pub near_ties: Vec<usize>,
+    /// Samples of each candidate, one a round.
+    pub samples: Vec<Vec<f64>>,
+    /// Why a candidate was not measured to the end.
+    pub dropped: Vec<Option<String>>,
+    /// Whether the search came to its end: neither stopped nor out of budget.
+    pub complete: bool,
+}
+
+/// Finds the fastest of the candidates `0..samples.len()`, where `samples` holds what an earlier, interrupted run has
+/// measured (empty vectors for a new one) and `live[i]` says whether candidate `i` may win. Candidate 0 is the default.
+///
+/// `None` when no candidate could be measured.
+pub fn search(measure: &mut impl Measure, samples: Vec<Vec<f64>>, live: &[bool], policy: &Policy) -> Option<Outcome> {
+    let started = measure.now();
+    let mut samples = samples;
+    let mut dropped: Vec<Option<String>> = vec![None; samples.len()];
+    let mut active: Vec<usize> = (0..samples.len()).filter(|&i| live.get(i).copied().unwrap_or(false)).collect();
+    let mut rounds = active.iter().map(|&i| samples[i].len()).max().unwrap_or(0);
+    let mut complete = true;
+    while rounds < policy.max_rounds && !active.is_empty() {
+        active.retain(|&i| {
+            if samples[i].len() > rounds {
+                return true;
+            }
+            match measure.sample(i) {
+                Ok(ns) if ns.is_finite() && ns > 0.0 => {
+                    samples[i].push(ns);
+                    true
+                }
+                Ok(ns) => {
+                    dropped[i] = Some(format!("measured {ns} ns"));
+                    false
+                }
+                Err(why) => {
+                    dropped[i] = Some(why);
+                    false
+                }
+            }
+        });
+        rounds += 1;
+        if !measure.round_done(&samples) {
+            complete = false;
+            break;
+        }
+        if rounds >= policy.min_rounds {
+            let medians: Vec<f64> = active.iter().filter_map(|&i| median(&samples[i])).collect();
+            let best = medians.iter().copied().fold(f64::INFINITY, f64::min);
+            active.retain(|&i| {
+                let behind = median(&samples[i]).is_none_or(|m| m > best * policy.drop_ratio);
+                if behind {
+                    dropped[i] = Some(format!("clearly behind after {rounds} rounds"));
+                }
+                !behind
+            });
+            if active.len() == 1 {
+                break;
+            }
+        }
+        if measure.now().saturating_sub(started) > policy.budget {
+            complete = false;
+            break;
+        }
+    }
+    let (winner, near_ties) = choose(&samples, &active, policy)?;
+    Some(Outcome { winner, near_ties, samples, dropped, complete })
+}
+
+/// The winner among the candidates still in the race, and those it ties with.
+fn choose(samples: &[Vec<f64>], active: &[usize], policy: &Policy) -> Option<(usize, Vec<usize>)> {
+    let measured: Vec<(usize, f64)> = active.iter().filter_map(|&i| Some((i, median(&samples[i])?))).collect();
+    let &(best, best_ns) = measured.iter().min_by(|a, b| a.1.total_cmp(&b.1))?;
+    let noise = deviation(&samples[best]).unwrap_or(0.0);
+    let mut ties: Vec<usize> = measured
+        .iter()
+        .filter(|&&(i, ns)| {
+            let noise = noise.max(deviation(&samples[i]).unwrap_or(0.0)).min(best_ns * 0.02);
+            ns - best_ns <= (policy.tie * best_ns).max(noise)
+        })
+        .map(|&(i, _)| i)
+        .collect();
+    ties.sort_unstable();
+    Some((ties.first().copied().unwrap_or(best), ties))
+}
+
+/// The median of finite values.
+pub fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let n = sorted.len();
+    match n {
+        0 => None,
+        _ if n % 2 == 1 => Some(sorted[n / 2]),
+        _ => Some(f64::midpoint(sorted[n / 2 - 1], sorted[n / 2])),
+    }
+}
+
+/// The median absolute deviation, scaled to a standard error of the median.
+fn deviation(values: &[f64]) -> Option<f64> {
+    let middle = median(values)?;
+    let distances: Vec<f64> = values.iter().map(|v| (v - middle).abs()).collect();
+    Some(1.4826 * 1.2533 * median(&distances)? / (values.len() as f64).sqrt())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,54 @@
+// The host side of what differs between the two devices: any C++14 compiler, no header. Contraction of a product and a
+// sum is switched off on the command line.
+
+#define ROPE_INLINE static inline
+#define ROPE_UNROLL
+
+struct alignas(16) uint4 { u32 x, y, z, w; };
+struct alignas(8) uint2 { u32 x, y; };
+
+ROPE_INLINE float mul(float a, float b) { return a * b; }
+ROPE_INLINE float add(float a, float b) { return a + b; }
+ROPE_INLINE float sub(float a, float b) { return a - b; }
+ROPE_INLINE u32 mul_high(u32 a, u32 b) { return (u32)(((u64)a * b) >> 32); }
+
+ROPE_INLINE u32 float_bits(float x) {
+    u32 y;
+    __builtin_memcpy(&y, &x, 4);
+    return y;
+}
+
+ROPE_INLINE float bits_float(u32 x) {
+    float y;
+    __builtin_memcpy(&y, &x, 4);
+    return y;
+}
+
+ROPE_INLINE float f16_to_f32(u16 x) {
+    u32 sign = (u32)(x & 0x8000u) << 16, magnitude = x & 0x7fffu;
+    if (magnitude >= 0x7c00u) return bits_float(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
+    if (magnitude >= 0x0400u) return bits_float(sign | (magnitude << 13) + 0x38000000u);
+    return bits_float(sign | float_bits((float)magnitude * bits_float(0x33800000u)));  // subnormal: times 2^-24, exact
+}
+
+ROPE_INLINE u16 f32_to_f16(float x) {
+    u32 bits = float_bits(x), magnitude = bits & 0x7fffffffu;
+    u16 sign = (u16)(bits >> 16 & 0x8000u);
+    if (magnitude > 0x7f800000u) return 0x7fffu;
+    if (magnitude >= 0x477ff000u) return sign | 0x7c00u;  // from 65520 on it rounds to infinity
+    if (magnitude < 0x38800000u) {                        // subnormal: one ulp is 2^-24, which 0.5 + x rounds to
+        return sign | (u16)(float_bits(bits_float(magnitude) + 0.5f) - 0x3f000000u);
+    }
+    u32 odd = magnitude >> 13 & 1u;
+    return sign | (u16)((magnitude + 0xc8000000u + 0xfffu + odd) >> 13);
+}
+
+template <typename W> ROPE_INLINE W load(const W* p) { return *p; }
+template <typename W> ROPE_INLINE void store(W* p, W x) { *p = x; }
+template <typename W> ROPE_INLINE W load_constant(const W* p) { return *p; }
+
+#define ROPE_ENTRY                                                                                                    \
+    extern "C" void rope_kernel(const RopeParams* p, u32 first_block, u32 last_block, u32 blocks) {                   \
+        for (u32 block = first_block; block < last_block; ++block)                                                    \
+            for (u32 thread = 0; thread < ROPE_THREADS; ++thread) rope_thread(*p, block, thread, blocks);             \
+    }

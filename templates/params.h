@@ -1,0 +1,51 @@
+// What one launch is told: shared with the host side, which mirrors it field by field (src/device/params.rs).
+// Strides count elements. A `Divider` divides numbers below 2^31 by multiplication.
+
+#define ROPE_F32 0
+#define ROPE_F16 1
+#define ROPE_BF16 2
+#define ROPE_IMPLICIT 0
+#define ROPE_IDS32 1
+#define ROPE_IDS64 2
+
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+
+struct Divider {
+    u32 multiplier;
+    u32 shift;
+    u32 divisor;
+    u32 reserved;
+};
+
+struct RopeTensor {
+    const void* in;
+    void* out;
+    i64 in_stride[3];   // batch, token, head
+    i64 out_stride[3];
+};
+
+struct RopeParams {
+    RopeTensor q;
+    RopeTensor k;
+    const void* cos_table;
+    const void* sin_table;
+    i64 table_batch_stride;
+    i64 table_row_stride;
+    i64 table_rows;
+    const void* position_ids;
+    i64 position_batch_stride;
+    i64 position_token_stride;
+    i64 position_offset;
+    u64* fault;         // receives 1 + index of a token whose position lies outside the table
+    u64 tokens_total;   // tokens of a sequence, to number them across the batch
+    u32 batch_begin;
+    u32 token_begin;
+    u32 token_end;
+    u32 units;          // work of the launch: one thread each
+    Divider rows;       // groups of ROPE_TOKENS_PER_THREAD tokens in [token_begin, token_end)
+};
+
+static_assert(sizeof(RopeParams) == 248, "src/device/params.rs mirrors this struct");

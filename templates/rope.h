@@ -1,0 +1,193 @@
+// Rotary position embedding of q and k in one launch.
+//
+// A unit of work is one access ("piece") of each half of a head, for ROPE_HEADS_PER_THREAD heads of each of
+// ROPE_TOKENS_PER_THREAD neighbouring tokens. Units run through memory as it lies, so that a warp reads whole lines:
+// over (token, head, lane), or (head, token, lane) when ROPE_HEAD_MAJOR. Every order of units, every piece width and
+// every cache hint computes the same operations on the same operands: variants differ in speed, never in a bit.
+//
+// No barrier, no shuffle, no shared memory: the same text is a host program.
+
+#if ROPE_DTYPE == ROPE_F32
+typedef float Element;
+ROPE_INLINE float widen(Element x) { return x; }
+ROPE_INLINE Element narrow(float x) { return x; }
+#elif ROPE_DTYPE == ROPE_F16
+typedef u16 Element;
+ROPE_INLINE float widen(Element x) { return f16_to_f32(x); }
+ROPE_INLINE Element narrow(float x) { return f32_to_f16(x); }
+#else
+typedef u16 Element;
+ROPE_INLINE float widen(Element x) { return bf16_to_f32(x); }
+ROPE_INLINE Element narrow(float x) { return f32_to_bf16(x); }
+#endif
+
+#if ROPE_TABLE_F32
+typedef float TableElement;
+ROPE_INLINE float widen_table(TableElement x) { return x; }
+#else
+typedef Element TableElement;
+ROPE_INLINE float widen_table(TableElement x) { return widen(x); }
+#endif
+
+constexpr u32 VEC = ROPE_VEC;                                          // elements in a piece
+constexpr u32 PAIRS = ROPE_INTERLEAVED ? VEC / 2 : VEC;                // pairs that a thread turns in one head
+constexpr u32 HALF = ROPE_ROTARY_DIM / 2;
+constexpr u32 TURNING = HALF / PAIRS;                                  // lanes of a head that turn
+constexpr u32 RESTING = ROPE_COPY_REST ? (ROPE_HEAD_DIM - ROPE_ROTARY_DIM) / VEC : 0;  // lanes that only copy
+constexpr u32 LANES = TURNING + RESTING;
+constexpr u32 HEADS = ROPE_HEADS_PER_THREAD;
+constexpr u32 TOKENS = ROPE_TOKENS_PER_THREAD;
+constexpr u32 GROUPS = (ROPE_NUM_HEADS + ROPE_NUM_KV_HEADS) / HEADS;   // a thread's heads lie GROUPS apart
+
+static_assert(HALF % PAIRS == 0 && GROUPS * HEADS == ROPE_NUM_HEADS + ROPE_NUM_KV_HEADS, "illegal variant");
+
+template <int BYTES> struct WordOf;
+template <> struct WordOf<16> { typedef uint4 Type; };
+template <> struct WordOf<8> { typedef uint2 Type; };
+template <> struct WordOf<4> { typedef u32 Type; };
+template <> struct WordOf<2> { typedef u16 Type; };
+
+// N elements that are moved in words of at most WIDEST bytes, by which their address is aligned.
+template <typename T, u32 N, u32 WIDEST> struct Piece {
+    static constexpr u32 WORD_BYTES = N * sizeof(T) < WIDEST ? N * sizeof(T) : WIDEST;
+    static constexpr u32 WORDS = N * sizeof(T) / WORD_BYTES;
+    typedef typename WordOf<WORD_BYTES>::Type Word;
+    union {
+        Word words[WORDS];
+        T elements[N];
+    };
+};
+
+typedef Piece<Element, VEC, ROPE_WORD> Data;
+typedef Piece<TableElement, PAIRS, ROPE_TABLE_WORD> Entries;
+
+ROPE_INLINE Data load_piece(const Element* at) {
+    Data d;
+    ROPE_UNROLL for (u32 w = 0; w < Data::WORDS; ++w) d.words[w] = load((const Data::Word*)at + w);
+    return d;
+}
+
+ROPE_INLINE void store_piece(Element* at, const Data& d) {
+    ROPE_UNROLL for (u32 w = 0; w < Data::WORDS; ++w) store((Data::Word*)at + w, d.words[w]);
+}
+
+ROPE_INLINE float rounded(float x) { return ROPE_PER_OP ? widen(narrow(x)) : x; }
+
+// cos or sin of the thread's pairs.
+ROPE_INLINE void load_table(float (&values)[PAIRS], const TableElement* at) {
+    Entries e;
+    ROPE_UNROLL for (u32 w = 0; w < Entries::WORDS; ++w) e.words[w] = load_constant((const Entries::Word*)at + w);
+    ROPE_UNROLL for (u32 i = 0; i < PAIRS; ++i) values[i] = rounded(widen_table(e.elements[i]));
+}
+
+// a' = a·c − b·s, b' = b·c + a·s; backward the transpose, that is −s.
+ROPE_INLINE void rotate(Element& a, Element& b, float c, float s) {
+    float x = widen(a), y = widen(b);
+    if (ROPE_BACKWARD) s = -s;
+    a = narrow(sub(rounded(mul(x, c)), rounded(mul(y, s))));
+    b = narrow(add(rounded(mul(y, c)), rounded(mul(x, s))));
+}
+
+ROPE_INLINE u32 divide(u32 n, const Divider& d) { return (mul_high(n, d.multiplier) + n) >> d.shift; }
+
+// The row of the table for a token, or −1 when its position lies outside.
+ROPE_INLINE i64 table_row(const RopeParams& p, u32 batch, u32 token) {
+#if ROPE_POSITIONS == ROPE_IMPLICIT
+    return p.position_offset + token;  // the host has checked that it lies inside
+#else
+    i64 at = batch * p.position_batch_stride + token * p.position_token_stride;
+#if ROPE_POSITIONS == ROPE_IDS32
+    i64 position = load_constant((const int*)p.position_ids + at);
+#else
+    i64 position = load_constant((const i64*)p.position_ids + at);
+#endif
+    if ((u64)position < (u64)p.table_rows) return position;
+    *p.fault = (u64)batch * p.tokens_total + token + 1;
+    return -1;
+#endif
+}
+
+ROPE_INLINE void rope_unit(const RopeParams& p, u32 unit) {
+    u32 rest = unit / LANES, lane = unit - rest * LANES;
+#if ROPE_HEAD_MAJOR
+    u32 outer = divide(rest, p.rows), row = rest - outer * p.rows.divisor;
+    u32 batch = p.batch_begin + outer / GROUPS, group = outer % GROUPS;
+#else
+    u32 outer = rest / GROUPS, group = rest - outer * GROUPS;
+    u32 sequence = divide(outer, p.rows), row = outer - sequence * p.rows.divisor;
+    u32 batch = p.batch_begin + sequence;
+#endif
+    u32 first = p.token_begin + row * TOKENS;
+
+    const bool turns = RESTING == 0 || lane < TURNING;
+    // First elements of the thread's pieces in a head. A resting lane moves only the first.
+    u32 at_a = turns ? lane * (ROPE_INTERLEAVED ? VEC : PAIRS) : ROPE_ROTARY_DIM + (lane - TURNING) * VEC;
+    const u32 at_b = at_a + HALF;
+    const bool two = !ROPE_INTERLEAVED && turns;
+
+    i64 table[TOKENS];
+    ROPE_UNROLL for (u32 t = 0; t < TOKENS; ++t) {
+        table[t] = turns && (t == 0 || first + t < p.token_end) ? table_row(p, batch, first + t) : 0;
+    }
+
+    Data a[TOKENS][HEADS], b[TOKENS][HEADS];
+    Element* out[TOKENS][HEADS];
+    ROPE_UNROLL for (u32 h = 0; h < HEADS; ++h) {
+        u32 head = group + h * GROUPS;
+        const bool is_k = ROPE_NUM_KV_HEADS != 0 && head >= ROPE_NUM_HEADS;
+        if (is_k) head -= ROPE_NUM_HEADS;
+        const i64 in_batch = is_k ? p.k.in_stride[0] : p.q.in_stride[0];
+        const i64 in_token = is_k ? p.k.in_stride[1] : p.q.in_stride[1];
+        const i64 in_head = is_k ? p.k.in_stride[2] : p.q.in_stride[2];
+        const i64 out_batch = is_k ? p.k.out_stride[0] : p.q.out_stride[0];
+        const i64 out_token = is_k ? p.k.out_stride[1] : p.q.out_stride[1];
+        const i64 out_head = is_k ? p.k.out_stride[2] : p.q.out_stride[2];
+        const Element* in = (const Element*)(is_k ? p.k.in : p.q.in) + batch * in_batch + head * in_head;
+        Element* to = (Element*)(is_k ? p.k.out : p.q.out) + batch * out_batch + head * out_head;
+        ROPE_UNROLL for (u32 t = 0; t < TOKENS; ++t) {
+            const Element* from = in + (first + t) * in_token;
+            out[t][h] = to + (first + t) * out_token;
+            if (t == 0 || first + t < p.token_end) {
+                a[t][h] = load_piece(from + at_a);
+                if (two) b[t][h] = load_piece(from + at_b);
+            }
+        }
+    }
+
+    ROPE_UNROLL for (u32 t = 0; t < TOKENS; ++t) {
+        if (t != 0 && first + t >= p.token_end) break;
+        float c[PAIRS], s[PAIRS];
+        if (turns && table[t] >= 0) {
+            i64 at = batch * p.table_batch_stride + table[t] * p.table_row_stride + lane * PAIRS;
+            load_table(c, (const TableElement*)p.cos_table + at);
+            load_table(s, (const TableElement*)p.sin_table + at);
+        } else {
+            ROPE_UNROLL for (u32 i = 0; i < PAIRS; ++i) c[i] = s[i] = bits_float(0x7fffffffu);
+        }
+        ROPE_UNROLL for (u32 h = 0; h < HEADS; ++h) {
+            if (turns) {
+                ROPE_UNROLL for (u32 i = 0; i < PAIRS; ++i) {
+#if ROPE_INTERLEAVED
+                    rotate(a[t][h].elements[2 * i], a[t][h].elements[2 * i + 1], c[i], s[i]);
+#else
+                    rotate(a[t][h].elements[i], b[t][h].elements[i], c[i], s[i]);
+#endif
+                }
+            }
+            store_piece(out[t][h] + at_a, a[t][h]);
+            if (two) store_piece(out[t][h] + at_b, b[t][h]);
+        }
+    }
+}
+
+ROPE_INLINE void rope_thread(const RopeParams& p, u32 block, u32 thread, u32 blocks) {
+#if ROPE_PERSISTENT
+    for (u32 unit = block * ROPE_THREADS + thread; unit < p.units; unit += blocks * ROPE_THREADS) rope_unit(p, unit);
+#else
+    (void)blocks;
+    u32 unit = block * ROPE_THREADS + thread;
+    if (unit < p.units) rope_unit(p, unit);
+#endif
+}
+
+ROPE_ENTRY
