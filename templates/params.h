@@ -45,7 +45,9 @@ struct RopeParams {
     u32 token_begin;
     u32 token_end;
     u32 units;          // work of the launch: one thread each
+    u32 sequences;      // from batch_begin on
+    u32 reserved;
     Divider rows;       // groups of ROPE_TOKENS_PER_THREAD tokens in [token_begin, token_end)
 };
 
-static_assert(sizeof(RopeParams) == 248, "src/device/params.rs mirrors this struct");
+static_assert(sizeof(RopeParams) == 256, "src/device/params.rs mirrors this struct");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cudarc::driver::{DriverError, result, sys};
 
 use super::{
-    Binary, Device, Facts, FaultWord, Kernel, Memory, Params, Stream, TimedLaunch, Timer, nvrtc::Nvrtc, target,
+    range, Binary, Device, Facts, FaultWord, Kernel, Measuring, Memory, Params, Stream, TimedLaunch, Timer, nvrtc::Nvrtc, target,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::render::{Dialect, ENTRY};
@@ -133,6 +133,10 @@ impl Device for Cuda {
         Dialect::Cuda
     }
 
+    fn measuring(&self) -> Measuring {
+        Measuring { launches: (8, 128), sample_ns: 400e3, scratch_bytes: 1 << 30 }
+    }
+
     fn compiler(&self) -> Result<String> {
         Ok(Nvrtc::get()?.identity().to_owned())
     }
@@ -225,9 +229,10 @@ impl Device for Cuda {
         Ok(Box::new(timer))
     }
 
-    unsafe fn copy(&self, to: u64, from: u64, bytes: usize, stream: Stream<'_>) -> Result<()> {
+    fn copy(&self, to: (&dyn Memory, usize), from: (&dyn Memory, usize), bytes: usize, stream: Stream<'_>) -> Result<()> {
+        let (to, from) = (range(to.0, to.1, bytes)?, range(from.0, from.1, bytes)?);
         let _current = self.context.make_current()?;
-        // SAFETY: as this function's.
+        // SAFETY: both ranges are inside memory of this device, and freeing memory waits for work in flight.
         unsafe { result::memcpy_dtod_async(to, from, bytes, stream.raw) }.map_err(|e| failed("cuMemcpyDtoDAsync", &e))
     }
 
@@ -312,15 +317,6 @@ struct CudaMemory {
     context: Arc<Context>,
 }
 
-impl CudaMemory {
-    fn range(&self, offset: usize, len: usize) -> Result<u64> {
-        if offset.checked_add(len).is_none_or(|end| end > self.bytes) {
-            return Err(Error::argument("offset", format!("{offset} + {len} is past the {} bytes allocated", self.bytes)));
-        }
-        Ok(self.address + offset as u64)
-    }
-}
-
 impl Memory for CudaMemory {
     fn address(&self) -> u64 {
         self.address
@@ -331,14 +327,14 @@ impl Memory for CudaMemory {
     }
 
     fn upload(&self, offset: usize, data: &[u8]) -> Result<()> {
-        let at = self.range(offset, data.len())?;
+        let at = range(self, offset, data.len())?;
         let _current = self.context.make_current()?;
         // SAFETY: the range lies inside the allocation.
         unsafe { result::memcpy_htod_sync(at, data) }.map_err(|e| failed("cuMemcpyHtoD", &e))
     }
 
     fn download(&self, offset: usize, data: &mut [u8]) -> Result<()> {
-        let at = self.range(offset, data.len())?;
+        let at = range(self, offset, data.len())?;
         let _current = self.context.make_current()?;
         result::ctx::synchronize().map_err(|e| failed("a kernel", &e))?;
         // SAFETY: the range lies inside the allocation.

@@ -6,16 +6,18 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use libloading::Library;
 use rayon::prelude::*;
 
-use super::{Binary, Device, Facts, FaultWord, Kernel, Memory, Params, Stream, TimedLaunch, Timer, compile_error};
+use super::host_reference::ReferenceKernel;
+use super::{range, Binary, Device, Facts, FaultWord, Kernel, Measuring, Memory, Params, Stream, TimedLaunch, Timer, compile_error};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::render::{Dialect, ENTRY};
+use crate::rope::RopeSpec;
 
 /// The processor.
 pub struct Host {
@@ -101,6 +103,14 @@ impl Device for Host {
         Dialect::Host
     }
 
+    fn measuring(&self) -> Measuring {
+        Measuring { launches: (1, 64), sample_ns: 2e6, scratch_bytes: 16 << 20 }
+    }
+
+    fn fallback(&self, spec: &RopeSpec) -> Option<Arc<dyn Kernel>> {
+        Some(Arc::new(ReferenceKernel::new(spec)))
+    }
+
     /// The compiler's file with its size and time: asking it for its version would start a process at every look-up.
     fn compiler(&self) -> Result<String> {
         let file = find_compiler()?;
@@ -167,7 +177,8 @@ impl Device for Host {
             Error::new(ErrorKind::Device, "out of memory").subject_is(format!("{bytes} bytes")).caused_by(e)
         })?;
         store.resize(words, 0);
-        Ok(Box::new(HostMemory { store: Mutex::new(store), bytes }))
+        let address = store.as_mut_ptr() as u64;
+        Ok(Box::new(HostMemory { store, address, bytes }))
     }
 
     fn free_memory(&self) -> Result<u64> {
@@ -186,13 +197,13 @@ impl Device for Host {
         Ok(Box::new(timer))
     }
 
-    unsafe fn copy(&self, to: u64, from: u64, bytes: usize, _: Stream<'_>) -> Result<()> {
+    fn copy(&self, to: (&dyn Memory, usize), from: (&dyn Memory, usize), bytes: usize, _: Stream<'_>) -> Result<()> {
         const CHUNK: usize = 1 << 20;
+        let (to, from) = (range(to.0, to.1, bytes)? as usize, range(from.0, from.1, bytes)? as usize);
         (0..bytes.div_ceil(CHUNK)).into_par_iter().for_each(|i| {
             let (at, len) = (i * CHUNK, CHUNK.min(bytes - i * CHUNK));
-            let (to, from) = ((to as usize + at) as *mut u8, (from as usize + at) as *const u8);
-            // SAFETY: both ranges are valid by this function's contract; a copy onto itself is allowed.
-            unsafe { std::ptr::copy(from, to, len) };
+            // SAFETY: both ranges are inside memory of this device, which lives until this returns.
+            unsafe { std::ptr::copy((from + at) as *const u8, (to + at) as *mut u8, len) };
         });
         Ok(())
     }
@@ -233,43 +244,34 @@ impl Kernel for HostKernel {
 
 /// Memory whose address does not change, aligned to 16 bytes.
 struct HostMemory {
-    store: Mutex<Vec<u128>>,
+    /// Reached by its address alone, as a kernel reaches it; never resized.
+    store: Vec<u128>,
+    address: u64,
     bytes: usize,
-}
-
-impl HostMemory {
-    /// Runs `f` on a byte range of the store.
-    fn with<T>(&self, offset: usize, len: usize, f: impl FnOnce(*mut u8) -> T) -> Result<T> {
-        if offset.checked_add(len).is_none_or(|end| end > self.bytes) {
-            return Err(Error::argument("offset", format!("{offset} + {len} is past the {} bytes allocated", self.bytes)));
-        }
-        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: the range lies inside the store.
-        Ok(f(unsafe { store.as_mut_ptr().cast::<u8>().add(offset) }))
-    }
 }
 
 impl Memory for HostMemory {
     fn address(&self) -> u64 {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner).as_ptr() as u64
+        self.address
     }
 
     fn bytes(&self) -> usize {
+        debug_assert!(self.store.len() * 16 >= self.bytes);
         self.bytes
     }
 
     fn upload(&self, offset: usize, data: &[u8]) -> Result<()> {
-        self.with(offset, data.len(), |to| {
-            // SAFETY: `with` checked the range.
-            unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), to, data.len()) }
-        })
+        let at = range(self, offset, data.len())? as *mut u8;
+        // SAFETY: the range lies inside the store.
+        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), at, data.len()) };
+        Ok(())
     }
 
     fn download(&self, offset: usize, data: &mut [u8]) -> Result<()> {
-        self.with(offset, data.len(), |from| {
-            // SAFETY: `with` checked the range.
-            unsafe { std::ptr::copy_nonoverlapping(from, data.as_mut_ptr(), data.len()) }
-        })
+        let at = range(self, offset, data.len())? as *const u8;
+        // SAFETY: the range lies inside the store.
+        unsafe { std::ptr::copy_nonoverlapping(at, data.as_mut_ptr(), data.len()) };
+        Ok(())
     }
 }
 

@@ -8,6 +8,7 @@
 
 pub mod cuda;
 pub mod host;
+mod host_reference;
 mod nvrtc;
 mod params;
 mod target;
@@ -20,6 +21,7 @@ use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::render::Dialect;
+use crate::rope::RopeSpec;
 
 pub use params::{Divider, Params, TensorParams};
 pub use target::Target;
@@ -125,6 +127,15 @@ pub trait Memory: Send + Sync {
     fn download(&self, offset: usize, data: &mut [u8]) -> Result<()>;
 }
 
+/// The address of a range of memory, if it is inside.
+fn range(memory: &dyn Memory, offset: usize, len: usize) -> Result<u64> {
+    if offset.checked_add(len).is_none_or(|end| end > memory.bytes()) {
+        let what = format!("{offset} + {len} is past the {} bytes allocated", memory.bytes());
+        return Err(Error::argument("offset", what));
+    }
+    Ok(memory.address() + offset as u64)
+}
+
 /// A word that kernels write and the host reads without synchronising.
 pub trait FaultWord: Send + Sync {
     /// Its address on the device.
@@ -151,6 +162,19 @@ pub trait Device: Send + Sync {
 
     /// Which text it takes.
     fn dialect(&self) -> Dialect;
+
+    /// Whether it can run what it compiles.
+    fn runs(&self) -> bool {
+        true
+    }
+
+    /// How to measure on it.
+    fn measuring(&self) -> Measuring;
+
+    /// What serves when nothing can be compiled.
+    fn fallback(&self, _spec: &RopeSpec) -> Option<Arc<dyn Kernel>> {
+        None
+    }
 
     /// Identity of its compiler, which enters the keys of artifacts.
     ///
@@ -179,17 +203,26 @@ pub trait Device: Send + Sync {
     /// Prepares `launches` launches to be timed together.
     fn timer(&self, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>>;
 
-    /// Copies on the device, ordered by the stream.
-    ///
-    /// # Safety
-    /// Both ranges are valid on the device until the stream has passed the copy.
-    unsafe fn copy(&self, to: u64, from: u64, bytes: usize, stream: Stream<'_>) -> Result<()>;
+    /// Copies between two places of the device's memory (each a memory and an offset), ordered by the stream. They may
+    /// be the same memory, but must not overlap.
+    fn copy(&self, to: (&dyn Memory, usize), from: (&dyn Memory, usize), bytes: usize, stream: Stream<'_>) -> Result<()>;
 
     /// Waits for all work on the device.
     fn synchronize(&self) -> Result<()>;
 
     /// Whether the stream is being captured into a graph.
     fn is_capturing(&self, stream: Stream<'_>) -> bool;
+}
+
+/// How to measure on a device.
+#[derive(Debug, Clone, Copy)]
+pub struct Measuring {
+    /// Launches in one sample, at least and at most.
+    pub launches: (usize, usize),
+    /// Device time that a sample should take.
+    pub sample_ns: f64,
+    /// Scratch memory at most, in bytes.
+    pub scratch_bytes: u64,
 }
 
 /// Which device to open.

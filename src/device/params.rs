@@ -52,11 +52,13 @@ pub struct Params {
     pub token_begin: u32,
     pub token_end: u32,
     pub units: u32,
+    pub sequences: u32,
+    pub reserved: u32,
     pub rows: Divider,
 }
 
 // The same figure stands in templates/params.h, where the compilers check it.
-const _: () = assert!(size_of::<Params>() == 248 && align_of::<Params>() == 8);
+const _: () = assert!(size_of::<Params>() == 256 && align_of::<Params>() == 8);
 
 #[cfg(test)]
 mod tests {

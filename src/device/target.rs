@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Binary, Device, Facts, FaultWord, Kernel, Memory, Stream, TimedLaunch, Timer, nvrtc::Nvrtc};
+use super::{Binary, Device, Facts, FaultWord, Kernel, Measuring, Memory, Stream, TimedLaunch, Timer, nvrtc::Nvrtc};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::render::Dialect;
 
@@ -64,6 +64,14 @@ impl Device for Target {
         Dialect::Cuda
     }
 
+    fn measuring(&self) -> Measuring {
+        Measuring { launches: (1, 1), sample_ns: 0.0, scratch_bytes: 0 }
+    }
+
+    fn runs(&self) -> bool {
+        false
+    }
+
     fn compiler(&self) -> Result<String> {
         Ok(Nvrtc::get()?.identity().to_owned())
     }
@@ -96,7 +104,7 @@ impl Device for Target {
         self.absent()
     }
 
-    unsafe fn copy(&self, _: u64, _: u64, _: usize, _: Stream<'_>) -> Result<()> {
+    fn copy(&self, _: (&dyn Memory, usize), _: (&dyn Memory, usize), _: usize, _: Stream<'_>) -> Result<()> {
         self.absent()
     }
 

@@ -53,7 +53,9 @@ pub fn render(dialect: Dialect, spec: &RopeSpec, class: Class, v: Variant) -> St
     };
     let mut text = String::with_capacity(16 << 10);
     // Writing to a String cannot fail.
-    let mut define = |name: &str, value: &dyn std::fmt::Display| drop(writeln!(text, "#define ROPE_{name} {value}"));
+    let mut define = |name: &str, value: &dyn std::fmt::Display| {
+        let _ = writeln!(text, "#define ROPE_{name} {value}");
+    };
     define("DTYPE", &code(spec.dtype));
     define("TABLE_F32", &u8::from(spec.table.dtype == DType::F32));
     define("HEAD_DIM", &spec.head_dim);
@@ -95,7 +97,7 @@ mod tests {
     fn every_variant_has_its_own_text() {
         let spec = RopeSpec::new(DType::BF16, 128, 32, 8);
         let class = Class::contiguous(&spec, false, true);
-        let all = space(&spec, class, Bucket::of(8192));
+        let all = space(&spec, class, Bucket::of(8192), Dialect::Cuda);
         let texts: std::collections::HashSet<_> =
             all.iter().map(|&v| render(Dialect::Cuda, &spec, class, Variant { persistent: v.persistent.min(1), ..v })).collect();
         let distinct: std::collections::HashSet<_> =

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::render::Dialect;
 use crate::error::{Error, Result};
 use crate::rope::{PairStyle, RopeSpec};
 
@@ -110,7 +111,7 @@ impl fmt::Display for Variant {
 }
 
 /// The legal variants for a spec, class and bucket; the first is the default.
-pub fn space(spec: &RopeSpec, class: Class, bucket: Bucket) -> Vec<Variant> {
+pub fn space(spec: &RopeSpec, class: Class, bucket: Bucket, dialect: Dialect) -> Vec<Variant> {
     let vec = widest_piece(spec, class);
     let default = Variant {
         threads: 128,
@@ -127,6 +128,14 @@ pub fn space(spec: &RopeSpec, class: Class, bucket: Bucket) -> Vec<Variant> {
             all.push(v);
         }
     };
+    if dialect == Dialect::Host {
+        // Cache hints and grids mean nothing to a processor, and its compiler is slow.
+        for (heads, tokens) in [(2, 1), (4, 1), (1, 2)] {
+            push(Variant { heads, tokens, ..default });
+        }
+        push(Variant { threads: 512, ..default });
+        return all;
+    }
     // Few tokens: latency decides, so the work is spread thin. Many: bytes in flight decide.
     let small = bucket.tokens() * u64::from(spec.num_heads + spec.num_kv_heads) <= 1 << 14;
     let threads: &[u16] = if small { &[32, 64, 128, 256] } else { &[128, 256, 512] };
@@ -234,7 +243,7 @@ mod tests {
             spec.rotary_dim = 2 * turning.min(half);
             if interleaved { spec.style = PairStyle::Interleaved; }
             let class = Class::contiguous(&spec, head_major, copy);
-            let all = space(&spec, class, Bucket::of(tokens));
+            let all = space(&spec, class, Bucket::of(tokens), Dialect::Cuda);
             prop_assert!(!all.is_empty() && all.len() <= 64);
             for &v in &all {
                 prop_assert!(check(&spec, class, v).is_ok(), "{v} for {spec} {class}: {:?}", check(&spec, class, v));

@@ -95,20 +95,10 @@ impl Layout {
         Ok(())
     }
 
-    /// Where element `[batch, token, head, 0]` lies, relative to the tensor's start.
-    pub(crate) fn offset(&self, batch: usize, token: usize, head: usize) -> i64 {
-        batch as i64 * self.strides[0] + token as i64 * self.strides[1] + head as i64 * self.strides[2]
-    }
-
-    /// The largest power of two of elements, up to `most`, by which every head's start is a multiple.
-    pub(crate) fn alignment(&self, most: u64) -> u64 {
-        let mut mix = most;
-        for axis in 0..3 {
-            if self.shape[axis] > 1 {
-                mix |= self.strides[axis].unsigned_abs();
-            }
-        }
-        1 << mix.trailing_zeros()
+    /// The strides that matter, in bytes, or-ed together: their trailing zeros say how far heads are aligned.
+    pub(crate) fn alignment_bytes(&self, element: usize) -> u64 {
+        (0..3).filter(|&axis| self.shape[axis] > 1).fold(0, |mix, axis| mix | self.strides[axis].unsigned_abs())
+            * element as u64
     }
 
     /// Whether tokens of one head lie closer together than heads of one token: `[B,H,S,D]` rather than `[B,S,H,D]`.
@@ -140,8 +130,8 @@ mod tests {
 
     #[test]
     fn alignment_ignores_dimensions_of_one() {
-        assert_eq!(Layout::bshd(1, 7, 3, 128).with_strides([1, 384, 128, 1]).alignment(8), 8);
-        assert_eq!(Layout::bshd(1, 7, 3, 128).with_strides([1, 388, 128, 1]).alignment(8), 4);
+        assert_eq!(Layout::bshd(1, 7, 3, 128).with_strides([1, 384, 128, 1]).alignment_bytes(2), (384 | 128) * 2);
+        assert_eq!(Layout::bshd(1, 7, 3, 128).with_strides([1, 388, 128, 1]).alignment_bytes(2) % 16, 8);
         assert!(Layout::bhsd(1, 4, 9, 8).head_major());
         assert!(!Layout::bshd(1, 9, 4, 8).head_major());
     }

@@ -1,0 +1,378 @@
+//! The arguments of one call: tensors, tables and positions, checked where they are made so that a launch need not.
+
+// Constructors of `from_raw` state what their callers vouch for; there is no unsafe block here.
+#![allow(unsafe_code)]
+
+use std::ffi::c_void;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
+
+use crate::device::Memory;
+use crate::error::{Error, Result};
+use crate::rope::{DType, Layout};
+
+/// An element type that tensors and tables can have: `f32`, [`half::f16`], [`half::bf16`].
+pub trait Element: sealed::Sealed + Copy {
+    /// Its name.
+    const DTYPE: DType;
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for half::f16 {}
+    impl Sealed for half::bf16 {}
+}
+
+impl Element for f32 {
+    const DTYPE: DType = DType::F32;
+}
+
+impl Element for half::f16 {
+    const DTYPE: DType = DType::F16;
+}
+
+impl Element for half::bf16 {
+    const DTYPE: DType = DType::BF16;
+}
+
+/// Where memory is; what the caller vouches for itself is `Raw`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    Host,
+    Cuda,
+    Raw,
+}
+
+/// An address that is valid for as long as this lives.
+struct Borrowed<'a> {
+    address: u64,
+    place: Place,
+    /// Tells cudarc when the stream has passed the use.
+    _guard: Option<SyncOnDrop<'a>>,
+    lives: PhantomData<&'a mut [u8]>,
+}
+
+impl Borrowed<'static> {
+    fn raw(pointer: *const c_void) -> Self {
+        Self { address: pointer as u64, place: Place::Raw, _guard: None, lives: PhantomData }
+    }
+}
+
+impl<'a> Borrowed<'a> {
+    fn in_memory(memory: &'a dyn Memory, offset: usize) -> Self {
+        let address = memory.address() + offset as u64;
+        Self { address, place: Place::Raw, _guard: None, lives: PhantomData }
+    }
+}
+
+/// A tensor of q or k, read or written by a call.
+pub struct Tensor<'a> {
+    memory: Borrowed<'a>,
+    pub(crate) dtype: DType,
+    pub(crate) layout: Layout,
+}
+
+impl Tensor<'static> {
+    /// A tensor at an address of the engine's device.
+    ///
+    /// # Safety
+    /// Until the stream has passed the call, every element that `layout` reaches from `pointer` is valid memory of that
+    /// device, aligned to its element, and not written by others (nor read, where the call writes it).
+    pub unsafe fn from_raw(pointer: *mut c_void, dtype: DType, layout: Layout) -> Self {
+        Self { memory: Borrowed::raw(pointer), dtype, layout }
+    }
+}
+
+impl<'a> Tensor<'a> {
+    /// A tensor in host memory that is read or written, for the host device.
+    ///
+    /// # Errors
+    /// When the layout reaches outside of the slice.
+    pub fn host<T: Element>(data: &'a mut [T], layout: Layout) -> Result<Self> {
+        fits(&layout, data.len())?;
+        Ok(Self::at(data.as_ptr() as u64, T::DTYPE, layout))
+    }
+
+    /// A tensor in host memory that is only read: the input of an out-of-place call.
+    ///
+    /// # Errors
+    /// When the layout reaches outside of the slice.
+    pub fn host_input<T: Element>(data: &'a [T], layout: Layout) -> Result<Input<'a>> {
+        fits(&layout, data.len())?;
+        Ok(Input(Self::at(data.as_ptr() as u64, T::DTYPE, layout)))
+    }
+
+    /// A tensor in device memory, used on `stream`.
+    ///
+    /// # Errors
+    /// When the layout reaches outside of the slice.
+    pub fn cuda<T: Element>(data: &'a mut CudaSlice<T>, layout: Layout, stream: &'a Arc<CudaStream>) -> Result<Self> {
+        fits(&layout, data.len())?;
+        let (address, guard) = data.device_ptr_mut(stream);
+        Ok(Self {
+            memory: Borrowed { address, place: Place::Cuda, _guard: Some(guard), lives: PhantomData },
+            dtype: T::DTYPE,
+            layout,
+        })
+    }
+
+    /// A tensor that starts at a byte offset of a device's memory.
+    pub(crate) fn in_memory(memory: &'a dyn Memory, offset: usize, dtype: DType, layout: Layout) -> Result<Self> {
+        fits(&layout, memory.bytes().saturating_sub(offset) / dtype.size())?;
+        Ok(Self { memory: Borrowed::in_memory(memory, offset), dtype, layout })
+    }
+
+    fn at(address: u64, dtype: DType, layout: Layout) -> Self {
+        Self { memory: Borrowed { address, place: Place::Host, _guard: None, lives: PhantomData }, dtype, layout }
+    }
+
+    pub(crate) fn address(&self) -> u64 {
+        self.memory.address
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        self.memory.place
+    }
+}
+
+/// A tensor that a call only reads.
+pub struct Input<'a>(pub(crate) Tensor<'a>);
+
+impl Input<'static> {
+    /// As [`Tensor::from_raw`], for memory that is only read.
+    ///
+    /// # Safety
+    /// As [`Tensor::from_raw`].
+    pub unsafe fn from_raw(pointer: *const c_void, dtype: DType, layout: Layout) -> Self {
+        Self(Tensor { memory: Borrowed::raw(pointer), dtype, layout })
+    }
+}
+
+impl<'a> From<Tensor<'a>> for Input<'a> {
+    fn from(tensor: Tensor<'a>) -> Self {
+        Self(tensor)
+    }
+}
+
+/// q or k of a call.
+pub struct Operand<'a> {
+    pub(crate) tensor: Tensor<'a>,
+    pub(crate) output: Option<Tensor<'a>>,
+}
+
+impl<'a> Operand<'a> {
+    /// Rotated where it is.
+    pub fn in_place(tensor: Tensor<'a>) -> Self {
+        Self { tensor, output: None }
+    }
+
+    /// Read from one tensor, written to another. They must not overlap.
+    pub fn out_of_place(input: impl Into<Input<'a>>, output: Tensor<'a>) -> Self {
+        Self { tensor: input.into().0, output: Some(output) }
+    }
+}
+
+/// The cos and sin tables: `rows` rows of [`table_width`](crate::RopeSpec::table_width) values each, one row a position.
+///
+/// Tables with one row per token (as transformers passes them) are tables by position whose batch stride is that of the
+/// batch, used with the offset 0.
+pub struct Tables<'a> {
+    cos: Borrowed<'a>,
+    sin: Borrowed<'a>,
+    pub(crate) dtype: DType,
+    pub(crate) rows: usize,
+    pub(crate) width: usize,
+    pub(crate) row_stride: i64,
+    pub(crate) batch_stride: i64,
+    /// Sequences that have rows of their own; `None`: the caller vouches for it.
+    pub(crate) batch: Option<usize>,
+}
+
+impl Tables<'static> {
+    /// Tables at addresses of the engine's device; strides of sequence and row in elements (a batch stride of 0 shares
+    /// the rows).
+    ///
+    /// # Safety
+    /// Until the stream has passed the call, all rows that the strides reach are valid memory of that device.
+    pub unsafe fn from_raw(
+        cos: *const c_void,
+        sin: *const c_void,
+        dtype: DType,
+        rows: usize,
+        width: usize,
+        [batch_stride, row_stride]: [i64; 2],
+    ) -> Self {
+        let (cos, sin) = (Borrowed::raw(cos), Borrowed::raw(sin));
+        Self { cos, sin, dtype, rows, width, row_stride, batch_stride, batch: None }
+    }
+}
+
+impl<'a> Tables<'a> {
+    /// Contiguous tables in host memory: `[batch, rows, width]`, or `[rows, width]` for all sequences (`batch` 1).
+    ///
+    /// # Errors
+    /// When the two differ in length, or are no whole number of rows.
+    pub fn host<T: Element>(cos: &'a [T], sin: &'a [T], batch: usize, width: usize) -> Result<Self> {
+        let at = |data: &[T]| Borrowed {
+            address: data.as_ptr() as u64,
+            place: Place::Host,
+            _guard: None,
+            lives: PhantomData,
+        };
+        Self::contiguous(at(cos), at(sin), T::DTYPE, [cos.len(), sin.len()], batch, width)
+    }
+
+    /// Contiguous tables in device memory, used on `stream`: `[batch, rows, width]`, or `[rows, width]` for all sequences
+    /// (`batch` 1).
+    ///
+    /// # Errors
+    /// When the two differ in length, or are no whole number of rows.
+    pub fn cuda<T: Element>(
+        cos: &'a CudaSlice<T>,
+        sin: &'a CudaSlice<T>,
+        batch: usize,
+        width: usize,
+        stream: &'a Arc<CudaStream>,
+    ) -> Result<Self> {
+        let at = |data: &'a CudaSlice<T>| {
+            let (address, guard) = data.device_ptr(stream);
+            Borrowed { address, place: Place::Cuda, _guard: Some(guard), lives: PhantomData }
+        };
+        Self::contiguous(at(cos), at(sin), T::DTYPE, [cos.len(), sin.len()], batch, width)
+    }
+
+    /// Both tables in a device's memory: cos in the first half, sin in the second, `rows` rows each.
+    pub(crate) fn in_memory(memory: &'a dyn Memory, dtype: DType, rows: usize, width: usize) -> Result<Self> {
+        let half = memory.bytes() / 2;
+        fits(&Layout::thd(rows, 1, width), half / dtype.size())?;
+        let [cos, sin] = [0, half].map(|offset| Borrowed::in_memory(memory, offset));
+        Self::contiguous(cos, sin, dtype, [rows * width; 2], 1, width)
+    }
+
+    fn contiguous(
+        cos: Borrowed<'a>,
+        sin: Borrowed<'a>,
+        dtype: DType,
+        [cos_len, sin_len]: [usize; 2],
+        batch: usize,
+        width: usize,
+    ) -> Result<Self> {
+        if cos_len != sin_len {
+            return Err(Error::argument("sin", format!("{sin_len} values, but cos has {cos_len}")));
+        }
+        let step = batch.checked_mul(width).filter(|&s| s > 0 && cos_len % s == 0);
+        let Some(step) = step else {
+            let what = format!("{cos_len} values are no whole number of rows of {width} for {batch} sequences");
+            return Err(Error::argument("cos", what));
+        };
+        let rows = cos_len / step;
+        let batch_stride = if batch > 1 { (rows * width) as i64 } else { 0 };
+        Ok(Self { cos, sin, dtype, rows, width, row_stride: width as i64, batch_stride, batch: Some(batch) })
+    }
+
+    pub(crate) fn addresses(&self) -> (u64, u64) {
+        (self.cos.address, self.sin.address)
+    }
+
+    pub(crate) fn places(&self) -> [Place; 2] {
+        [self.cos.place, self.sin.place]
+    }
+}
+
+/// Where each token stands.
+pub enum Positions<'a> {
+    /// Token `s` of every sequence stands at `offset + s`.
+    Offset(i64),
+    /// One number per token.
+    Ids(PositionIds<'a>),
+}
+
+/// `position_ids`, i32 or i64.
+pub struct PositionIds<'a> {
+    memory: Borrowed<'a>,
+    pub(crate) wide: bool,
+    /// Batch, token; in elements.
+    pub(crate) strides: [i64; 2],
+    /// Sequences and tokens that have numbers; `None`: the caller vouches for it.
+    pub(crate) shape: Option<[usize; 2]>,
+}
+
+impl PositionIds<'static> {
+    /// i64 when `wide`, else i32, at an address of the engine's device; strides of batch and token in elements (a batch
+    /// stride of 0 shares them).
+    ///
+    /// # Safety
+    /// Until the stream has passed the call, the numbers of all its tokens are valid memory of that device.
+    pub unsafe fn from_raw(pointer: *const c_void, wide: bool, strides: [i64; 2]) -> Self {
+        Self { memory: Borrowed::raw(pointer), wide, strides, shape: None }
+    }
+}
+
+impl<'a> PositionIds<'a> {
+    /// i32 numbers in host memory: `[batch, tokens]`, or `[tokens]` for all sequences (`batch` 1).
+    ///
+    /// # Errors
+    /// When there are not `batch * tokens` of them.
+    pub fn host_i32(ids: &'a [i32], batch: usize, tokens: usize) -> Result<Self> {
+        Self::host(ids.as_ptr().cast(), ids.len(), false, batch, tokens)
+    }
+
+    /// i64 numbers in host memory: `[batch, tokens]`, or `[tokens]` for all sequences (`batch` 1).
+    ///
+    /// # Errors
+    /// When there are not `batch * tokens` of them.
+    pub fn host_i64(ids: &'a [i64], batch: usize, tokens: usize) -> Result<Self> {
+        Self::host(ids.as_ptr().cast(), ids.len(), true, batch, tokens)
+    }
+
+    /// Numbers of `tokens` tokens in a device's memory, for all sequences.
+    pub(crate) fn in_memory(memory: &'a dyn Memory, wide: bool, tokens: usize) -> Result<Self> {
+        let size = if wide { 8 } else { 4 };
+        if tokens.checked_mul(size).is_none_or(|bytes| bytes > memory.bytes()) {
+            return Err(Error::argument("position_ids", format!("{tokens} tokens in {} bytes", memory.bytes())));
+        }
+        Ok(Self { memory: Borrowed::in_memory(memory, 0), wide, strides: [0, 1], shape: Some([1, tokens]) })
+    }
+
+    fn host(data: *const c_void, len: usize, wide: bool, batch: usize, tokens: usize) -> Result<Self> {
+        if batch.checked_mul(tokens) != Some(len) {
+            return Err(Error::argument("position_ids", format!("{len} numbers for {batch} × {tokens} tokens")));
+        }
+        let strides = [if batch > 1 { tokens as i64 } else { 0 }, 1];
+        let memory = Borrowed { address: data as u64, place: Place::Host, _guard: None, lives: PhantomData };
+        Ok(Self { memory, wide, strides, shape: Some([batch, tokens]) })
+    }
+
+    pub(crate) fn address(&self) -> u64 {
+        self.memory.address
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        self.memory.place
+    }
+}
+
+/// The arguments of one call.
+pub struct Args<'a> {
+    /// The queries.
+    pub q: Operand<'a>,
+    /// The keys; absent when the spec has no k.
+    pub k: Option<Operand<'a>>,
+    /// cos and sin.
+    pub tables: Tables<'a>,
+    /// Where each token stands.
+    pub positions: Positions<'a>,
+}
+
+fn fits(layout: &Layout, len: usize) -> Result<()> {
+    match layout.extent() {
+        Some((low, high)) if low >= 0 && high as u64 <= len as u64 => Ok(()),
+        Some((low, high)) => {
+            Err(Error::argument("layout", format!("reaches elements {low}..{high} of a slice of {len}")))
+        }
+        None => Err(Error::argument("layout", "its shape and strides reach past a 64-bit offset")),
+    }
+}

@@ -1,0 +1,110 @@
+//! What serves on the host where there is no C++ compiler: the reference, driven by the same arguments as a kernel.
+
+use super::{Kernel, Params, Stream, TensorParams};
+use crate::error::Result;
+use crate::rope::{DType, PositionForm, RopeSpec, TableWidth, reference};
+
+/// The reference as a kernel.
+pub(super) struct ReferenceKernel {
+    spec: RopeSpec,
+}
+
+impl ReferenceKernel {
+    pub(super) fn new(spec: &RopeSpec) -> Self {
+        Self { spec: RopeSpec { table: crate::rope::TableForm { width: TableWidth::Half, ..spec.table }, ..spec.clone() } }
+    }
+
+    /// The position of a token.
+    ///
+    /// # Safety
+    /// As [`Kernel::launch`].
+    unsafe fn position(&self, p: &Params, batch: i64, token: i64) -> i64 {
+        let at = (batch * p.position_batch_stride + token * p.position_token_stride) as isize;
+        match self.spec.positions {
+            PositionForm::Implicit => p.position_offset + token,
+            // SAFETY: the caller vouches for the position of every token.
+            PositionForm::Ids32 => unsafe { (p.position_ids as *const i32).offset(at).read() }.into(),
+            // SAFETY: as above.
+            PositionForm::Ids64 => unsafe { (p.position_ids as *const i64).offset(at).read() },
+        }
+    }
+
+    /// Turns one head.
+    ///
+    /// # Safety
+    /// As [`Kernel::launch`].
+    unsafe fn head(&self, p: &Params, t: &TensorParams, at: [i64; 3], row: Option<i64>) {
+        let dot = |strides: &[i64; 3]| strides.iter().zip(at).map(|(s, i)| s * i).sum::<i64>();
+        let (from, to) = (dot(&t.in_stride), dot(&t.out_stride));
+        let dtype = self.spec.dtype;
+        // SAFETY: the caller vouches for every element of the head.
+        let read = |i: usize| unsafe { read_element(dtype, t.input, from + i as i64) };
+        // SAFETY: as above.
+        let write = |i: usize, x: f32| unsafe { write_element(dtype, t.output, to + i as i64, x) };
+        for i in 0..self.spec.rotary_dim as usize / 2 {
+            let (first, second) = reference::pair(&self.spec, i);
+            let turned = row.map_or((f32::NAN, f32::NAN), |row| {
+                let entry = at[0] * p.table_batch_stride + row * p.table_row_stride + i as i64;
+                // SAFETY: the row lies inside the table.
+                let (c, s) = unsafe {
+                    (read_element(self.spec.table.dtype, p.cos, entry), read_element(self.spec.table.dtype, p.sin, entry))
+                };
+                reference::rotate(&self.spec, (read(first), read(second)), (c, s))
+            });
+            write(first, turned.0);
+            write(second, turned.1);
+        }
+        if t.input != t.output {
+            for i in self.spec.rotary_dim as usize..self.spec.head_dim as usize {
+                write(i, read(i));
+            }
+        }
+    }
+}
+
+/// Reads an element.
+///
+/// # Safety
+/// It is valid for a read.
+unsafe fn read_element(dtype: DType, address: u64, index: i64) -> f32 {
+    let size = dtype.size();
+    let at = address.wrapping_add_signed(index * size as i64) as *const u8;
+    // SAFETY: this function's contract.
+    let bytes = unsafe { std::slice::from_raw_parts(at, size) };
+    dtype.read(bytes, 0)
+}
+
+/// Writes an element.
+///
+/// # Safety
+/// It is valid for a write.
+unsafe fn write_element(dtype: DType, address: u64, index: i64, x: f32) {
+    let size = dtype.size();
+    let at = address.wrapping_add_signed(index * size as i64) as *mut u8;
+    // SAFETY: this function's contract.
+    let bytes = unsafe { std::slice::from_raw_parts_mut(at, size) };
+    dtype.write(bytes, 0, x);
+}
+
+impl Kernel for ReferenceKernel {
+    unsafe fn launch(&self, _: Stream<'_>, _: u32, p: &Params) -> Result<()> {
+        for batch in i64::from(p.batch_begin)..i64::from(p.batch_begin) + i64::from(p.sequences) {
+            for token in i64::from(p.token_begin)..i64::from(p.token_end) {
+                // SAFETY: this function's contract.
+                let position = unsafe { self.position(p, batch, token) };
+                let row = (0..p.table_rows).contains(&position).then_some(position);
+                if row.is_none() {
+                    // SAFETY: the fault word is valid for a write.
+                    unsafe { (p.fault as *mut u64).write(batch as u64 * p.tokens_total + token as u64 + 1) };
+                }
+                for (tensor, heads) in [(&p.q, self.spec.num_heads), (&p.k, self.spec.num_kv_heads)] {
+                    for head in 0..i64::from(heads) {
+                        // SAFETY: this function's contract.
+                        unsafe { self.head(p, tensor, [batch, token, head], row) };
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

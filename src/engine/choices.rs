@@ -1,0 +1,87 @@
+//! Choices on disk: which variant serves a spec, bucket and class, and why.
+//!
+//! A choice is looked up for the device first, then for its architecture alone: the second is what a prewarm without the
+//! device leaves behind. A choice names its artifact, so a look-up opens two files at most and asks no compiler.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::stats::Counters;
+use crate::device::Facts;
+use crate::jit::key::{Key, KeyFields};
+use crate::jit::{Bucket, Class, Record};
+use crate::rope::RopeSpec;
+use crate::store::{Entry, Kind, Lookup, Store};
+
+/// What stands in a choice's metadata.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ChoiceMeta {
+    /// What the key hashes.
+    pub fields: KeyFields,
+    /// What is computed.
+    pub spec: RopeSpec,
+    /// For how many tokens.
+    pub bucket: Bucket,
+    /// For which layouts.
+    pub class: Class,
+    /// What kernels are compiled for.
+    pub arch: String,
+    /// The choice and its reasons.
+    pub record: Record,
+}
+
+/// The choices of one device.
+pub(super) struct Choices {
+    store: Arc<dyn Store>,
+    counters: Arc<Counters>,
+    identity: String,
+    arch: String,
+}
+
+impl Choices {
+    pub fn new(store: Arc<dyn Store>, counters: Arc<Counters>, facts: &Facts) -> Self {
+        Self { store, counters, identity: facts.identity(), arch: facts.arch.clone() }
+    }
+
+    /// The keys that are looked up, in order, with the fields they hash.
+    pub fn fields(&self, spec: &RopeSpec, bucket: Bucket, class: Class) -> [KeyFields; 2] {
+        [&self.identity, &self.arch].map(|device| KeyFields::choice(spec, bucket, class, device))
+    }
+
+    /// The choice for this device, else for its architecture.
+    pub fn read(&self, spec: &RopeSpec, bucket: Bucket, class: Class) -> Option<Record> {
+        self.fields(spec, bucket, class).iter().find_map(|fields| self.read_one(fields.key()))
+    }
+
+    /// The choice for this device alone.
+    pub fn read_own(&self, spec: &RopeSpec, bucket: Bucket, class: Class) -> Option<Record> {
+        self.read_one(self.fields(spec, bucket, class)[0].key())
+    }
+
+    fn read_one(&self, key: Key) -> Option<Record> {
+        match self.store.get(Kind::Choice, key) {
+            Lookup::Hit(entry) => match serde_json::from_slice::<ChoiceMeta>(&entry.meta) {
+                Ok(meta) => Some(meta.record),
+                Err(e) => {
+                    tracing::warn!("choice {key} is not used: it cannot be read: {e}");
+                    None
+                }
+            },
+            Lookup::Miss(miss) => {
+                self.counters.note_miss(&miss);
+                None
+            }
+        }
+    }
+
+    /// Keeps a choice: one that was measured for this device, one that was not for its architecture.
+    pub fn write(&self, spec: &RopeSpec, bucket: Bucket, class: Class, record: Record, measured: bool) {
+        let fields = self.fields(spec, bucket, class)[usize::from(!measured)].clone();
+        let key = fields.key();
+        let meta = ChoiceMeta { fields, spec: spec.clone(), bucket, class, arch: self.arch.clone(), record };
+        let meta = serde_json::to_vec(&meta).unwrap_or_default();
+        let entry = Entry { kind: Kind::Choice, key, meta, ptx: Vec::new(), image: Vec::new() };
+        self.counters.keep(self.store.put(&entry));
+    }
+}

@@ -1,0 +1,158 @@
+//! Compiled kernels: in memory, on disk, or compiled now. One kernel is compiled once, however many threads ask.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use dashmap::DashMap;
+use serde::{Deserialize, Serialize};
+
+use super::stats::Counters;
+use crate::device::{Binary, Device, Kernel};
+use crate::error::{Error, ErrorKind, Result};
+use crate::jit::key::{Key, KeyFields, source_digest};
+use crate::jit::render::render;
+use crate::jit::{Class, Variant};
+use crate::plan::Origin;
+use crate::rope::RopeSpec;
+use crate::store::{Entry, Kind, Lookup, Store};
+
+/// What stands in an artifact's metadata.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ArtifactMeta {
+    /// What the key hashes.
+    pub fields: KeyFields,
+    /// What the kernel computes.
+    pub spec: RopeSpec,
+    /// The layout class it was compiled for.
+    pub class: Class,
+    /// Its tunables.
+    pub variant: Variant,
+    /// The crate's version that compiled it.
+    pub made_by: String,
+}
+
+/// A compiled kernel, loaded where the device can run it.
+#[derive(Clone)]
+pub(super) struct Loaded {
+    pub artifact: Key,
+    /// `None` for a device that only compiles.
+    pub kernel: Option<Arc<dyn Kernel>>,
+}
+
+type Slot = Arc<Mutex<Option<Loaded>>>;
+
+/// All kernels of an engine.
+pub(super) struct Kernels {
+    device: Arc<dyn Device>,
+    store: Arc<dyn Store>,
+    counters: Arc<Counters>,
+    /// By the digest of their source; the lock of a slot is held while its kernel is made.
+    slots: DashMap<String, Slot>,
+}
+
+impl Kernels {
+    pub fn new(device: Arc<dyn Device>, store: Arc<dyn Store>, counters: Arc<Counters>) -> Self {
+        Self { device, store, counters, slots: DashMap::new() }
+    }
+
+    /// The kernel of a variant; compiled if it is nowhere.
+    pub fn obtain(&self, spec: &RopeSpec, class: Class, variant: Variant) -> Result<(Loaded, Origin)> {
+        self.in_slot(spec, class, variant, |source| {
+            let options = self.device.compile_options();
+            let compiler = self.device.compiler()?;
+            let fields = KeyFields::artifact(source, &options, &compiler, &self.device.facts().arch);
+            let key = fields.key();
+            if let Some(loaded) = self.read(key, source, variant) {
+                return Ok(Some((loaded, Origin::Disk)));
+            }
+            let binary = self.device.compile(source)?;
+            self.counters.compiles.add();
+            let meta = ArtifactMeta {
+                fields,
+                spec: spec.clone(),
+                class,
+                variant,
+                made_by: concat!("ropejit ", env!("CARGO_PKG_VERSION")).into(),
+            };
+            let entry = Entry {
+                kind: Kind::Artifact,
+                key,
+                meta: serde_json::to_vec(&meta).unwrap_or_default(),
+                ptx: binary.ptx.clone(),
+                image: binary.image.clone(),
+            };
+            self.counters.keep(self.store.put(&entry));
+            Ok(Some((self.load(key, &binary, variant)?, Origin::Compiled)))
+        })
+        .and_then(|made| made.ok_or_else(|| Error::new(ErrorKind::Compile, "no kernel was made")))
+    }
+
+    /// The kernel of a variant as the artifact `key`, if that is in memory or on disk and still what the variant needs.
+    /// Asks no compiler for its version, so none has to be there.
+    pub fn find(&self, spec: &RopeSpec, class: Class, variant: Variant, key: Key) -> Result<Option<(Loaded, Origin)>> {
+        self.in_slot(spec, class, variant, |source| {
+            Ok(self.read(key, source, variant).map(|loaded| (loaded, Origin::Disk)))
+        })
+    }
+
+    /// The kernel in its slot, or what `make` makes of its source, while others who ask for it wait.
+    fn in_slot(
+        &self,
+        spec: &RopeSpec,
+        class: Class,
+        variant: Variant,
+        make: impl FnOnce(&str) -> Result<Option<(Loaded, Origin)>>,
+    ) -> Result<Option<(Loaded, Origin)>> {
+        let source = render(self.device.dialect(), spec, class, variant);
+        let slot = Arc::clone(&self.slots.entry(source_digest(&source)).or_default());
+        let mut held = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(loaded) = held.as_ref() {
+            return Ok(Some((loaded.clone(), Origin::Memory)));
+        }
+        let made = make(&source)?;
+        *held = made.as_ref().map(|(loaded, _)| loaded.clone());
+        Ok(made)
+    }
+
+    /// Reads an artifact and loads it; `None` if it is not there, not trusted, not this source's, or refused.
+    fn read(&self, key: Key, source: &str, variant: Variant) -> Option<Loaded> {
+        let entry = match self.store.get(Kind::Artifact, key) {
+            Lookup::Hit(entry) => entry,
+            Lookup::Miss(miss) => {
+                self.counters.note_miss(&miss);
+                return None;
+            }
+        };
+        let path = || self.store.root().map_or_else(String::new, |r| format!(" in {}", r.display()));
+        let meta: ArtifactMeta = match serde_json::from_slice(&entry.meta) {
+            Ok(meta) => meta,
+            Err(e) => {
+                tracing::warn!("artifact {key}{} is not used: its metadata cannot be read: {e}", path());
+                return None;
+            }
+        };
+        let wanted = KeyFields::artifact(source, &self.device.compile_options(), "", &self.device.facts().arch);
+        for name in ["source", "options", "arch", "entry"] {
+            if meta.fields.get(name) != wanted.get(name) {
+                tracing::warn!("artifact {key}{} is not used: another {name} than is wanted", path());
+                return None;
+            }
+        }
+        match self.load(key, &Binary { ptx: entry.ptx, image: entry.image }, variant) {
+            Ok(loaded) => {
+                self.counters.disk_hits.add();
+                Some(loaded)
+            }
+            Err(e) => {
+                tracing::warn!("artifact {key}{} is not used: {e}", path());
+                None
+            }
+        }
+    }
+
+    fn load(&self, artifact: Key, binary: &Binary, variant: Variant) -> Result<Loaded> {
+        let kernel =
+            if self.device.runs() { Some(self.device.load(binary, variant.threads.into())?) } else { None };
+        Ok(Loaded { artifact, kernel })
+    }
+}
+

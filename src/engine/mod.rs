@@ -1,0 +1,412 @@
+//! The service: joins device, store and search behind one call.
+//!
+//! [`Engine`] holds one device and one cache. [`Engine::rope`] gives a [`Rope`] for a spec, and [`Rope::apply`] launches.
+//! The first call of a bucket and layout class finds a kernel (memory, disk, compile); every later one loads a pointer.
+
+mod choices;
+mod kernels;
+mod resolve;
+mod scratch;
+mod stats;
+mod tuning;
+mod worker;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use dashmap::DashMap;
+
+use crate::args::{Args, Place};
+use crate::device::{self, Device, DeviceChoice, Facts, FaultWord, Stream};
+use crate::error::{Error, ErrorKind, Result};
+use crate::jit::{Bucket, Class, Variant};
+use crate::plan::{Call, Origin, Plan, place_of};
+use crate::rope::RopeSpec;
+use crate::store::{self, Store, disk::Disk, memory::Memory};
+
+use choices::Choices;
+pub use choices::ChoiceMeta;
+use kernels::Kernels;
+pub use kernels::ArtifactMeta;
+pub use resolve::Prewarmed;
+pub use stats::Stats;
+use stats::{Counter, Counters};
+use worker::Worker;
+
+/// When to compile and tune.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Tuning {
+    /// Answer with what is there or the default variant, tune on the side, swap the winner in.
+    #[default]
+    Background,
+    /// The first call of a bucket waits for its tuning, which measures for at most `budget`.
+    Blocking {
+        /// Time to measure; compiling is not counted.
+        budget: Duration,
+    },
+    /// Use what is cached or the default variant; never tune.
+    Never,
+    /// Anything that is not cached is an error: proves that a prewarm was complete.
+    Frozen,
+}
+
+impl Tuning {
+    /// `Blocking` with the usual budget.
+    pub const BLOCKING: Self = Self::Blocking { budget: BUDGET };
+}
+
+/// Measuring time of one tuning run, unless the caller says otherwise.
+const BUDGET: Duration = Duration::from_secs(10);
+
+impl std::str::FromStr for Tuning {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "background" => Ok(Self::Background),
+            "blocking" => Ok(Self::BLOCKING),
+            "never" => Ok(Self::Never),
+            "frozen" => Ok(Self::Frozen),
+            _ => Err(Error::argument("tuning", format!("unknown policy '{s}'"))
+                .hint("use background, blocking, never or frozen")),
+        }
+    }
+}
+
+/// What long work reports.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Progress<'a> {
+    /// Candidates of a tuning run that are compiled.
+    Compiled {
+        /// What is tuned.
+        spec: &'a RopeSpec,
+        /// For how many tokens.
+        bucket: Bucket,
+        /// Candidates compiled.
+        done: usize,
+        /// Candidates in all.
+        total: usize,
+    },
+    /// Rounds of measuring that are done.
+    Measured {
+        /// What is tuned.
+        spec: &'a RopeSpec,
+        /// For how many tokens.
+        bucket: Bucket,
+        /// Rounds done.
+        rounds: usize,
+    },
+}
+
+type OnProgress = Box<dyn Fn(&Progress<'_>) + Send + Sync>;
+
+/// Options of an [`Engine`]. Unset ones come from the environment (`ROPEJIT_DEVICE`, `ROPEJIT_CACHE_DIR`,
+/// `ROPEJIT_TUNING`), then from the defaults.
+#[derive(Default)]
+pub struct Builder {
+    device: Option<DeviceChoice>,
+    arch: Option<String>,
+    cache_dir: Option<PathBuf>,
+    in_memory: bool,
+    tuning: Option<Tuning>,
+    on_progress: Option<OnProgress>,
+}
+
+impl Builder {
+    /// The device; default: the first GPU, else the host.
+    #[must_use]
+    pub fn device(mut self, device: DeviceChoice) -> Self {
+        self.device = Some(device);
+        self
+    }
+
+    /// Compile for an architecture such as `sm_90` that this machine need not have; such an engine runs nothing.
+    #[must_use]
+    pub fn arch(mut self, arch: impl Into<String>) -> Self {
+        self.arch = Some(arch.into());
+        self
+    }
+
+    /// The cache folder; default: the user's.
+    #[must_use]
+    pub fn cache_dir(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.cache_dir = Some(folder.into());
+        self
+    }
+
+    /// Keep nothing on disk.
+    #[must_use]
+    pub fn in_memory(mut self) -> Self {
+        self.in_memory = true;
+        self
+    }
+
+    /// When to compile and tune.
+    #[must_use]
+    pub fn tuning(mut self, tuning: Tuning) -> Self {
+        self.tuning = Some(tuning);
+        self
+    }
+
+    /// Called while candidates are compiled and measured, from any thread.
+    #[must_use]
+    pub fn on_progress(mut self, f: impl Fn(&Progress<'_>) + Send + Sync + 'static) -> Self {
+        self.on_progress = Some(Box::new(f));
+        self
+    }
+
+    /// Opens device and cache.
+    ///
+    /// # Errors
+    /// When the device cannot be had, the cache folder cannot be trusted, or an environment variable is wrong.
+    pub fn build(self) -> Result<Engine> {
+        let tuning = match self.tuning {
+            Some(tuning) => tuning,
+            None => from_environment("ROPEJIT_TUNING")?.unwrap_or_default(),
+        };
+        let store: Arc<dyn Store> = match self.cache_dir.or_else(store::default_root) {
+            _ if self.in_memory => Arc::new(Memory::default()),
+            Some(root) => Arc::new(Disk::open(root)?),
+            None => {
+                tracing::warn!("no cache folder: neither ROPEJIT_CACHE_DIR nor HOME is set; nothing is kept");
+                Arc::new(Memory::default())
+            }
+        };
+        let device: Arc<dyn Device> = match self.arch {
+            Some(arch) => Arc::new(device::Target::new(&arch)?),
+            None => {
+                let choice = match self.device {
+                    Some(choice) => choice,
+                    None => from_environment("ROPEJIT_DEVICE")?.unwrap_or_default(),
+                };
+                device::open(choice)?
+            }
+        };
+        let counters = Arc::new(Counters::default());
+        let shared = Arc::new(Shared {
+            choices: Choices::new(Arc::clone(&store), Arc::clone(&counters), device.facts()),
+            kernels: Kernels::new(Arc::clone(&device), Arc::clone(&store), Arc::clone(&counters)),
+            place: place_of(device.as_ref()),
+            device,
+            store,
+            tuning,
+            counters,
+            ropes: DashMap::new(),
+            on_progress: self.on_progress,
+        });
+        Ok(Engine { worker: Arc::new(Worker::new(&shared)), shared })
+    }
+}
+
+/// Reads an environment variable; unset and empty are the same.
+fn from_environment<T: std::str::FromStr<Err = Error>>(name: &str) -> Result<Option<T>> {
+    match std::env::var(name) {
+        Ok(value) if !value.is_empty() => value.parse().map(Some).map_err(|e: Error| e.subject_is(name)),
+        Err(std::env::VarError::NotUnicode(_)) => Err(Error::argument(name, "is not valid text")),
+        _ => Ok(None),
+    }
+}
+
+/// What all handles of an engine share.
+struct Shared {
+    device: Arc<dyn Device>,
+    store: Arc<dyn Store>,
+    tuning: Tuning,
+    counters: Arc<Counters>,
+    choices: Choices,
+    kernels: Kernels,
+    place: Place,
+    ropes: DashMap<RopeSpec, Arc<RopeState>>,
+    on_progress: Option<OnProgress>,
+}
+
+impl Shared {
+    fn tell(&self, progress: &Progress<'_>) {
+        if let Some(f) = &self.on_progress {
+            f(progress);
+        }
+    }
+}
+
+/// What all handles of a spec share.
+struct RopeState {
+    spec: RopeSpec,
+    /// A loaded kernel per bucket and class.
+    slots: Box<[ArcSwapOption<Plan>]>,
+    /// Held while a slot is filled, so that it is filled once.
+    resolving: Mutex<()>,
+    /// Calls served by a filled slot.
+    hits: Counter,
+    fault: Box<dyn FaultWord>,
+}
+
+impl RopeState {
+    fn slot(&self, bucket: Bucket, class: Class) -> &ArcSwapOption<Plan> {
+        &self.slots[bucket.index() * Class::COUNT + class.index()]
+    }
+}
+
+/// One device, one cache. Cheap to clone; background work ends when the last clone and the last [`Rope`] are dropped.
+#[derive(Clone)]
+pub struct Engine {
+    // Dropped first: it waits for background work, which uses the rest.
+    worker: Arc<Worker>,
+    shared: Arc<Shared>,
+}
+
+impl Engine {
+    /// Options of an engine to be.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// The process's engine, with all options from the environment.
+    ///
+    /// # Errors
+    /// As [`Builder::build`], when this call is the first that succeeds.
+    pub fn global() -> Result<&'static Self> {
+        static GLOBAL: OnceLock<Engine> = OnceLock::new();
+        if let Some(engine) = GLOBAL.get() {
+            return Ok(engine);
+        }
+        let engine = Self::builder().build()?;
+        Ok(GLOBAL.get_or_init(|| engine))
+    }
+
+    /// The RoPE of a spec. All handles of one spec share their kernels.
+    ///
+    /// # Errors
+    /// When the spec is invalid (see [`RopeSpec::validate`]).
+    pub fn rope(&self, spec: &RopeSpec) -> Result<Rope> {
+        Ok(Rope { worker: Arc::clone(&self.worker), state: self.state(spec)?, shared: Arc::clone(&self.shared) })
+    }
+
+    fn state(&self, spec: &RopeSpec) -> Result<Arc<RopeState>> {
+        if let Some(state) = self.shared.ropes.get(spec) {
+            return Ok(Arc::clone(&state));
+        }
+        spec.validate()?;
+        let state = Arc::new(RopeState {
+            spec: spec.clone(),
+            slots: (0..Bucket::COUNT * Class::COUNT).map(|_| ArcSwapOption::empty()).collect(),
+            resolving: Mutex::new(()),
+            hits: Counter::default(),
+            fault: self.shared.device.fault_word()?,
+        });
+        Ok(Arc::clone(self.shared.ropes.entry(spec.clone()).or_insert(state).value()))
+    }
+
+    /// Compiles, tunes (where the device can run and `tune` says so) and keeps what a call with `tokens` tokens in all
+    /// needs, for contiguous tensors.
+    ///
+    /// # Errors
+    /// When nothing can be compiled, or the device fails.
+    pub fn prewarm(&self, spec: &RopeSpec, tokens: u64, head_major: bool, tune: bool) -> Result<Prewarmed> {
+        spec.validate()?;
+        let (bucket, class) = (Bucket::of(tokens), Class::contiguous(spec, head_major, true));
+        resolve::prewarm(self, spec, bucket, class, tune)
+    }
+
+    /// Waits until no tuning is queued or running in the background.
+    pub fn wait_tuned(&self) {
+        self.worker.wait();
+    }
+
+    /// What it has done.
+    pub fn stats(&self) -> Stats {
+        self.shared.counters.snapshot(self.shared.ropes.iter().map(|r| r.hits.get()).sum())
+    }
+
+    /// What is known of its device.
+    pub fn facts(&self) -> &Facts {
+        self.shared.device.facts()
+    }
+
+    /// Its device.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.shared.device
+    }
+
+    /// Its store.
+    pub fn store(&self) -> &dyn Store {
+        self.shared.store.as_ref()
+    }
+}
+
+/// The kernels of one spec.
+#[derive(Clone)]
+pub struct Rope {
+    worker: Arc<Worker>,
+    state: Arc<RopeState>,
+    shared: Arc<Shared>,
+}
+
+/// The kernel that serves a bucket and layout class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Serving {
+    /// Its tunables.
+    pub variant: Variant,
+    /// Where it came from.
+    pub origin: Origin,
+    /// Whether it was chosen by measuring.
+    pub tuned: bool,
+}
+
+impl Rope {
+    /// What it computes.
+    pub fn spec(&self) -> &RopeSpec {
+        &self.state.spec
+    }
+
+    /// Rotates q and k on the stream. Returns where the kernel came from: [`Origin::Memory`] from the second call of a
+    /// bucket and layout on, which hashes, locks, allocates, waits for and logs nothing.
+    ///
+    /// # Errors
+    /// When an argument does not fit the spec, or (first calls only) no kernel can be had.
+    pub fn apply(&self, stream: Stream<'_>, args: &Args<'_>) -> Result<Origin> {
+        let state = self.state.as_ref();
+        let Some(call) = Call::new(&state.spec, args, self.shared.place, state.fault.address())? else {
+            return Ok(Origin::Memory);
+        };
+        let slot = state.slot(Bucket::of(call.total_tokens()), call.class);
+        let loaded = slot.load();
+        if let Some(plan) = loaded.as_deref() {
+            state.hits.add();
+            plan.launch(stream, &call)?;
+            return Ok(Origin::Memory);
+        }
+        let plan = resolve::resolve(self, stream, Bucket::of(call.total_tokens()), call.class)?;
+        plan.launch(stream, &call)?;
+        Ok(plan.origin)
+    }
+
+    /// What serves contiguous tensors with this many tokens in all, if it is loaded.
+    pub fn serving(&self, tokens: u64, head_major: bool) -> Option<Serving> {
+        let class = Class::contiguous(&self.state.spec, head_major, true);
+        let plan = self.state.slot(Bucket::of(tokens), class).load_full()?;
+        Some(Serving { variant: plan.variant, origin: plan.origin, tuned: plan.tuned })
+    }
+
+    /// Reports a token whose position lay outside the table in an earlier call. Such a token became NaN; the error stays
+    /// until it is reported. Calls that the device has not yet run are not seen: synchronise first to be sure.
+    ///
+    /// # Errors
+    /// [`ErrorKind::PositionOutOfRange`], naming one such token.
+    pub fn check(&self) -> Result<()> {
+        let fault = self.state.fault.read();
+        if fault == 0 {
+            return Ok(());
+        }
+        self.state.fault.clear();
+        Err(Error::new(
+            ErrorKind::PositionOutOfRange,
+            format!("token {} stands at a position outside the cos/sin tables; its q and k are NaN", fault - 1),
+        )
+        .subject_is("position_ids")
+        .hint("make the tables longer, or the positions smaller"))
+    }
+}

@@ -1,0 +1,213 @@
+//! The first call of a bucket and layout class: memory, disk, compile, tune, publish.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, PoisonError};
+
+use super::kernels::Loaded;
+use super::{BUDGET, Engine, Rope, RopeState, Shared, Tuning, tuning};
+use crate::device::Stream;
+use crate::error::{Error, ErrorKind, Result};
+use crate::jit::{Bucket, Candidate, Class, Record, Variant, variant};
+use crate::plan::{Origin, Plan};
+use crate::rope::RopeSpec;
+
+/// What a prewarm has done for one spec, bucket and class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prewarmed {
+    /// For how many tokens.
+    pub bucket: Bucket,
+    /// For which layouts.
+    pub class: Class,
+    /// The variant that will serve.
+    pub variant: Variant,
+    /// Whether it was chosen by measuring.
+    pub tuned: bool,
+    /// Where it came from: [`Origin::Disk`] when there was nothing to do.
+    pub origin: Origin,
+}
+
+/// Fills a slot and returns what is in it.
+pub(super) fn resolve(rope: &Rope, stream: Stream<'_>, bucket: Bucket, class: Class) -> Result<Arc<Plan>> {
+    let (shared, state) = (rope.shared.as_ref(), &rope.state);
+    if shared.device.is_capturing(stream) {
+        return while_capturing(state, class);
+    }
+    let _resolving = state.resolving.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(plan) = state.slot(bucket, class).load_full() {
+        state.hits.add();
+        // Another thread has filled it meanwhile.
+        return Ok(plan);
+    }
+    let plan = Arc::new(find_or_make(shared, state, bucket, class)?);
+    state.slot(bucket, class).store(Some(Arc::clone(&plan)));
+    if shared.tuning == Tuning::Background && !plan.tuned && plan.origin != Origin::Reference {
+        rope.worker.enqueue(Arc::clone(state), bucket, class);
+    }
+    Ok(plan)
+}
+
+/// During graph capture nothing may be compiled, loaded or allocated: any loaded kernel of the class is correct.
+fn while_capturing(state: &RopeState, class: Class) -> Result<Arc<Plan>> {
+    (0..Bucket::COUNT)
+        .filter_map(|b| state.slots[b * Class::COUNT + class.index()].load_full())
+        .last()
+        .ok_or_else(|| {
+            Error::new(ErrorKind::Unsupported, "no kernel for this layout is loaded, and none can be while a graph is captured")
+                .subject_is(state.spec.to_string())
+                .hint("call it once before the capture, or prewarm")
+        })
+}
+
+fn find_or_make(shared: &Shared, state: &RopeState, bucket: Bucket, class: Class) -> Result<Plan> {
+    let spec = &state.spec;
+    let plan = |loaded: Loaded, variant, origin, tuned| {
+        let kernel = loaded.kernel.ok_or_else(|| {
+            Error::new(ErrorKind::DeviceUnavailable, "this engine compiles for another machine and runs nothing")
+                .subject_is(&*shared.device.facts().arch)
+        })?;
+        Ok(Plan::new(spec, class, variant, kernel, origin, tuned, shared.device.facts().multiprocessors))
+    };
+    let blocking = match shared.tuning {
+        Tuning::Blocking { budget } => Some(budget),
+        _ => None,
+    };
+    if let Some(record) = shared.choices.read(spec, bucket, class)
+        && (record.tuned || blocking.is_none())
+        && let Some(chosen) = legal_choice(shared, spec, class, bucket, &record)
+    {
+        if let Some(key) = chosen.artifact
+            && let Some((loaded, origin)) = shared.kernels.find(spec, class, chosen.variant, key)?
+        {
+            return plan(loaded, chosen.variant, origin, record.tuned);
+        }
+        if shared.tuning != Tuning::Frozen {
+            // The choice stands, its kernel is gone or damaged: made again, not tuned again.
+            let (loaded, origin) = shared.kernels.obtain(spec, class, chosen.variant)?;
+            return plan(loaded, chosen.variant, origin, record.tuned);
+        }
+    }
+    if shared.tuning == Tuning::Frozen {
+        return Err(not_cached(shared, spec, bucket, class));
+    }
+    let compiled = match blocking {
+        Some(budget) => tuning::tune(shared, state, class, bucket, budget, &AtomicBool::new(false)),
+        None => {
+            let default = default_variant(shared, spec, class, bucket);
+            let made = shared.kernels.obtain(spec, class, default);
+            made.and_then(|(loaded, origin)| {
+                keep_default(shared, spec, bucket, class, default, &loaded);
+                plan(loaded, default, origin, false)
+            })
+        }
+    };
+    match compiled {
+        Err(e) if e.kind() == ErrorKind::CompilerMissing => match shared.device.fallback(spec) {
+            Some(kernel) => {
+                tracing::warn!("nothing can be compiled, the slow reference serves: {e}");
+                let default = default_variant(shared, spec, class, bucket);
+                Ok(Plan::new(spec, class, default, kernel, Origin::Reference, false, 1))
+            }
+            None => Err(e),
+        },
+        other => other,
+    }
+}
+
+fn default_variant(shared: &Shared, spec: &RopeSpec, class: Class, bucket: Bucket) -> Variant {
+    variant::space(spec, class, bucket, shared.device.dialect())[0]
+}
+
+/// A record's choice, unless it names something that this program would not generate.
+fn legal_choice<'a>(
+    shared: &Shared,
+    spec: &RopeSpec,
+    class: Class,
+    bucket: Bucket,
+    record: &'a Record,
+) -> Option<&'a Candidate> {
+    let chosen = record.chosen()?;
+    match variant::check(spec, class, chosen.variant) {
+        Ok(()) => Some(chosen),
+        Err(e) => {
+            let key = shared.choices.fields(spec, bucket, class)[0].key();
+            tracing::warn!("choice {key} is not used: {e}");
+            None
+        }
+    }
+}
+
+/// Notes that the default serves, so that the next process finds its artifact without asking a compiler.
+fn keep_default(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: Class, default: Variant, loaded: &Loaded) {
+    let candidate = Candidate { artifact: Some(loaded.artifact), ..Candidate::new(default) };
+    let record = Record {
+        tokens: bucket.tokens(),
+        winner: 0,
+        tuned: false,
+        candidates: vec![candidate],
+        near_ties: Vec::new(),
+        copy_ns: None,
+        bytes: 0,
+        device: shared.device.facts().name.clone(),
+        driver: String::new(),
+        compiler: shared.device.compiler().unwrap_or_default(),
+        took_ms: 0.0,
+        created: std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+    };
+    shared.choices.write(spec, bucket, class, record, false);
+}
+
+fn not_cached(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: Class) -> Error {
+    let [own, arch] = shared.choices.fields(spec, bucket, class).map(|f| f.key());
+    let root = shared.store.root().map_or_else(|| "memory".into(), |r| r.display().to_string());
+    Error::new(
+        ErrorKind::NotCached,
+        format!(
+            "not in the cache ({root}) for {} tokens, layout {class}, {} ({}), and tuning is frozen; looked for choice \
+             {own} and {arch}",
+            bucket.tokens(),
+            shared.device.facts().name,
+            shared.device.facts().arch
+        ),
+    )
+    .subject_is(spec.to_string())
+    .hint(format!(
+        "ropejit prewarm --dtype {} --head-dim {} --num-heads {} --num-kv-heads {} --tokens {}   (or --model CONFIG.json)",
+        spec.dtype,
+        spec.head_dim,
+        spec.num_heads,
+        spec.num_kv_heads,
+        bucket.tokens()
+    ))
+}
+
+/// Makes sure that a call finds everything in the cache.
+pub(super) fn prewarm(engine: &Engine, spec: &RopeSpec, bucket: Bucket, class: Class, tune: bool) -> Result<Prewarmed> {
+    let shared = engine.shared.as_ref();
+    let tune = tune && shared.device.runs();
+    if let Some(record) = shared.choices.read(spec, bucket, class)
+        && (record.tuned || !tune)
+        && let Some(chosen) = legal_choice(shared, spec, class, bucket, &record)
+    {
+        let found = match chosen.artifact {
+            Some(key) => shared.kernels.find(spec, class, chosen.variant, key)?,
+            None => None,
+        };
+        let (_, origin) = match found {
+            Some(found) => found,
+            None => shared.kernels.obtain(spec, class, chosen.variant)?,
+        };
+        return Ok(Prewarmed { bucket, class, variant: chosen.variant, tuned: record.tuned, origin });
+    }
+    if tune {
+        let state = engine.state(spec)?;
+        let _resolving = state.resolving.lock().unwrap_or_else(PoisonError::into_inner);
+        let plan = tuning::tune(shared, &state, class, bucket, BUDGET, &AtomicBool::new(false))?;
+        let done = Prewarmed { bucket, class, variant: plan.variant, tuned: plan.tuned, origin: plan.origin };
+        state.slot(bucket, class).store(Some(Arc::new(plan)));
+        return Ok(done);
+    }
+    let default = default_variant(shared, spec, class, bucket);
+    let (loaded, origin) = shared.kernels.obtain(spec, class, default)?;
+    keep_default(shared, spec, bucket, class, default, &loaded);
+    Ok(Prewarmed { bucket, class, variant: default, tuned: false, origin })
+}

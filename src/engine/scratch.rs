@@ -1,0 +1,181 @@
+//! Memory to measure on: never the caller's tensors, bounded in size, rotated past the last-level cache.
+
+use crate::args::{Args, Operand, Place, PositionIds, Positions, Tables, Tensor};
+use crate::device::{Device, Memory, Stream};
+use crate::error::{Error, ErrorKind, Result};
+use crate::jit::{Bucket, Class};
+use crate::plan::{Call, Plan};
+use crate::rope::{DType, Layout, PositionForm, RopeSpec};
+
+/// How often the rotated sets together exceed the last-level cache.
+const PAST_CACHE: u64 = 3;
+/// Sets at most: more would not fit one sample.
+const MAX_SETS: u64 = 128;
+/// Tensors start at multiples of this.
+const TENSOR_STARTS: u64 = 256;
+
+/// Tensors, tables and positions for the calls of one measurement.
+pub(super) struct Scratch {
+    /// `sets` times (q in, k in, q out, k out).
+    data: Box<dyn Memory>,
+    tables: Box<dyn Memory>,
+    ids: Option<Box<dyn Memory>>,
+    spec: RopeSpec,
+    class: Class,
+    fault: u64,
+    pub tokens: u64,
+    pub sets: usize,
+    set_bytes: usize,
+}
+
+/// Bytes of q, k, in and out, for one token.
+pub(super) fn bytes_per_token(spec: &RopeSpec) -> u64 {
+    let elements = u64::from(spec.num_heads + spec.num_kv_heads) * u64::from(spec.head_dim);
+    2 * elements * spec.dtype.size() as u64
+}
+
+impl Scratch {
+    /// Allocates for the bucket's tokens, or fewer where memory is low.
+    ///
+    /// # Errors
+    /// When there is not even memory for one token.
+    pub fn new(device: &dyn Device, spec: &RopeSpec, class: Class, bucket: Bucket, fault: u64) -> Result<Self> {
+        let limit = device.measuring().scratch_bytes.min(device.free_memory()? / 4);
+        let per_token = bytes_per_token(spec);
+        let tokens = bucket.tokens().min(limit / (2 * per_token));
+        if tokens == 0 {
+            return Err(Error::new(ErrorKind::Device, "too little free memory to measure in"));
+        }
+        // Every tensor starts at a multiple of 256 bytes, as separate allocations would.
+        let set_bytes = (tokens * per_token + 2 * TENSOR_STARTS).next_multiple_of(4 * TENSOR_STARTS);
+        let wanted = (PAST_CACHE * device.facts().l2_bytes).div_ceil(set_bytes).max(2);
+        let sets = wanted.min(MAX_SETS).min((limit / set_bytes).max(1));
+        let data = device.alloc((sets * set_bytes) as usize)?;
+        let width = spec.table_width() as usize;
+        let tables = device.alloc(2 * (tokens as usize * width * spec.table.dtype.size()).next_multiple_of(256))?;
+        let mut noise = Noise(0x9e37_79b9_7f4a_7c15);
+        fill(device, data.as_ref(), spec.dtype, &mut noise)?;
+        fill(device, tables.as_ref(), spec.table.dtype, &mut noise)?;
+        let ids = match spec.positions {
+            PositionForm::Implicit => None,
+            PositionForm::Ids32 => Some((0..tokens as i32).flat_map(i32::to_ne_bytes).collect::<Vec<u8>>()),
+            PositionForm::Ids64 => Some((0..tokens as i64).flat_map(i64::to_ne_bytes).collect()),
+        };
+        let ids = ids
+            .map(|bytes| {
+                let memory = device.alloc(bytes.len())?;
+                memory.upload(0, &bytes)?;
+                Ok::<_, Error>(memory)
+            })
+            .transpose()?;
+        let set_bytes = set_bytes as usize;
+        Ok(Self { data, tables, ids, spec: spec.clone(), class, fault, tokens, sets: sets as usize, set_bytes })
+    }
+
+    /// Launches `plan` on set `set` with `batch` sequences of `tokens` tokens.
+    pub fn launch(&self, plan: &Plan, stream: Stream<'_>, set: usize, batch: usize, tokens: usize) -> Result<()> {
+        let spec = &self.spec;
+        let dim = spec.head_dim as usize;
+        let layout = |heads: u32| {
+            let heads = heads as usize;
+            if self.class.head_major {
+                Layout::bhsd(batch, heads, tokens, dim)
+            } else {
+                Layout::bshd(batch, tokens, heads, dim)
+            }
+        };
+        let base = set % self.sets * self.set_bytes;
+        let operand = |heads: u32, offset: usize| {
+            let tensor = |at| Tensor::in_memory(self.data.as_ref(), at, spec.dtype, layout(heads));
+            let input = tensor(base + offset)?;
+            if self.in_place() {
+                return Ok::<_, Error>(Operand::in_place(input));
+            }
+            Ok(Operand::out_of_place(input, tensor(base + self.set_bytes / 2 + offset)?))
+        };
+        let q_bytes = layout(spec.num_heads).len() * spec.dtype.size();
+        let k_starts = q_bytes.next_multiple_of(TENSOR_STARTS as usize);
+        let width = spec.table_width() as usize;
+        let positions = match &self.ids {
+            None => Positions::Offset(0),
+            Some(ids) => {
+                let wide = spec.positions == PositionForm::Ids64;
+                Positions::Ids(PositionIds::in_memory(ids.as_ref(), wide, tokens)?)
+            }
+        };
+        let args = Args {
+            q: operand(spec.num_heads, 0)?,
+            k: (spec.num_kv_heads > 0).then(|| operand(spec.num_kv_heads, k_starts)).transpose()?,
+            tables: Tables::in_memory(self.tables.as_ref(), spec.table.dtype, self.tokens as usize, width)?,
+            positions,
+        };
+        match Call::new(spec, &args, Place::Raw, self.fault)? {
+            Some(call) => plan.launch(stream, &call),
+            None => Err(Error::argument("tokens", "there is nothing to measure")),
+        }
+    }
+
+    /// Partial rotary in place: nothing is copied, and outputs lie where inputs lay.
+    fn in_place(&self) -> bool {
+        self.spec.rotary_dim < self.spec.head_dim && !self.class.copy_rest
+    }
+
+    /// Copies the inputs of a set to its outputs: the same bytes, moved by the device itself.
+    pub fn copy(&self, device: &dyn Device, stream: Stream<'_>, set: usize) -> Result<()> {
+        let base = set % self.sets * self.set_bytes;
+        let bytes = (self.tokens * bytes_per_token(&self.spec) / 2) as usize;
+        device.copy((self.data.as_ref(), base + self.set_bytes / 2), (self.data.as_ref(), base), bytes, stream)
+    }
+
+    /// Where the outputs of a check of this many tokens lie: offset and bytes.
+    fn output(&self, tokens: u64) -> (usize, usize) {
+        let bytes = (tokens * bytes_per_token(&self.spec) / 2 + TENSOR_STARTS) as usize;
+        if self.in_place() { (0, bytes) } else { (self.set_bytes / 2, bytes) }
+    }
+
+    /// Launches `plan` on a few tokens and returns all bits of its output; what it does not write stays poisoned.
+    pub fn run_small(&self, plan: &Plan) -> Result<Vec<u8>> {
+        let tokens = self.tokens.min(194);
+        let (batch, per_sequence) = if tokens >= 2 { (2, tokens / 2) } else { (1, 1) };
+        let (offset, bytes) = self.output(batch * per_sequence);
+        let mut output = vec![0xff; bytes];
+        if offset == 0 {
+            // In place the input is overwritten: every check starts from the same values.
+            let mut noise = Noise(7);
+            noise.fill(self.spec.dtype, &mut output);
+        }
+        self.data.upload(offset, &output)?;
+        self.launch(plan, Stream::DEFAULT, 0, batch as usize, per_sequence as usize)?;
+        self.data.download(offset, &mut output)?;
+        Ok(output)
+    }
+}
+
+/// Fills memory with random values: a block from the host, copied on over the rest by the device.
+fn fill(device: &dyn Device, memory: &dyn Memory, dtype: DType, noise: &mut Noise) -> Result<()> {
+    let mut block = vec![0; memory.bytes().min(4 << 20)];
+    noise.fill(dtype, &mut block);
+    memory.upload(0, &block)?;
+    let mut done = block.len();
+    while done < memory.bytes() {
+        let part = done.min(memory.bytes() - done);
+        device.copy((memory, done), (memory, 0), part, Stream::DEFAULT)?;
+        done += part;
+    }
+    device.synchronize()
+}
+
+/// Repeatable values between −2 and 2 (xorshift64, Marsaglia 2003).
+struct Noise(u64);
+
+impl Noise {
+    fn fill(&mut self, dtype: DType, bytes: &mut [u8]) {
+        for i in 0..bytes.len() / dtype.size() {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            let unit = (self.0 >> 40) as f32 / (1u64 << 24) as f32;
+            dtype.write(bytes, i, 4.0 * unit - 2.0);
+        }
+    }
+}

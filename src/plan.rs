@@ -1,0 +1,297 @@
+//! The way from a call's arguments to a launch: what every call does, so no hash, lock, allocation, sync or log.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use crate::args::{Args, Operand, Place, Positions, Tables};
+use crate::device::{Device, Divider, Kernel, Params, Stream, TensorParams};
+use crate::error::{Error, ErrorKind, Result};
+use crate::jit::{Class, Variant};
+use crate::rope::{PairStyle, PositionForm, RopeSpec};
+
+/// Where a kernel came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Origin {
+    /// It was loaded already.
+    Memory,
+    /// Read from the cache folder.
+    Disk,
+    /// Shipped with the crate.
+    Embedded,
+    /// Compiled by this call, not tuned.
+    Compiled,
+    /// Compiled and tuned by this process.
+    Tuned,
+    /// The reference: nothing could be compiled.
+    Reference,
+}
+
+/// A loaded kernel, ready to launch.
+pub(crate) struct Plan {
+    pub kernel: Arc<dyn Kernel>,
+    pub variant: Variant,
+    pub origin: Origin,
+    /// Whether the variant was chosen by measuring.
+    pub tuned: bool,
+    /// Threads' worth of work per group of tokens.
+    units_per_row: u32,
+    /// Blocks at most; `u32::MAX` for a flat grid.
+    max_blocks: u32,
+}
+
+/// A call, checked against its spec. Made of [`Args`] only, so what it points to is valid while they live.
+pub(crate) struct Call<'a> {
+    pub class: Class,
+    pub batch: u32,
+    pub tokens: u32,
+    params: Params,
+    lives: PhantomData<&'a ()>,
+}
+
+impl Plan {
+    pub fn new(
+        spec: &RopeSpec,
+        class: Class,
+        variant: Variant,
+        kernel: Arc<dyn Kernel>,
+        origin: Origin,
+        tuned: bool,
+        multiprocessors: u32,
+    ) -> Self {
+        let vec = u32::from(variant.vec);
+        let pairs = if spec.style == PairStyle::Interleaved { vec / 2 } else { vec };
+        let rest = if class.copy_rest { spec.head_dim - spec.rotary_dim } else { 0 };
+        let lanes = spec.rotary_dim / 2 / pairs + rest / vec;
+        let groups = (spec.num_heads + spec.num_kv_heads) / u32::from(variant.heads);
+        let max_blocks = match variant.persistent {
+            0 => u32::MAX,
+            n => (u32::from(n) * multiprocessors).max(1),
+        };
+        Self { kernel, variant, origin, tuned, units_per_row: groups * lanes, max_blocks }
+    }
+
+    /// Launches a call: once, unless it has more work than 2^31 threads.
+    #[allow(unsafe_code)]
+    pub fn launch(&self, stream: Stream<'_>, call: &Call<'_>) -> Result<()> {
+        const MOST: u64 = (1 << 31) - 1;
+        let per_thread = u32::from(self.variant.tokens);
+        let rows_at_once = (MOST / u64::from(self.units_per_row)) as u32;
+        let rows = call.tokens.div_ceil(per_thread);
+        let (batch_step, row_step) = if u64::from(rows) * u64::from(call.batch) <= u64::from(rows_at_once) {
+            (call.batch, rows)
+        } else if rows <= rows_at_once {
+            (rows_at_once / rows, rows)
+        } else {
+            (1, rows_at_once)
+        };
+        let mut params = call.params;
+        let mut batch = 0;
+        while batch < call.batch {
+            let sequences = batch_step.min(call.batch - batch);
+            let mut row = 0;
+            while row < rows {
+                let part = row_step.min(rows - row);
+                params.batch_begin = batch;
+                params.token_begin = row * per_thread;
+                params.token_end = call.tokens.min((row + part) * per_thread);
+                params.rows = Divider::new(part);
+                params.sequences = sequences;
+                params.units = sequences * part * self.units_per_row;
+                let blocks = params.units.div_ceil(u32::from(self.variant.threads)).min(self.max_blocks);
+                // SAFETY: tensors, tables and positions are valid: a `Call` is made of `Args`, which consist of safe
+                // borrows that are still alive, or of parts for whose life on the stream the caller has vouched. The
+                // kernel was compiled for the call's spec and class.
+                unsafe { self.kernel.launch(stream, blocks, &params) }?;
+                row += part;
+            }
+            batch += sequences;
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Call<'a> {
+    /// Checks the arguments and turns them into what a launch is told. `None`: there is no token, nothing to do.
+    pub fn new(spec: &RopeSpec, args: &'a Args<'_>, place: Place, fault: u64) -> Result<Option<Self>> {
+        let mut mix = 16u64;
+        let (q, batch, tokens) = tensor("q", spec, &args.q, spec.num_heads, place, &mut mix)?;
+        let (k, copy_k) = match &args.k {
+            None if spec.num_kv_heads == 0 => (TensorParams::default(), false),
+            None => return Err(Error::argument("k", format!("is absent, the spec has {} kv heads", spec.num_kv_heads))),
+            Some(_) if spec.num_kv_heads == 0 => return Err(Error::argument("k", "is given, the spec has no kv heads")),
+            Some(k) => {
+                let (params, k_batch, k_tokens) = tensor("k", spec, k, spec.num_kv_heads, place, &mut mix)?;
+                if (k_batch, k_tokens) != (batch, tokens) {
+                    return Err(Error::argument(
+                        "k",
+                        format!("has {k_batch} × {k_tokens} tokens, q has {batch} × {tokens}"),
+                    ));
+                }
+                (params, params.input != params.output)
+            }
+        };
+        let mut params = Params { q, k, fault, tokens_total: tokens as u64, ..Params::default() };
+        let mut table_mix = 16u64;
+        tables(spec, &args.tables, batch, place, &mut params, &mut table_mix)?;
+        positions(spec, &args.positions, [batch, tokens], place, &mut params)?;
+        let (Ok(batch), Ok(tokens)) = (u32::try_from(batch), u32::try_from(tokens)) else {
+            return Err(Error::new(ErrorKind::Unsupported, "more than 2^32 sequences or tokens a sequence"));
+        };
+        if batch > 1 << 30 || tokens > 1 << 30 {
+            return Err(Error::new(ErrorKind::Unsupported, "more than 2^30 sequences or tokens a sequence"));
+        }
+        let class = Class {
+            word: word(mix, spec.dtype.size()),
+            table_word: word(table_mix, spec.table.dtype.size()),
+            head_major: args.q.tensor.layout.head_major(),
+            copy_rest: spec.rotary_dim < spec.head_dim && (params.q.input != params.q.output || copy_k),
+        };
+        Ok((batch > 0 && tokens > 0).then_some(Self { class, batch, tokens, params, lives: PhantomData }))
+    }
+
+    pub fn total_tokens(&self) -> u64 {
+        u64::from(self.batch) * u64::from(self.tokens)
+    }
+}
+
+/// The widest power of two of bytes that divides everything that was or-ed into `mix`.
+fn word(mix: u64, element: usize) -> u8 {
+    (1u8 << mix.trailing_zeros().min(4)).max(element as u8)
+}
+
+fn tensor(
+    name: &str,
+    spec: &RopeSpec,
+    operand: &Operand<'_>,
+    heads: u32,
+    place: Place,
+    mix: &mut u64,
+) -> Result<(TensorParams, usize, usize)> {
+    let input = &operand.tensor;
+    let output = operand.output.as_ref().unwrap_or(input);
+    let [batch, tokens, got_heads, head_dim] = input.layout.shape;
+    for tensor in [input, output] {
+        if tensor.place() != place && tensor.place() != Place::Raw {
+            return Err(Error::argument(name, "is in memory that the engine's device cannot reach"));
+        }
+        if tensor.dtype != spec.dtype {
+            return Err(Error::argument(name, format!("is {}, the spec says {}", tensor.dtype, spec.dtype)));
+        }
+        tensor.layout.validate(name)?;
+        if tensor.address() % spec.dtype.size() as u64 != 0 {
+            return Err(Error::argument(name, "is not aligned to its elements"));
+        }
+        *mix |= tensor.address() | tensor.layout.alignment_bytes(spec.dtype.size());
+    }
+    if got_heads != heads as usize || head_dim != spec.head_dim as usize {
+        return Err(Error::argument(
+            name,
+            format!("has {got_heads} heads of {head_dim}, the spec says {heads} of {}", spec.head_dim),
+        ));
+    }
+    if output.layout.shape != input.layout.shape {
+        return Err(Error::argument(
+            format!("{name} output"),
+            format!("has the shape {:?}, its input {:?}", output.layout.shape, input.layout.shape),
+        ));
+    }
+    if operand.output.is_some() && output.address() == input.address() && output.layout != input.layout {
+        return Err(Error::argument(format!("{name} output"), "overlaps its input with other strides"));
+    }
+    let strides = |l: &crate::rope::Layout| [l.strides[0], l.strides[1], l.strides[2]];
+    let params = TensorParams {
+        input: input.address(),
+        output: output.address(),
+        in_stride: strides(&input.layout),
+        out_stride: strides(&output.layout),
+    };
+    Ok((params, batch, tokens))
+}
+
+fn tables(
+    spec: &RopeSpec,
+    tables: &Tables<'_>,
+    batch: usize,
+    place: Place,
+    params: &mut Params,
+    mix: &mut u64,
+) -> Result<()> {
+    if tables.places().iter().any(|&p| p != place && p != Place::Raw) {
+        return Err(Error::argument("cos, sin", "are in memory that the engine's device cannot reach"));
+    }
+    if tables.dtype != spec.table.dtype || tables.width != spec.table_width() as usize {
+        return Err(Error::argument(
+            "cos, sin",
+            format!(
+                "are {} of width {}, the spec says {} of width {}",
+                tables.dtype,
+                tables.width,
+                spec.table.dtype,
+                spec.table_width()
+            ),
+        ));
+    }
+    if tables.batch.is_some_and(|b| b != 1 && b != batch) {
+        return Err(Error::argument("cos, sin", format!("are for {:?} sequences, q has {batch}", tables.batch)));
+    }
+    (params.cos, params.sin) = tables.addresses();
+    params.table_rows = i64::try_from(tables.rows).unwrap_or(i64::MAX);
+    params.table_row_stride = tables.row_stride;
+    params.table_batch_stride = tables.batch_stride;
+    let size = spec.table.dtype.size() as u64;
+    *mix |= params.cos | params.sin | tables.row_stride.unsigned_abs() * size;
+    if batch > 1 {
+        *mix |= tables.batch_stride.unsigned_abs() * size;
+    }
+    Ok(())
+}
+
+fn positions(
+    spec: &RopeSpec,
+    positions: &Positions<'_>,
+    [batch, tokens]: [usize; 2],
+    place: Place,
+    params: &mut Params,
+) -> Result<()> {
+    match (spec.positions, positions) {
+        (PositionForm::Implicit, &Positions::Offset(offset)) => {
+            let end = offset.checked_add(i64::try_from(tokens).unwrap_or(i64::MAX));
+            if tokens > 0 && (offset < 0 || end.is_none_or(|e| e > params.table_rows)) {
+                return Err(Error::new(
+                    ErrorKind::PositionOutOfRange,
+                    format!("{tokens} tokens from position {offset} on do not fit tables of {} rows", params.table_rows),
+                )
+                .subject_is("offset"));
+            }
+            params.position_offset = offset;
+            Ok(())
+        }
+        (PositionForm::Ids32 | PositionForm::Ids64, Positions::Ids(ids)) => {
+            if ids.wide != (spec.positions == PositionForm::Ids64) {
+                let (got, want) = if ids.wide { ("i64", "i32") } else { ("i32", "i64") };
+                return Err(Error::argument("position_ids", format!("are {got}, the spec says {want}")));
+            }
+            if ids.place() != place && ids.place() != Place::Raw {
+                return Err(Error::argument("position_ids", "are in memory that the engine's device cannot reach"));
+            }
+            if ids.shape.is_some_and(|[b, t]| (b != 1 && b != batch) || t != tokens) {
+                let what = format!("are for {:?} sequences and tokens, q has {:?}", ids.shape, [batch, tokens]);
+                return Err(Error::argument("position_ids", what));
+            }
+            params.position_ids = ids.address();
+            [params.position_batch_stride, params.position_token_stride] = ids.strides;
+            Ok(())
+        }
+        (want, _) => Err(Error::argument("positions", format!("are of another form than the spec's ({want:?})"))),
+    }
+}
+
+/// The place of a device's memory.
+pub(crate) fn place_of(device: &dyn Device) -> Place {
+    match device.dialect() {
+        crate::jit::render::Dialect::Cuda => Place::Cuda,
+        crate::jit::render::Dialect::Host => Place::Host,
+    }
+}

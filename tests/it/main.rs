@@ -1,0 +1,8 @@
+//! All integration tests, one binary. What a test needs is in its module's name: `pure`, `nvrtc`, `host`, `gpu`, `cli`.
+
+mod cases;
+mod engine;
+mod gpu;
+mod host;
+mod nvrtc;
+mod structure;
