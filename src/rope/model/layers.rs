@@ -1,4 +1,4 @@
-//! Where the RoPE parameters of each layer type lie, in all the arrangements of `config.json`.
+//! Where the rotary parameters of each layer type lie, in all the arrangements of `config.json`.
 
 use std::collections::BTreeMap;
 
@@ -114,7 +114,7 @@ fn layer_theta(text: Keys<'_>, family: &Family, layer: &str) -> Result<(Option<(
         "gemma3_text" | "gemma3n_text" | "t5gemma2_text" if sliding => (&["rope_local_base_freq"], Some(10_000.0)),
         _ => (&["rope_theta", "rotary_emb_base"], known),
     };
-    Ok((text.one_of(spellings, |keys, key| keys.number(key))?, default))
+    Ok((text.one_of(spellings, Keys::number)?, default))
 }
 
 /// `rope_parameters` or the older `rope_scaling`, which must agree if both are there. An empty one is as good as none.

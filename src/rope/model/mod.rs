@@ -1,6 +1,6 @@
 //! What a Hugging Face `config.json` says about rotary position embedding, in the spellings of transformers 4 and 5.
 //!
-//! The reader prefers refusing to guessing: an unknown model type or RoPE type, keys that contradict each other, a missing
+//! The reader prefers refusing to guessing: an unknown model type or `rope_type`, keys that contradict each other, a missing
 //! factor are errors that name the key. What transformers fills in by model type is filled in from a table
 //! (`families.rs`), because published configurations, those of multimodal models above all, leave it out.
 //!
@@ -166,17 +166,13 @@ fn descend(
 }
 
 fn dtype(keys: &Keys<'_>) -> Result<Option<DType>> {
-    let read = |keys: &Keys<'_>, key: &str| match keys.text(key)? {
-        None => Ok(None),
-        Some(name) => match name.parse::<DType>() {
-            Ok(dtype) => Ok(Some(dtype)),
-            Err(_) => {
-                let name: String = name.chars().take(40).collect();
-                Err(keys
-                    .wrong(key, format!("unknown element type '{name}'"))
-                    .hint("known are float32, float16, bfloat16"))
-            }
-        },
+    let read = |keys: &Keys<'_>, key: &str| {
+        let Some(name) = keys.text(key)? else { return Ok(None) };
+        let known = name.parse::<DType>().map_err(|_| {
+            let name: String = name.chars().take(40).collect();
+            keys.wrong(key, format!("unknown element type '{name}'")).hint("known are float32, float16, bfloat16")
+        })?;
+        Ok(Some(known))
     };
     Ok(keys.one_of(&["dtype", "torch_dtype"], read)?.map(|(dtype, _)| dtype))
 }
@@ -184,10 +180,10 @@ fn dtype(keys: &Keys<'_>) -> Result<Option<DType>> {
 fn read(text: Keys<'_>, model_type: &str, family: &'static Family, dtype: Option<DType>) -> Result<ModelConfig> {
     refuse_other_positions(&text, family)?;
     let max_position_embeddings = text
-        .one_of(&["max_position_embeddings", "n_positions"], |keys, key| keys.count(key))?
+        .one_of(&["max_position_embeddings", "n_positions"], Keys::count)?
         .map_or(family.max_position_embeddings, |(n, _)| n);
     let heads_keys = ["num_attention_heads", "n_head", "n_heads", "num_heads"];
-    let num_heads = text.one_of(&heads_keys, |keys, key| keys.count32(key))?.map_or(family.num_heads, |(n, _)| n);
+    let num_heads = text.one_of(&heads_keys, Keys::count32)?.map_or(family.num_heads, |(n, _)| n);
     if num_heads > MAX_HEADS {
         return Err(text.wrong("num_attention_heads", format!("must be at most {MAX_HEADS}, got {num_heads}")));
     }
@@ -235,15 +231,15 @@ fn refuse_other_positions(text: &Keys<'_>, family: &Family) -> Result<()> {
     if text.flag("alibi")? == Some(true) {
         return Err(no_rope(text.path("alibi"), "is true: positions are known by ALiBi"));
     }
-    match text.text("position_embedding_type")? {
-        Some("rope" | "rotary") => Ok(()),
+    let key = "position_embedding_type";
+    match text.text(key)? {
         None if family.model_type == "granitemoehybrid" => {
-            Err(no_rope(text.path("position_embedding_type"), "is not stated, which for this type means no positions"))
+            Err(no_rope(text.path(key), "is not stated, which for this model type means no positions"))
         }
-        None => Ok(()),
+        None | Some("rope" | "rotary") => Ok(()),
         Some(other) => {
             let name: String = other.chars().take(40).collect();
-            Err(no_rope(text.path("position_embedding_type"), format!("is '{name}'")))
+            Err(no_rope(text.path(key), format!("is '{name}'")))
         }
     }
 }
@@ -276,7 +272,7 @@ fn num_kv_heads(text: &Keys<'_>, family: &Family, num_heads: u32) -> Result<u32>
 }
 
 fn divides(text: &Keys<'_>, key: &str, n: u32, num_heads: u32) -> Result<()> {
-    if num_heads % n == 0 {
+    if num_heads.is_multiple_of(n) {
         return Ok(());
     }
     let message = if text.has(key) { "must divide" } else { "is missing, and its default does not divide" };
@@ -295,7 +291,7 @@ fn head_dim(text: &Keys<'_>, family: &Family, num_heads: u32) -> Result<u32> {
         return Ok(family.head_dim);
     }
     let (hidden, key) = text
-        .one_of(&["hidden_size", "n_embd", "n_embed", "d_model"], |keys, key| keys.count32(key))?
+        .one_of(&["hidden_size", "n_embd", "n_embed", "d_model"], Keys::count32)?
         .unwrap_or((family.hidden_size, "hidden_size"));
     if hidden % num_heads != 0 {
         let message = format!("must be a multiple of the number of heads ({num_heads}), got {hidden}");
@@ -305,7 +301,7 @@ fn head_dim(text: &Keys<'_>, family: &Family, num_heads: u32) -> Result<u32> {
 }
 
 fn believable(text: &Keys<'_>, key: &str, width: u32) -> Result<u32> {
-    if width % 2 == 0 && width <= MAX_HEAD_DIM {
+    if width.is_multiple_of(2) && width <= MAX_HEAD_DIM {
         return Ok(width);
     }
     Err(text.wrong(key, format!("makes heads of {width} elements: must be even and at most {MAX_HEAD_DIM}")))

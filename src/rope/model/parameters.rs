@@ -1,4 +1,4 @@
-//! One object of RoPE parameters, flat, and the keys around it: what they say about the frequencies of a layer type.
+//! One object of rotary parameters, flat, and the keys around it: what they say about the frequencies of a layer type.
 
 use super::families::{Family, Form};
 use super::keys::Keys;
@@ -33,7 +33,7 @@ pub(super) fn rope_type<'a>(keys: &Keys<'a>) -> Result<Option<&'a str>> {
     Ok(keys.one_of(&["rope_type", "type"], read)?.map(|(name, _)| name))
 }
 
-/// Reads the parameters of one layer type. Without an object, unscaled RoPE is meant.
+/// Reads the parameters of one layer type. Without an object, unscaled frequencies are meant.
 pub(super) fn read(keys: Option<Keys<'_>>, around: &Around<'_>) -> Result<RopeParameters> {
     let theta = theta(keys, around)?;
     let kind = match &keys {
@@ -123,7 +123,7 @@ fn rotary_dim(keys: Option<Keys<'_>>, around: &Around<'_>, kind: &str) -> Result
         None => None,
     };
     let spellings = ["partial_rotary_factor", "rotary_pct", "rope_pct"];
-    let outer = text.one_of(&spellings, |keys, key| keys.number(key))?.map(|(x, key)| (x, text.path(key)));
+    let outer = text.one_of(&spellings, Keys::number)?.map(|(x, key)| (x, text.path(key)));
     if let (true, Some((a, inside)), Some((b, outside))) = (around.must_agree, &inner, &outer)
         && a.to_bits() != b.to_bits()
     {
@@ -150,7 +150,7 @@ fn rotary_dim(keys: Option<Keys<'_>>, around: &Around<'_>, kind: &str) -> Result
     if family.partial.is_none() && width != *head_dim {
         return wrong(&path, format!("turns {width} of {head_dim} elements, but '{}' turns all", family.model_type));
     }
-    if width < 2 || width % 2 != 0 || width > *head_dim {
+    if width < 2 || !width.is_multiple_of(2) || width > *head_dim {
         let rule = format!("makes {width} of {head_dim} elements turn: must be even, and between 2 and head_dim");
         return wrong(&path, rule);
     }

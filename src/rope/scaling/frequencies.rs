@@ -40,12 +40,16 @@ fn powers(base: f32, width: u32, d: u32) -> Vec<f32> {
 }
 
 fn reciprocals(mut xs: Vec<f32>) -> Vec<f32> {
-    xs.iter_mut().for_each(|x| *x = 1.0 / *x);
+    for x in &mut xs {
+        *x = 1.0 / *x;
+    }
     xs
 }
 
 fn divided(mut xs: Vec<f32>, by: f64) -> Vec<f32> {
-    xs.iter_mut().for_each(|x| *x /= by as f32);
+    for x in &mut xs {
+        *x /= by as f32;
+    }
     xs
 }
 
@@ -57,7 +61,7 @@ fn dynamic_base(rope: &RopeParameters, factor: f64, max: u64, seq_len: Option<u6
     match seq_len {
         Some(length) if length > max => {
             let stretched = factor as f32 * length as f32 / max as f32 - (factor - 1.0) as f32;
-            let growth = f64::from(stretched).powf(f64::from(exponent as f32)) as f32;
+            let growth = f64::from(stretched).powf(exponent) as f32;
             growth * rope.theta as f32
         }
         _ => {

@@ -27,7 +27,7 @@ const MAX_WIDTH: u32 = 65_536;
 #[serde(tag = "rope_type", rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Scaling {
-    /// ω_i = θ^(−2i/d), as in the RoPE paper (Su et al., 2021).
+    /// ω_i = θ^(−2i/d), as first published (Su et al., 2021).
     Default,
     /// Position interpolation: ω/factor (Chen et al., 2023).
     Linear {
@@ -146,7 +146,7 @@ pub struct Frequencies {
 }
 
 impl RopeParameters {
-    /// Unscaled RoPE over the whole head. The fields are public: change what differs.
+    /// Unscaled, over the whole head. The fields are public: change what differs.
     pub fn new(theta: f64, head_dim: u32) -> Self {
         Self { theta, head_dim, rotary_dim: head_dim, scaling: Scaling::Default, query_scaling: None }
     }
@@ -190,7 +190,7 @@ impl RopeParameters {
         if self.head_dim == 0 || self.head_dim > MAX_WIDTH {
             return Err(wrong("head_dim", format!("must be 1 to {MAX_WIDTH}, got {}", self.head_dim)));
         }
-        if self.rotary_dim < 2 || self.rotary_dim % 2 != 0 || self.rotary_dim > self.head_dim {
+        if self.rotary_dim < 2 || !self.rotary_dim.is_multiple_of(2) || self.rotary_dim > self.head_dim {
             let rule = format!("must be even and between 2 and head_dim ({}), got {}", self.head_dim, self.rotary_dim);
             return Err(wrong("rotary_dim", rule));
         }

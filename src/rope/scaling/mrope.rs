@@ -1,4 +1,4 @@
-//! Multimodal RoPE: which of three position axes a pair follows.
+//! Multimodal rotary embedding: which of three position axes a pair follows.
 
 use serde::Serialize;
 

@@ -76,6 +76,12 @@ fn eight_published_models_within_two_ulp() {
     check(include_str!("../../../../tests/data/rope_configs.json"));
 }
 
+/// Made by `tests/data/make_rope_more.py`.
+#[test]
+fn further_published_models_within_two_ulp() {
+    check(include_str!("../../../../tests/data/rope_more.json"));
+}
+
 #[test]
 fn every_shipped_configuration_has_a_valid_spec() {
     for name in SHIPPED {
