@@ -78,7 +78,7 @@ CASES = {
         torch_dtype="bfloat16"),
     "llama-4-scout": dict(model_type="llama4", text_config=dict(model_type="llama4_text", head_dim=128, hidden_size=5120,
         num_attention_heads=40, num_key_value_heads=8, max_position_embeddings=10485760, rope_theta=500000.0,
-        rope_scaling=dict(factor=16.0, high_freq_factor=1.0, low_freq_factor=1.0 / 2, rope_type="llama3",
+        rope_scaling=dict(factor=16.0, high_freq_factor=1.0, low_freq_factor=1.0, rope_type="llama3",
         original_max_position_embeddings=8192), torch_dtype="bfloat16")),
     "olmo-2-7b": dict(model_type="olmo2", hidden_size=4096, num_attention_heads=32, num_key_value_heads=32,
         max_position_embeddings=4096, rope_theta=500000, rope_scaling=None, torch_dtype="float32"),

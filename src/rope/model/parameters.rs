@@ -157,7 +157,7 @@ fn rotary_dim(keys: Option<Keys<'_>>, around: &Around<'_>, kind: &str) -> Result
     Ok((width, path, fraction))
 }
 
-/// The key `rotary_dim`, which GPT-J and CodeGen always have.
+/// The key `rotary_dim`, which GPT-J and `CodeGen` always have.
 fn rotary_width(text: &Keys<'_>, family: &Family) -> Result<Option<u32>> {
     if !matches!(family.model_type, "gptj" | "codegen") {
         return text.count32("rotary_dim");
@@ -216,6 +216,7 @@ fn scaling(keys: &Keys<'_>, around: &Around<'_>, kind: &str, fraction: f64) -> R
             original_max_position_embeddings,
             beta_fast: or("beta_fast", 32.0)?,
             beta_slow: or("beta_slow", 1.0)?,
+            // Of nested parameters transformers 5.23 does not read this key; here it means what it says.
             truncate: keys.flag("truncate")?.unwrap_or(true),
             attention_factor: keys.number("attention_factor")?,
             mscale: keys.number("mscale")?,

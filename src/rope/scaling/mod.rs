@@ -1,9 +1,11 @@
-//! From `rope_parameters` to frequencies: what every scaling type of `config.json` does to inv_freq and to cos and sin.
+//! From `rope_parameters` to frequencies: what every scaling type of `config.json` does to `inv_freq` and to cos and sin.
 //!
-//! The formulas are those of the papers as transformers evaluates them, in the same precision and order, so that the
-//! f32 frequencies agree to the last bit wherever `pow` itself does (its vectorised `pow` is not correctly rounded; ours
-//! is computed in f64 and rounded once). What changes with the sequence length, `dynamic` and `longrope`, is a
-//! function of it here and never a state.
+//! The formulas are those of the papers as transformers evaluates them, in the same precision and order. Given the powers
+//! of θ that `PyTorch` computes, 1200 random parameter sets (all types but `proportional`) agree with transformers 5.23 in
+//! every bit. `PyTorch`'s vectorised f32 `pow` is not correctly rounded, though, and differs between machines; ours is
+//! computed in f64 and rounded once. That makes 0 or 1 ulp in all 42 configurations of `tests/data`. It can be
+//! more where a subtraction cancels, at the beginning of `llama3`'s blend (6 ulp seen in random sets).
+//! What changes with the sequence length, `dynamic` and `longrope`, is a function of it here and never a state.
 //!
 //! On purpose not here: reading JSON (that is [`model`](super::model)), and positions of several axes beyond saying which
 //! axis a pair follows ([`Mrope`]).
@@ -27,7 +29,7 @@ const MAX_WIDTH: u32 = 65_536;
 #[serde(tag = "rope_type", rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Scaling {
-    /// ω_i = θ^(−2i/d), as first published (Su et al., 2021).
+    /// Pair i of d/2 turns by θ^(−2i/d) per position, as first published (Su et al., 2021).
     Default,
     /// Position interpolation: ω/factor (Chen et al., 2023).
     Linear {
@@ -41,7 +43,7 @@ pub enum Scaling {
         /// Tokens up to which nothing changes.
         max_position_embeddings: u64,
     },
-    /// YaRN (Peng et al., 2023): low frequencies interpolated, high ones kept, a ramp between; cos and sin scaled.
+    /// `YaRN` (Peng et al., 2023): low frequencies interpolated, high ones kept, a ramp between; cos and sin scaled.
     Yarn {
         /// By how much longer the context becomes.
         factor: f64,
@@ -230,8 +232,10 @@ impl RopeParameters {
                 positive("factor", *factor)?;
                 positive("low_freq_factor", *low_freq_factor)?;
                 positive("high_freq_factor", *high_freq_factor)?;
-                if high_freq_factor <= low_freq_factor {
-                    let rule = format!("must be more than low_freq_factor ({low_freq_factor}), got {high_freq_factor}");
+                // Equal is fine, and Llama 4 Scout has it so: nothing lies between, and nothing is blended.
+                if high_freq_factor < low_freq_factor {
+                    let rule =
+                        format!("must not be less than low_freq_factor ({low_freq_factor}), got {high_freq_factor}");
                     return Err(wrong("high_freq_factor", rule));
                 }
                 count("original_max_position_embeddings", *original_max_position_embeddings)
@@ -274,4 +278,75 @@ fn positive(key: &str, x: f64) -> Result<()> {
 
 fn count(key: &str, n: u64) -> Result<()> {
     if n == 0 { Err(wrong(key, "must be at least 1 token, got 0")) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(rope: &RopeParameters) -> String {
+        let error = rope.frequencies(None).expect_err("should be refused");
+        assert_eq!(error.kind(), ErrorKind::Config);
+        error.subject().expect("has a subject").to_owned()
+    }
+
+    #[test]
+    fn wrong_fields_are_named() {
+        let rope = |theta, head_dim| RopeParameters::new(theta, head_dim);
+        assert_eq!(key(&rope(f64::NAN, 64)), "rope_theta");
+        assert_eq!(key(&rope(-1.0, 64)), "rope_theta");
+        assert_eq!(key(&rope(1e4, 0)), "head_dim");
+        assert_eq!(key(&rope(1e4, 63)), "rotary_dim");
+        assert_eq!(key(&rope(1e4, u32::MAX)), "head_dim");
+        let dynamic = Scaling::Dynamic { factor: 2.0, max_position_embeddings: 2048 };
+        assert_eq!(key(&rope(1e4, 2).with_scaling(dynamic)), "rotary_dim");
+        assert_eq!(key(&rope(1e4, 64).with_scaling(Scaling::Linear { factor: f64::INFINITY })), "factor");
+        let lists = Scaling::LongRope {
+            short_factor: vec![1.0; 32],
+            long_factor: vec![1.0; 31],
+            original_max_position_embeddings: 4096,
+            factor: 1.0,
+            attention_factor: None,
+        };
+        assert_eq!(key(&rope(1e4, 64).with_scaling(lists)), "long_factor");
+        let wide = Scaling::Proportional { factor: 1.0, partial_rotary_factor: 1.5 };
+        assert_eq!(key(&rope(1e4, 64).with_scaling(wide)), "partial_rotary_factor");
+    }
+
+    #[test]
+    fn dynamic_changes_only_beyond_the_context() {
+        let scaling = Scaling::Dynamic { factor: 2.0, max_position_embeddings: 2048 };
+        let rope = RopeParameters::new(1e4, 128).with_scaling(scaling);
+        let plain = RopeParameters::new(1e4, 128).frequencies(None).unwrap();
+        for length in [None, Some(0), Some(2048)] {
+            assert_eq!(rope.frequencies(length).unwrap(), plain);
+        }
+        assert_ne!(rope.frequencies(Some(2049)).unwrap(), plain);
+    }
+
+    #[test]
+    fn equal_llama3_bounds_blend_nothing() {
+        let scaling = |high_freq_factor| Scaling::Llama3 {
+            factor: 16.0,
+            low_freq_factor: 1.0,
+            high_freq_factor,
+            original_max_position_embeddings: 8192,
+        };
+        let plain = RopeParameters::new(5e5, 128).frequencies(None).unwrap();
+        let scaled = RopeParameters::new(5e5, 128).with_scaling(scaling(1.0)).frequencies(None).unwrap();
+        let ratios = scaled.inv_freq.iter().zip(&plain.inv_freq).map(|(a, b)| b / a);
+        assert!(
+            ratios.clone().is_sorted() && ratios.clone().all(|r| [1.0, 16.0].contains(&r)),
+            "{:?}",
+            ratios.collect::<Vec<_>>()
+        );
+        assert_eq!(key(&RopeParameters::new(5e5, 128).with_scaling(scaling(0.5))), "high_freq_factor");
+    }
+
+    #[test]
+    fn queries_are_scaled_from_the_original_context_on() {
+        let scaling = QueryScaling { beta: 0.1, original_max_position_embeddings: 100 };
+        assert!((scaling.factor(99) - 1.0).abs() < f64::EPSILON);
+        assert!((scaling.factor(250) - (1.0 + 0.1 * 3f64.ln())).abs() < 1e-15);
+    }
 }
