@@ -43,8 +43,8 @@ pub(super) struct Nvrtc {
     api: Api,
     path: PathBuf,
     identity: String,
-    // Never dropped: the functions above point into it.
-    _library: Library,
+    // Never dropped: the functions above point into the first.
+    _libraries: (Library, Vec<Library>),
 }
 
 impl Nvrtc {
@@ -87,6 +87,8 @@ impl Nvrtc {
     }
 
     fn open(file: &Path) -> Result<Self, String> {
+        // NVRTC opens its builtins by their bare name, which the loader finds if they are open already.
+        let builtins = file.parent().map(builtins).unwrap_or_default();
         // SAFETY: NVRTC's initialisers have no requirements; a file of that name is taken to be NVRTC.
         let library = unsafe { Library::new(file) }.map_err(|e| e.to_string())?;
         macro_rules! symbol {
@@ -115,7 +117,7 @@ impl Nvrtc {
         // NVRTC does not tell its build; the size of its file does.
         let build = fs_err::metadata(&path).map_or(0, |m| m.len());
         let identity = format!("nvrtc {major}.{minor} ({build} bytes)");
-        Ok(Self { api, path, identity, _library: library })
+        Ok(Self { api, path, identity, _libraries: (library, builtins) })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -230,6 +232,16 @@ fn candidates() -> Vec<PathBuf> {
         all.extend(NAMES.iter().map(|n| library.join(n)).filter(|p| p.is_file()));
     }
     all
+}
+
+/// Opens the builtins that lie beside an NVRTC.
+fn builtins(folder: &Path) -> Vec<Library> {
+    let is_builtins = |p: &PathBuf| {
+        let name = p.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("libnvrtc-builtins.so")
+    };
+    // SAFETY: they hold data for NVRTC and have no initialisers of note.
+    children(folder).into_iter().filter(is_builtins).filter_map(|p| unsafe { Library::new(p) }.ok()).collect()
 }
 
 fn children(folder: &Path) -> Vec<PathBuf> {

@@ -54,14 +54,26 @@ impl Kernels {
         Self { device, store, counters, slots: DashMap::new() }
     }
 
-    /// The kernel of a variant; compiled if it is nowhere.
-    pub fn obtain(&self, spec: &RopeSpec, class: Class, variant: Variant) -> Result<(Loaded, Origin)> {
+    /// The kernel of a variant; compiled if it is nowhere. `named` is the artifact that a choice names: it is looked for
+    /// first, since that asks no compiler for its version.
+    pub fn obtain(
+        &self,
+        spec: &RopeSpec,
+        class: Class,
+        variant: Variant,
+        named: Option<Key>,
+    ) -> Result<(Loaded, Origin)> {
         self.in_slot(spec, class, variant, |source| {
+            if let Some(loaded) = named.and_then(|key| self.read(key, source, variant)) {
+                return Ok(Some((loaded, Origin::Disk)));
+            }
             let options = self.device.compile_options();
             let compiler = self.device.compiler()?;
             let fields = KeyFields::artifact(source, &options, &compiler, &self.device.facts().arch);
             let key = fields.key();
-            if let Some(loaded) = self.read(key, source, variant) {
+            if named != Some(key)
+                && let Some(loaded) = self.read(key, source, variant)
+            {
                 return Ok(Some((loaded, Origin::Disk)));
             }
             let binary = self.device.compile(source)?;
@@ -87,7 +99,7 @@ impl Kernels {
     }
 
     /// The kernel of a variant as the artifact `key`, if that is in memory or on disk and still what the variant needs.
-    /// Asks no compiler for its version, so none has to be there.
+    /// Never compiles.
     pub fn find(&self, spec: &RopeSpec, class: Class, variant: Variant, key: Key) -> Result<Option<(Loaded, Origin)>> {
         self.in_slot(spec, class, variant, |source| {
             Ok(self.read(key, source, variant).map(|loaded| (loaded, Origin::Disk)))

@@ -75,14 +75,13 @@ fn find_or_make(shared: &Shared, state: &RopeState, bucket: Bucket, class: Class
         && (record.tuned || blocking.is_none())
         && let Some(chosen) = legal_choice(shared, spec, class, bucket, &record)
     {
-        if let Some(key) = chosen.artifact
-            && let Some((loaded, origin)) = shared.kernels.find(spec, class, chosen.variant, key)?
-        {
-            return plan(loaded, chosen.variant, origin, record.tuned);
-        }
-        if shared.tuning != Tuning::Frozen {
-            // The choice stands, its kernel is gone or damaged: made again, not tuned again.
-            let (loaded, origin) = shared.kernels.obtain(spec, class, chosen.variant)?;
+        let found = match (shared.tuning, chosen.artifact) {
+            (Tuning::Frozen, None) => None,
+            (Tuning::Frozen, Some(key)) => shared.kernels.find(spec, class, chosen.variant, key)?,
+            // Where the choice's kernel is gone or damaged it is made again, not tuned again.
+            (_, named) => Some(shared.kernels.obtain(spec, class, chosen.variant, named)?),
+        };
+        if let Some((loaded, origin)) = found {
             return plan(loaded, chosen.variant, origin, record.tuned);
         }
     }
@@ -93,7 +92,7 @@ fn find_or_make(shared: &Shared, state: &RopeState, bucket: Bucket, class: Class
         Some(budget) => tuning::tune(shared, state, class, bucket, budget, &AtomicBool::new(false)),
         None => {
             let default = default_variant(shared, spec, class, bucket);
-            let made = shared.kernels.obtain(spec, class, default);
+            let made = shared.kernels.obtain(spec, class, default, None);
             made.and_then(|(loaded, origin)| {
                 keep_default(shared, spec, bucket, class, default, &loaded);
                 plan(loaded, default, origin, false)
@@ -188,14 +187,7 @@ pub(super) fn prewarm(engine: &Engine, spec: &RopeSpec, bucket: Bucket, class: C
         && (record.tuned || !tune)
         && let Some(chosen) = legal_choice(shared, spec, class, bucket, &record)
     {
-        let found = match chosen.artifact {
-            Some(key) => shared.kernels.find(spec, class, chosen.variant, key)?,
-            None => None,
-        };
-        let (_, origin) = match found {
-            Some(found) => found,
-            None => shared.kernels.obtain(spec, class, chosen.variant)?,
-        };
+        let (_, origin) = shared.kernels.obtain(spec, class, chosen.variant, chosen.artifact)?;
         return Ok(Prewarmed { bucket, class, variant: chosen.variant, tuned: record.tuned, origin });
     }
     if tune {
@@ -207,7 +199,7 @@ pub(super) fn prewarm(engine: &Engine, spec: &RopeSpec, bucket: Bucket, class: C
         return Ok(done);
     }
     let default = default_variant(shared, spec, class, bucket);
-    let (loaded, origin) = shared.kernels.obtain(spec, class, default)?;
+    let (loaded, origin) = shared.kernels.obtain(spec, class, default, None)?;
     keep_default(shared, spec, bucket, class, default, &loaded);
     Ok(Prewarmed { bucket, class, variant: default, tuned: false, origin })
 }

@@ -101,7 +101,7 @@ fn compile_all(
     let results: Vec<Mutex<Option<Result<Loaded>>>> = (0..total).map(|_| Mutex::new(None)).collect();
     let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(total);
-    let variants: Vec<_> = candidates.iter().map(|c| c.variant).collect();
+    let wanted: Vec<_> = candidates.iter().map(|c| (c.variant, c.artifact)).collect();
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
@@ -110,7 +110,8 @@ fn compile_all(
                     if i >= total || stop.load(Relaxed) {
                         return;
                     }
-                    let made = shared.kernels.obtain(&state.spec, class, variants[i]).map(|(loaded, _)| loaded);
+                    let (variant, named) = wanted[i];
+                    let made = shared.kernels.obtain(&state.spec, class, variant, named).map(|(loaded, _)| loaded);
                     *results[i].lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
                     let done = done.fetch_add(1, Relaxed) + 1;
                     shared.tell(&Progress::Compiled { spec: &state.spec, bucket, done, total });

@@ -1,5 +1,7 @@
 //! One call on any device, and what must come out of it, element by element.
 
+#![allow(unsafe_code)] // tensors at raw addresses: what a library around other memory does
+
 use ropejit::args::{Args, Operand, PositionIds, Positions, Tables, Tensor};
 use ropejit::rope::{Layout, reference};
 use ropejit::{DType, Engine, Origin, PositionForm, RopeSpec, Stream};
@@ -102,7 +104,7 @@ impl Data {
         let (width, half) = (spec.table_width() as usize, spec.rotary_dim as usize / 2);
         let rows = case.offset + case.tokens + 5;
         let tables = if case.table_per_sequence { case.batch } else { 1 };
-        let mut table = || vec![0u8; tables * rows * width * spec.table.dtype.size()];
+        let table = || vec![0u8; tables * rows * width * spec.table.dtype.size()];
         let (mut cos, mut sin) = (table(), table());
         for row in 0..tables * rows {
             for i in 0..half {

@@ -1,1 +1,97 @@
-//! GPU
+//! On a real GPU. Without one, every test here says that it was skipped.
+
+use std::io::Write as _;
+
+use ropejit::engine::ChoiceMeta;
+use ropejit::jit::Bucket;
+use ropejit::store::Kind;
+use ropejit::{DType, DeviceChoice, Engine, ErrorKind, Layout, Origin, PositionForm, RopeSpec, Tuning};
+
+use crate::cases::{Case, Data, Order, assert_bits, assert_near, run};
+
+/// An engine on the first GPU. `None`, and a line that no test harness hides, where there is none.
+fn engine(test: &str, tuning: Tuning) -> Option<Engine> {
+    match Engine::builder().device(DeviceChoice::Cuda(0)).in_memory().tuning(tuning).build() {
+        Ok(engine) => Some(engine),
+        Err(e) if e.kind() == ErrorKind::DeviceUnavailable && std::env::var_os("ROPEJIT_REQUIRE_GPU").is_none() => {
+            let _ = writeln!(std::io::stderr(), "SKIPPED gpu::{test}: no GPU on this machine");
+            None
+        }
+        Err(e) => panic!("{e}"),
+    }
+}
+
+#[test]
+fn the_grid_is_bit_exact_and_near_f64() {
+    let Some(engine) = engine("the_grid_is_bit_exact_and_near_f64", Tuning::Never) else { return };
+    for (i, case) in crate::host::grid().iter().enumerate() {
+        let data = Data::new(case, i as u64);
+        let (_, got) = run(&engine, case, &data).unwrap_or_else(|e| panic!("{e}\n{case:?}"));
+        assert_bits(case, &got, &data.expected);
+        assert_near(case, &got, &data);
+    }
+}
+
+#[test]
+fn equals_transformers_eager() {
+    let Some(engine) = engine("equals_transformers_eager", Tuning::Never) else { return };
+    assert!(crate::eager::check_all(&engine) >= 6);
+}
+
+#[test]
+fn every_candidate_of_every_tuning_is_bit_equal_and_the_winner_is_right() {
+    let Some(engine) = engine("every_candidate_of_every_tuning_is_bit_equal", Tuning::BLOCKING) else { return };
+    let mut cases = Vec::new();
+    for dtype in DType::ALL {
+        for tokens in [1, 300] {
+            cases.push(Case::new(RopeSpec::new(dtype, 128, 32, 8), 1, tokens));
+        }
+    }
+    cases.push(Case { order: Order::Bhsd, ..Case::new(RopeSpec::new(DType::BF16, 96, 8, 2), 2, 129) });
+    cases.push(Case { order: Order::Packed, ..Case::new(RopeSpec::new(DType::F16, 64, 12, 4), 3, 77) });
+    cases.push(Case { order: Order::Odd, in_place: true, ..Case::new(RopeSpec::new(DType::BF16, 80, 5, 5), 2, 19) });
+    for (i, case) in cases.iter().enumerate() {
+        let data = Data::new(case, i as u64);
+        let (origin, got) = run(&engine, case, &data).unwrap_or_else(|e| panic!("{e}\n{case:?}"));
+        assert_eq!(origin, Origin::Tuned);
+        assert_bits(case, &got, &data.expected);
+    }
+    let records = engine.store().list(Kind::Choice).expect("listed");
+    assert_eq!(records.len(), cases.len());
+    for listed in records {
+        let meta: ChoiceMeta = serde_json::from_slice(&listed.entry.expect("sound").meta).expect("readable");
+        assert!(meta.record.tuned && meta.record.copy_ns.is_some());
+        for c in &meta.record.candidates {
+            assert_eq!(c.bit_equal, Some(true), "{} for {}: {:?}", c.variant, meta.spec, c.dropped);
+            assert!(!c.samples_ns.is_empty(), "{} was not measured", c.variant);
+        }
+    }
+}
+
+#[test]
+fn a_position_outside_the_table_becomes_nan_and_is_reported_once() {
+    let Some(engine) = engine("a_position_outside_the_table_becomes_nan", Tuning::Never) else { return };
+    crate::engine::positions_outside(&engine);
+}
+
+#[test]
+fn sixty_four_threads_compile_once() {
+    let Some(engine) = engine("sixty_four_threads_compile_once", Tuning::BLOCKING) else { return };
+    crate::engine::sixty_four_threads(&engine);
+}
+
+#[test]
+fn more_than_two_to_the_thirty_one_elements() {
+    let Some(engine) = engine("more_than_two_to_the_thirty_one_elements", Tuning::Never) else { return };
+    // 2^31 + 2^21 elements of q, in place; head 0 of the last tokens is checked.
+    let (tokens, heads, dim) = ((1 << 19) + 512, 32, 128);
+    let free = engine.device().free_memory().expect("known");
+    if free < 6 << 30 {
+        let _ = writeln!(std::io::stderr(), "SKIPPED gpu::more_than_two_to_the_thirty_one_elements: 6 GiB are not free");
+        return;
+    }
+    let spec = RopeSpec::new(DType::BF16, dim as u32, heads as u32, 0).with_positions(PositionForm::Ids32);
+    crate::engine::last_tokens(&engine, &spec, Layout::bshd(1, tokens, heads, dim));
+    crate::engine::last_tokens(&engine, &spec, Layout::bhsd(1, heads, tokens, dim));
+    assert_eq!(Bucket::of(tokens as u64).tokens(), 1 << 20);
+}

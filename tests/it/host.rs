@@ -1,8 +1,6 @@
 //! The host device: the same templates, compiled by the system's C++ compiler. Needs a C++ compiler.
 
-use ropejit::jit::{Class, Variant, variant};
-use ropejit::rope::{Direction, PairStyle};
-use ropejit::{DType, DeviceChoice, Engine, Origin, PositionForm, RopeSpec, Rounding, TableWidth, Tuning};
+use ropejit::{DType, DeviceChoice, Engine, PositionForm, RopeSpec, Rounding, TableWidth, Tuning};
 
 use crate::cases::{Case, Data, Order, assert_bits, assert_near, run};
 

@@ -1,1 +1,60 @@
-//! GPU
+//! NVRTC without a GPU: every variant of the space really compiles, to what it should. Needs NVRTC (`make nvrtc`).
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use ropejit::device::Target;
+use ropejit::jit::render::{Dialect, render};
+use ropejit::jit::{Bucket, Class, variant};
+use ropejit::{DType, PositionForm, RopeSpec, Rounding};
+
+/// Sources of all variants for a spread of specs, layouts and buckets.
+fn sources() -> BTreeSet<String> {
+    let mut specs = Vec::new();
+    for dtype in DType::ALL {
+        specs.push(RopeSpec::new(dtype, 128, 32, 8));
+    }
+    specs.push(RopeSpec::new(DType::BF16, 80, 32, 32).with_rounding(Rounding::PerOp));
+    specs.push(RopeSpec::new(DType::BF16, 256, 16, 8).with_positions(PositionForm::Ids64));
+    specs.push(RopeSpec::new(DType::F16, 64, 32, 8).with_positions(PositionForm::Ids32));
+    let mut all = BTreeSet::new();
+    for spec in specs {
+        for head_major in [false, true] {
+            let class = Class::contiguous(&spec, head_major, true);
+            for tokens in [1, 8192] {
+                for v in variant::space(&spec, class, Bucket::of(tokens), Dialect::Cuda) {
+                    all.insert(render(Dialect::Cuda, &spec, class, v));
+                }
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn every_variant_compiles_without_fma_or_spill() {
+    let sources: Vec<String> = sources().into_iter().collect();
+    let next = AtomicUsize::new(0);
+    for arch in ["sm_80", "sm_90", "sm_100"] {
+        let target = Target::new(arch).expect("a known architecture");
+        next.store(0, Relaxed);
+        std::thread::scope(|scope| {
+            for _ in 0..std::thread::available_parallelism().map_or(1, std::num::NonZero::get) {
+                scope.spawn(|| {
+                    while let Some(source) = sources.get(next.fetch_add(1, Relaxed)) {
+                        let (binary, log) = target
+                            .compile_with(source, &["--ptxas-options=-v"])
+                            .unwrap_or_else(|e| panic!("{arch}: {e}"));
+                        let ptx = String::from_utf8_lossy(&binary.ptx);
+                        assert!(!ptx.contains("fma.") && !ptx.contains("mad.f"), "{arch}: fused operations\n{source}");
+                        assert!(!ptx.contains(".approx"), "{arch}: an approximation\n{source}");
+                        assert!(!ptx.contains(".local"), "{arch}: local memory\n{source}");
+                        assert!(log.contains("0 bytes spill stores, 0 bytes spill loads"), "{arch}: {log}\n{source}");
+                        assert!(binary.image.starts_with(b"\x7fELF"), "{arch}: no cubin");
+                    }
+                });
+            }
+        });
+    }
+    println!("{} kernels for each of three architectures", sources.len());
+}

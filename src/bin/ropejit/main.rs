@@ -1,1 +1,76 @@
-fn main() {}
+//! The `ropejit` command: everything here uses the crate's public API only.
+
+mod demo;
+mod doctor;
+mod inspect;
+mod model;
+mod output;
+mod prewarm;
+mod run;
+mod spec;
+mod workload;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use ropejit::ErrorKind;
+
+/// Autotuning JIT service for rotary position embedding (RoPE) kernels.
+///
+/// Kernels are compiled for one model's RoPE, tuned on the GPU they run on, and kept in a cache folder, so that later
+/// processes neither compile nor tune. Without a GPU the same path runs on the processor.
+#[derive(Parser)]
+#[command(version, after_help = "\
+Examples:
+  ropejit demo                                           what it is about, in a minute
+  ropejit prewarm --model config.json --tokens 1,8192    fill the cache at deploy time
+  ropejit prewarm --model llama-3.1-8b --arch sm_90      the same where there is no GPU
+  ropejit inspect                                        what was chosen
+  ropejit run --model llama-3.1-8b --tokens 8192         one application, checked and timed
+
+Environment:
+  ROPEJIT_CACHE_DIR   the cache folder
+  ROPEJIT_TUNING      background, blocking, never or frozen
+  ROPEJIT_DEVICE      auto, cuda, cuda:N or host
+  ROPEJIT_NVRTC       the file of the NVRTC library
+  ROPEJIT_LOG         what is logged to stderr, such as debug or ropejit=info (default: warn)")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Demo(demo::Demo),
+    Run(run::Run),
+    Prewarm(prewarm::Prewarm),
+    Inspect(inspect::Inspect),
+    Model(model::Model),
+    Doctor(doctor::Doctor),
+}
+
+fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("ROPEJIT_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .init();
+    let done = match Cli::parse().command {
+        Command::Demo(command) => command.run(),
+        Command::Run(command) => command.run(),
+        Command::Prewarm(command) => command.run(),
+        Command::Inspect(command) => command.run(),
+        Command::Model(command) => command.run(),
+        Command::Doctor(command) => command.run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::from(if e.kind() == ErrorKind::InvalidArgument { 2 } else { 1 })
+        }
+    }
+}

@@ -1,0 +1,44 @@
+# `make demo` and `make test` are all that a fresh machine needs: Rust, make and Python 3 with pip.
+
+CARGO ?= cargo
+# The newest NVRTC whose PTX the oldest driver of CUDA 13 can load.
+NVRTC_PACKAGE := nvidia-cuda-nvrtc==13.0.88
+BIN := target/release/ropejit
+
+.PHONY: help build nvrtc demo test lint gpu-bundle clean
+
+help:
+	@echo "make demo        what it is about, in a minute (no GPU needed)"
+	@echo "make test        all tests that need no GPU"
+	@echo "make lint        format, clippy, documentation, feature combinations"
+	@echo "make gpu-bundle  stripped binaries and a script in .gpu/, for a GPU host without a toolchain"
+
+build:
+	$(CARGO) build --release
+
+# NVRTC from PyPI, into .venv, where none is found.
+nvrtc: build
+	@$(BIN) doctor --require nvrtc >/dev/null 2>&1 || { \
+		echo "NVRTC was not found, fetching $(NVRTC_PACKAGE) into .venv"; \
+		python3 -m venv .venv && .venv/bin/pip install --quiet --disable-pip-version-check '$(NVRTC_PACKAGE)' \
+		&& $(BIN) doctor --require nvrtc >/dev/null; }
+
+demo: nvrtc
+	@$(BIN) demo
+
+test: nvrtc
+	$(CARGO) test --release --all-targets
+	$(CARGO) test --release --doc
+
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) clippy --no-default-features --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items
+
+gpu-bundle: nvrtc
+	scripts/gpu-bundle.sh
+
+clean:
+	$(CARGO) clean
+	rm -rf .gpu .venv

@@ -1,0 +1,60 @@
+//! `ropejit model`
+
+use clap::Args;
+use ropejit::{Result, RopeSpec};
+use serde_json::json;
+
+use crate::{output, spec};
+
+/// Print what was understood of a model's configuration: heads, dimensions, style, inv_freq, attention factor.
+#[derive(Args)]
+pub struct Model {
+    /// A Hugging Face config.json (or the folder that holds one), or the name of a configuration shipped with ropejit.
+    #[arg(value_name = "CONFIG.json")]
+    model: String,
+    /// Frequencies for sequences of this length (dynamic and longrope depend on it).
+    #[arg(long, value_name = "N", value_parser = spec::tokens)]
+    seq_len: Option<u64>,
+    /// Print one JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Model {
+    pub fn run(self) -> Result<()> {
+        let config = spec::load(&self.model)?;
+        let report = config.report(self.seq_len)?;
+        if self.json {
+            let mut document = serde_json::to_value(&report).unwrap_or_default();
+            document["stats"] = json!({});
+            return output::json(&document);
+        }
+        let spec: Option<RopeSpec> = config.layer_spec(config.layers.keys().next().map_or("default", |k| k)).ok();
+        for (name, value) in [
+            ("model type", report.model_type.clone()),
+            ("dtype", report.dtype.map_or_else(|| "not stated".into(), |d| d.to_string())),
+            ("heads", format!("{} q, {} kv", report.num_heads, report.num_kv_heads)),
+            ("head_dim", format!("{}, of which {} turn", report.head_dim, report.rotary_dim)),
+            ("longest", format!("{} tokens", report.max_position_embeddings)),
+            ("spec", spec.map_or_else(|| "differs by layer type".into(), |s| s.to_string())),
+        ] {
+            output::line(&format!("{name:<12}{value}"))?;
+        }
+        if let Some(mrope) = &report.mrope {
+            output::line(&format!("{:<12}{:?}", "mrope", mrope.sections))?;
+        }
+        for (name, layer) in &report.layers {
+            let f = &layer.frequencies.inv_freq;
+            let ends = match &f[..] {
+                [first, .., last] => format!("{first:e} … {last:e}"),
+                other => format!("{other:?}"),
+            };
+            output::line(&format!(
+                "{name}: {} frequencies {ends}, attention factor {}",
+                f.len(),
+                layer.frequencies.attention_factor
+            ))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,83 @@
+//! Data on stdout, everything else on stderr.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::time::Duration;
+
+use comfy_table::{Cell, CellAlignment, Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
+use ropejit::engine::Progress;
+use ropejit::{Error, ErrorKind, Result};
+use serde::Serialize;
+
+/// Prints one JSON document.
+pub fn json(document: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(document)
+        .map_err(|e| Error::new(ErrorKind::Io, "the result cannot be written as JSON").caused_by(e))?;
+    line(&text)
+}
+
+/// Prints a line of data. A reader that has gone away (`| head`) ends the program without an error.
+pub fn line(text: &str) -> Result<()> {
+    match writeln!(std::io::stdout().lock(), "{text}") {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(e) => Err(Error::new(ErrorKind::Io, "cannot be written to").subject_is("stdout").caused_by(e)),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// A table: `right` columns from the right are numbers.
+pub fn table(header: &[&str], rows: Vec<Vec<String>>, right: usize) -> Result<()> {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(header);
+    let numbers_from = header.len().saturating_sub(right);
+    for row in rows {
+        table.add_row(row.into_iter().enumerate().map(|(i, text)| {
+            let side = if i >= numbers_from { CellAlignment::Right } else { CellAlignment::Left };
+            Cell::new(text).set_alignment(side)
+        }));
+    }
+    line(&table.to_string())
+}
+
+/// Milliseconds for people.
+pub fn ms(ms: f64) -> String {
+    match ms {
+        _ if ms >= 100.0 => format!("{ms:.0} ms"),
+        _ if ms >= 1.0 => format!("{ms:.1} ms"),
+        _ => format!("{:.0} µs", ms * 1e3),
+    }
+}
+
+/// Microseconds for people.
+pub fn us(us: f64) -> String {
+    if us >= 1e3 { ms(us / 1e3) } else { format!("{us:.2} µs") }
+}
+
+/// A line on stderr that shows long work while it goes on; nothing where stderr is no terminal.
+pub fn spinner() -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new_spinner();
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg} {elapsed}") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
+}
+
+/// Shows an engine's progress in a spinner.
+pub fn show_on(bar: &ProgressBar) -> impl Fn(&Progress<'_>) + Send + Sync + 'static {
+    let bar = bar.clone();
+    move |progress| {
+        bar.set_message(match progress {
+            Progress::Compiled { spec, bucket, done, total } => {
+                format!("{spec}, {} tokens: compiled {done} of {total} candidates", bucket.tokens())
+            }
+            Progress::Measured { spec, bucket, rounds } => {
+                format!("{spec}, {} tokens: measured {rounds} rounds", bucket.tokens())
+            }
+            _ => return,
+        });
+    }
+}

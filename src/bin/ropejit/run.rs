@@ -1,0 +1,194 @@
+//! `ropejit run`
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::Args;
+use ropejit::engine::Serving;
+use ropejit::{Engine, Error, ErrorKind, Origin, Result, Stats, Stream, Tuning};
+use serde::Serialize;
+
+use crate::output;
+use crate::spec::SpecArgs;
+use crate::workload::Workload;
+
+/// Apply RoPE once to random data: checked against f64, timed, with the origin of the kernel.
+#[derive(Args)]
+pub struct Run {
+    #[command(flatten)]
+    spec: SpecArgs,
+    /// Tokens per sequence.
+    #[arg(long, value_parser = crate::spec::tokens, default_value = "8192")]
+    tokens: u64,
+    /// Sequences.
+    #[arg(long, default_value = "1", value_parser = clap::value_parser!(u64).range(1..=65_536))]
+    batch: u64,
+    /// q and k stored as [B,H,S,D] instead of [B,S,H,D].
+    #[arg(long)]
+    bhsd: bool,
+    /// When to compile and tune: background, blocking, never or frozen [default: ROPEJIT_TUNING, else background].
+    #[arg(long)]
+    tuning: Option<Tuning>,
+    /// Wait for background tuning before the steady state is timed.
+    #[arg(long)]
+    wait_tuned: bool,
+    /// Print one JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `run --json` prints.
+#[derive(Serialize, serde::Deserialize)]
+pub struct Report {
+    pub device: String,
+    pub arch: String,
+    pub spec: String,
+    pub batch: u64,
+    pub tokens: u64,
+    /// Where the first call's kernel came from.
+    pub origin: String,
+    /// What serves now.
+    pub variant: String,
+    pub tuned: bool,
+    /// Opening device and cache, milliseconds.
+    pub open_ms: f64,
+    /// From asking for the kernel to the first result, milliseconds.
+    pub first_result_ms: f64,
+    pub second_result_ms: f64,
+    /// One call in the steady state, device time in microseconds.
+    pub device_us: f64,
+    /// A device-to-device copy of the same bytes.
+    pub copy_us: f64,
+    /// `copy_us / device_us`.
+    pub ratio: f64,
+    pub max_error: f64,
+    pub allowed_error: f64,
+    pub stats: serde_json::Value,
+}
+
+impl Run {
+    pub fn run(self) -> Result<()> {
+        let bar = output::spinner();
+        let report = self.measure(&bar)?;
+        bar.finish_and_clear();
+        let right = report.max_error <= report.allowed_error;
+        if self.json {
+            output::json(&report)?;
+        } else {
+            self.print(&report)?;
+        }
+        if right {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Device,
+            format!("the result is wrong: off by {:.3e}, rounding explains {:.3e}", report.max_error, report.allowed_error),
+        )
+        .subject_is(report.spec))
+    }
+
+    fn measure(&self, bar: &indicatif::ProgressBar) -> Result<Report> {
+        let chosen = self.spec.choose(self.tokens)?;
+        let Some(chosen) = chosen.into_iter().next() else {
+            return Err(Error::argument("--model", "has no layer with RoPE"));
+        };
+        let opened = Instant::now();
+        let mut builder = Engine::builder().on_progress(output::show_on(bar));
+        if let Some(tuning) = self.tuning {
+            builder = builder.tuning(tuning);
+        }
+        let engine = builder.build()?;
+        let open_ms = millis(opened);
+        let work = Arc::new(Workload::new(&engine, &chosen, self.batch as usize, self.tokens as usize, self.bhsd)?);
+        engine.device().synchronize()?;
+
+        let asked = Instant::now();
+        let rope = engine.rope(&chosen.spec)?;
+        let origin = work.apply(&rope, Stream::DEFAULT)?;
+        engine.device().synchronize()?;
+        let first_result_ms = millis(asked);
+        let again = Instant::now();
+        work.apply(&rope, Stream::DEFAULT)?;
+        engine.device().synchronize()?;
+        let second_result_ms = millis(again);
+        let (max_error, allowed_error) = work.errors()?;
+        rope.check()?;
+
+        if self.wait_tuned {
+            engine.wait_tuned();
+        }
+        let steady = {
+            let (work, rope) = (Arc::clone(&work), rope.clone());
+            time(&engine, move |stream| work.apply(&rope, stream).map(drop))?
+        };
+        let copy = {
+            let (work, of) = (Arc::clone(&work), engine.clone());
+            time(&engine, move |stream| work.copy(&of, stream))?
+        };
+        let serving = rope.serving(self.batch * self.tokens, self.bhsd);
+        let stats: Stats = engine.stats();
+        Ok(Report {
+            device: engine.facts().name.clone(),
+            arch: engine.facts().arch.clone(),
+            spec: chosen.spec.to_string(),
+            batch: self.batch,
+            tokens: self.tokens,
+            origin: name(origin),
+            variant: serving.map_or_else(String::new, |s: Serving| s.variant.to_string()),
+            tuned: serving.is_some_and(|s| s.tuned),
+            open_ms,
+            first_result_ms,
+            second_result_ms,
+            device_us: steady / 1e3,
+            copy_us: copy / 1e3,
+            ratio: copy / steady,
+            max_error,
+            allowed_error,
+            stats: serde_json::to_value(stats).unwrap_or_default(),
+        })
+    }
+
+    fn print(&self, r: &Report) -> Result<()> {
+        let tuned = if r.tuned { "tuned" } else { "not tuned" };
+        let stat = |name: &str| r.stats.get(name).cloned().unwrap_or_default();
+        let rows = [
+            ("device", format!("{} ({})", r.device, r.arch)),
+            ("spec", r.spec.clone()),
+            ("tokens", format!("{} × {}", r.batch, r.tokens)),
+            ("kernel", format!("{} ({tuned}), first from {}", r.variant, r.origin)),
+            ("first result", output::ms(r.first_result_ms)),
+            ("second result", output::ms(r.second_result_ms)),
+            ("steady call", format!("{} on the device", output::us(r.device_us))),
+            ("copy of the same bytes", format!("{}, ratio {:.2}", output::us(r.copy_us), r.ratio)),
+            ("error", format!("{:.3e} (rounding explains {:.3e})", r.max_error, r.allowed_error)),
+            (
+                "stats",
+                format!(
+                    "compiles {}, tunings {}, memory hits {}, disk hits {}",
+                    stat("compiles"),
+                    stat("tunings"),
+                    stat("memory_hits"),
+                    stat("disk_hits")
+                ),
+            ),
+        ];
+        rows.iter().try_for_each(|(name, value)| output::line(&format!("{name:<24}{value}")))
+    }
+}
+
+fn millis(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}
+
+fn name(origin: Origin) -> String {
+    serde_json::to_value(origin).ok().and_then(|v| v.as_str().map(String::from)).unwrap_or_default()
+}
+
+/// The median device time of a launch, in nanoseconds.
+fn time(engine: &Engine, launch: impl Fn(Stream<'_>) -> Result<()> + Send + 'static) -> Result<f64> {
+    let launches = engine.device().measuring().launches.0;
+    let mut timer = engine.device().timer(launches, Box::new(move |_, stream| launch(stream)))?;
+    let mut samples = (0..11).map(|_| timer.sample()).collect::<Result<Vec<_>>>()?;
+    samples.sort_by(f64::total_cmp);
+    Ok(samples[samples.len() / 2])
+}

@@ -1,0 +1,164 @@
+//! Random q and k on the engine's device, with the tables of a model: something to run.
+
+#![allow(unsafe_code)] // tensors at addresses of memory that the workload owns
+
+use std::ffi::c_void;
+
+use ropejit::args::{Args, Input, Operand, PositionIds, Positions, Tables, Tensor};
+use ropejit::device::Memory;
+use ropejit::rope::scaling::{TableMode, cos_sin_table};
+use ropejit::rope::{Layout, reference};
+use ropejit::{DType, Engine, Origin, PositionForm, Result, Rope, RopeSpec, Stream};
+
+use crate::spec::Chosen;
+
+/// Tensors of one application.
+pub struct Workload {
+    spec: RopeSpec,
+    batch: usize,
+    tokens: usize,
+    layouts: [Layout; 2],
+    input: Box<dyn Memory>,
+    output: Box<dyn Memory>,
+    k_starts: usize,
+    table: [Box<dyn Memory>; 2],
+    ids: Box<dyn Memory>,
+}
+
+impl Workload {
+    /// Allocates and fills; q and k as `[B,S,H,D]`, or `[B,H,S,D]` when `head_major`.
+    pub fn new(engine: &Engine, chosen: &Chosen, batch: usize, tokens: usize, head_major: bool) -> Result<Self> {
+        let spec = chosen.spec.clone();
+        let device = engine.device();
+        let dim = spec.head_dim as usize;
+        let layouts = [spec.num_heads, spec.num_kv_heads].map(|heads| {
+            let heads = heads as usize;
+            if head_major { Layout::bhsd(batch, heads, tokens, dim) } else { Layout::bshd(batch, tokens, heads, dim) }
+        });
+        let size = spec.dtype.size();
+        let k_starts = (layouts[0].len() * size).next_multiple_of(256);
+        let bytes = k_starts + layouts[1].len() * size;
+        let (input, output) = (device.alloc(bytes)?, device.alloc(bytes)?);
+        let mut state = 0x2545_f491_4f6c_dd1d_u64;
+        let mut block = vec![0u8; bytes.min(8 << 20)];
+        for i in 0..block.len() / size {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            spec.dtype.write(&mut block, i, (state >> 40) as f32 / (1u64 << 22) as f32 - 2.0);
+        }
+        for at in (0..bytes).step_by(block.len().max(1)) {
+            input.upload(at, &block[..block.len().min(bytes - at)])?;
+        }
+        let (cos, sin) = cos_sin_table(&chosen.frequencies, 0..tokens as u64, TableMode::Accurate);
+        let half = spec.rotary_dim as usize / 2;
+        let table = [cos, sin].map(|values| {
+            let width = spec.table_width() as usize;
+            let mut bytes = vec![0u8; tokens * width * spec.table.dtype.size()];
+            for (row, values) in values.chunks_exact(half).enumerate() {
+                for i in 0..width {
+                    spec.table.dtype.write(&mut bytes, row * width + i, values[i % half]);
+                }
+            }
+            let memory = device.alloc(bytes.len())?;
+            memory.upload(0, &bytes)?;
+            Ok::<_, ropejit::Error>(memory)
+        });
+        let [cos, sin] = table;
+        let ids: Vec<u8> = match spec.positions {
+            PositionForm::Ids32 => (0..tokens as i32).flat_map(i32::to_ne_bytes).collect(),
+            _ => (0..tokens as i64).flat_map(i64::to_ne_bytes).collect(),
+        };
+        let memory = device.alloc(ids.len())?;
+        memory.upload(0, &ids)?;
+        Ok(Self { spec, batch, tokens, layouts, input, output, k_starts, table: [cos?, sin?], ids: memory })
+    }
+
+    /// Copies the inputs over the outputs on the device: the same bytes.
+    pub fn copy(&self, engine: &Engine, stream: Stream<'_>) -> Result<()> {
+        let bytes = self.input.bytes();
+        engine.device().copy((self.output.as_ref(), 0), (self.input.as_ref(), 0), bytes, stream)
+    }
+
+    /// Applies RoPE out of place.
+    pub fn apply(&self, rope: &Rope, stream: Stream<'_>) -> Result<Origin> {
+        let at = |memory: &dyn Memory, offset: usize| (memory.address() + offset as u64) as *mut c_void;
+        let (spec, width) = (&self.spec, self.spec.table_width() as usize);
+        let operand = |which: usize| {
+            let (offset, layout) = (which * self.k_starts, self.layouts[which]);
+            // SAFETY: both memories hold q at their start and k at `k_starts`, and live as long as `self`; what runs on
+            // them is waited for before they are freed.
+            let input = unsafe { Input::from_raw(at(self.input.as_ref(), offset), spec.dtype, layout) };
+            // SAFETY: as above.
+            let output = unsafe { Tensor::from_raw(at(self.output.as_ref(), offset), spec.dtype, layout) };
+            Operand::out_of_place(input, output)
+        };
+        let [cos, sin] = &self.table;
+        let args = Args {
+            q: operand(0),
+            k: (spec.num_kv_heads > 0).then(|| operand(1)),
+            // SAFETY: a row for each token.
+            tables: unsafe {
+                let strides = [0, width as i64];
+                Tables::from_raw(at(cos.as_ref(), 0), at(sin.as_ref(), 0), spec.table.dtype, self.tokens, width, strides)
+            },
+            positions: match spec.positions {
+                PositionForm::Implicit => Positions::Offset(0),
+                form => {
+                    let wide = form == PositionForm::Ids64;
+                    // SAFETY: a number for each token, shared by the batch.
+                    Positions::Ids(unsafe { PositionIds::from_raw(at(self.ids.as_ref(), 0), wide, [0, 1]) })
+                }
+            },
+        };
+        rope.apply(stream, &args)
+    }
+
+    /// The largest error against the f64 reference, and the largest that rounding to the dtype explains, over at most
+    /// 512 tokens spread over the whole.
+    pub fn errors(&self) -> Result<(f64, f64)> {
+        let (spec, size) = (&self.spec, self.spec.dtype.size());
+        let mut bytes = [vec![0u8; self.input.bytes()], vec![0u8; self.output.bytes()]];
+        self.input.download(0, &mut bytes[0])?;
+        self.output.download(0, &mut bytes[1])?;
+        let [cos, sin] = [0, 1].map(|i: usize| {
+            let mut bytes = vec![0u8; self.table[i].bytes()];
+            self.table[i].download(0, &mut bytes).map(|()| bytes)
+        });
+        let (cos, sin) = (cos?, sin?);
+        let (mut worst, mut allowed) = (0.0f64, 0.0f64);
+        let step = self.tokens.div_ceil(512).max(1);
+        for which in 0..2 {
+            let layout = &self.layouts[which];
+            for (b, s, h) in (0..self.batch).flat_map(|b| {
+                (0..self.tokens).step_by(step).flat_map(move |s| (0..layout.shape[2]).map(move |h| (b, s, h)))
+            }) {
+                let [sb, ss, sh, _] = layout.strides.map(|x| x as usize);
+                let start = which * self.k_starts / size + b * sb + s * ss + h * sh;
+                for pair in 0..spec.rotary_dim as usize / 2 {
+                    let entry = s * spec.table_width() as usize + pair;
+                    let cs = [&cos, &sin].map(|t| f64::from(spec.table.dtype.read(t, entry)));
+                    let (i, j) = reference::pair(spec, pair);
+                    let input = [i, j].map(|i| f64::from(spec.dtype.read(&bytes[0], start + i)));
+                    let want = reference::rotate_f64(spec.direction, (input[0], input[1]), (cs[0], cs[1]));
+                    for (i, want) in [(i, want.0), (j, want.1)] {
+                        let got = f64::from(spec.dtype.read(&bytes[1], start + i));
+                        worst = worst.max((got - want).abs());
+                        if !got.is_finite() {
+                            worst = f64::INFINITY;
+                        }
+                        allowed = allowed.max(want.abs());
+                    }
+                }
+            }
+        }
+        // One rounding is half a unit in the last place; rounding every operation is four times that.
+        let epsilon = match spec.dtype {
+            DType::F32 => 2f64.powi(-23),
+            DType::F16 => 2f64.powi(-11),
+            DType::BF16 => 2f64.powi(-8),
+        };
+        let roundings = if spec.rounding == ropejit::Rounding::PerOp { 4.0 } else { 1.0 };
+        Ok((worst, allowed * epsilon * roundings))
+    }
+}
