@@ -3,9 +3,7 @@
 
 #define ROPE_INLINE static inline
 #define ROPE_UNROLL
-
-struct alignas(16) uint4 { u32 x, y, z, w; };
-struct alignas(8) uint2 { u32 x, y; };
+#define ROPE_EACH_PAIR _Pragma("omp simd")
 
 ROPE_INLINE float mul(float a, float b) { return a * b; }
 ROPE_INLINE float add(float a, float b) { return a + b; }
@@ -43,9 +41,24 @@ ROPE_INLINE u16 f32_to_f16(float x) {
     return sign | (u16)((magnitude + 0xc8000000u + 0xfffu + odd) >> 13);
 }
 
-template <typename W> ROPE_INLINE W load(const W* p) { return *p; }
-template <typename W> ROPE_INLINE void store(W* p, W x) { *p = x; }
-template <typename W> ROPE_INLINE W load_constant(const W* p) { return *p; }
+// N elements; the compiler finds the widest access itself.
+template <typename T, u32 N, u32 WIDEST> struct Piece {
+    T elements[N];
+};
+
+template <typename T, u32 N, u32 WIDEST> ROPE_INLINE void load(Piece<T, N, WIDEST>& to, const T* at) {
+    __builtin_memcpy(to.elements, at, N * sizeof(T));
+}
+
+template <typename T, u32 N, u32 WIDEST> ROPE_INLINE void store(T* at, const Piece<T, N, WIDEST>& from) {
+    __builtin_memcpy(at, from.elements, N * sizeof(T));
+}
+
+template <typename T, u32 N, u32 WIDEST> ROPE_INLINE void load_constants(Piece<T, N, WIDEST>& to, const T* at) {
+    load(to, at);
+}
+
+template <typename T> ROPE_INLINE T load_constant(const T* at) { return *at; }
 
 #define ROPE_ENTRY                                                                                                    \
     extern "C" void rope_kernel(const RopeParams* p, u32 first_block, u32 last_block, u32 blocks) {                   \

@@ -41,43 +41,13 @@ constexpr u32 GROUPS = (ROPE_NUM_HEADS + ROPE_NUM_KV_HEADS) / HEADS;   // a thre
 
 static_assert(HALF % PAIRS == 0 && GROUPS * HEADS == ROPE_NUM_HEADS + ROPE_NUM_KV_HEADS, "illegal variant");
 
-template <int BYTES> struct WordOf;
-template <> struct WordOf<16> { typedef uint4 Type; };
-template <> struct WordOf<8> { typedef uint2 Type; };
-template <> struct WordOf<4> { typedef u32 Type; };
-template <> struct WordOf<2> { typedef u16 Type; };
-
-// N elements that are moved in words of at most WIDEST bytes, by which their address is aligned.
-template <typename T, u32 N, u32 WIDEST> struct Piece {
-    static constexpr u32 WORD_BYTES = N * sizeof(T) < WIDEST ? N * sizeof(T) : WIDEST;
-    static constexpr u32 WORDS = N * sizeof(T) / WORD_BYTES;
-    typedef typename WordOf<WORD_BYTES>::Type Word;
-    union {
-        Word words[WORDS];
-        T elements[N];
-    };
-};
-
-typedef Piece<Element, VEC, ROPE_WORD> Data;
-typedef Piece<TableElement, PAIRS, ROPE_TABLE_WORD> Entries;
-
-ROPE_INLINE Data load_piece(const Element* at) {
-    Data d;
-    ROPE_UNROLL for (u32 w = 0; w < Data::WORDS; ++w) d.words[w] = load((const Data::Word*)at + w);
-    return d;
-}
-
-ROPE_INLINE void store_piece(Element* at, const Data& d) {
-    ROPE_UNROLL for (u32 w = 0; w < Data::WORDS; ++w) store((Data::Word*)at + w, d.words[w]);
-}
-
 ROPE_INLINE float rounded(float x) { return ROPE_PER_OP ? widen(narrow(x)) : x; }
 
 // cos or sin of the thread's pairs.
 ROPE_INLINE void load_table(float (&values)[PAIRS], const TableElement* at) {
-    Entries e;
-    ROPE_UNROLL for (u32 w = 0; w < Entries::WORDS; ++w) e.words[w] = load_constant((const Entries::Word*)at + w);
-    ROPE_UNROLL for (u32 i = 0; i < PAIRS; ++i) values[i] = rounded(widen_table(e.elements[i]));
+    Piece<TableElement, PAIRS, ROPE_TABLE_WORD> entries;
+    load_constants(entries, at);
+    ROPE_EACH_PAIR for (u32 i = 0; i < PAIRS; ++i) values[i] = rounded(widen_table(entries.elements[i]));
 }
 
 // a' = a·c − b·s, b' = b·c + a·s; backward the transpose, that is −s.
@@ -130,7 +100,7 @@ ROPE_INLINE void rope_unit(const RopeParams& p, u32 unit) {
         table[t] = turns && (t == 0 || first + t < p.token_end) ? table_row(p, batch, first + t) : 0;
     }
 
-    Data a[TOKENS][HEADS], b[TOKENS][HEADS];
+    Piece<Element, VEC, ROPE_WORD> a[TOKENS][HEADS], b[TOKENS][HEADS];
     Element* out[TOKENS][HEADS];
     ROPE_UNROLL for (u32 h = 0; h < HEADS; ++h) {
         u32 head = group + h * GROUPS;
@@ -148,8 +118,8 @@ ROPE_INLINE void rope_unit(const RopeParams& p, u32 unit) {
             const Element* from = in + (first + t) * in_token;
             out[t][h] = to + (first + t) * out_token;
             if (t == 0 || first + t < p.token_end) {
-                a[t][h] = load_piece(from + at_a);
-                if (two) b[t][h] = load_piece(from + at_b);
+                load(a[t][h], from + at_a);
+                if (two) load(b[t][h], from + at_b);
             }
         }
     }
@@ -166,7 +136,7 @@ ROPE_INLINE void rope_unit(const RopeParams& p, u32 unit) {
         }
         ROPE_UNROLL for (u32 h = 0; h < HEADS; ++h) {
             if (turns) {
-                ROPE_UNROLL for (u32 i = 0; i < PAIRS; ++i) {
+                ROPE_EACH_PAIR for (u32 i = 0; i < PAIRS; ++i) {
 #if ROPE_INTERLEAVED
                     rotate(a[t][h].elements[2 * i], a[t][h].elements[2 * i + 1], c[i], s[i]);
 #else
@@ -174,8 +144,8 @@ ROPE_INLINE void rope_unit(const RopeParams& p, u32 unit) {
 #endif
                 }
             }
-            store_piece(out[t][h] + at_a, a[t][h]);
-            if (two) store_piece(out[t][h] + at_b, b[t][h]);
+            store(out[t][h] + at_a, a[t][h]);
+            if (two) store(out[t][h] + at_b, b[t][h]);
         }
     }
 }

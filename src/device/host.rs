@@ -104,7 +104,7 @@ impl Device for Host {
     }
 
     fn measuring(&self) -> Measuring {
-        Measuring { launches: (1, 64), sample_ns: 2e6, scratch_bytes: 16 << 20 }
+        Measuring { launches: (1, 64), sample_ns: 10e6, scratch_bytes: 64 << 20 }
     }
 
     fn fallback(&self, spec: &RopeSpec) -> Option<Arc<dyn Kernel>> {
@@ -126,9 +126,11 @@ impl Device for Host {
 
     fn compile_options(&self) -> Vec<String> {
         let mut options: Vec<String> =
-            ["-x", "c++", "-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing"]
+            ["-x", "c++", "-std=c++17", "-O3", "-fopenmp-simd", "-fPIC", "-shared", "-ffp-contract=off"]
+                .into_iter()
+                .chain(["-fno-strict-aliasing"])
                 .map(String::from)
-                .to_vec();
+                .collect();
         // For sanitizers and the like: part of the key, as all options are.
         let extra = std::env::var("ROPEJIT_HOST_CXXFLAGS").unwrap_or_default();
         options.extend(extra.split_whitespace().map(String::from));

@@ -156,6 +156,11 @@ pub fn space(spec: &RopeSpec, class: Class, bucket: Bucket, dialect: Dialect) ->
         }
     }
     if !small {
+        if class.word == 16 {
+            for (threads, store_streaming) in [(64, false), (128, false), (128, true), (256, true)] {
+                push(Variant { threads, vec: 2 * vec, store_streaming, ..default });
+            }
+        }
         for persistent in [8, 16] {
             push(Variant { persistent, store_streaming: true, ..default });
         }
