@@ -37,8 +37,6 @@ pub(crate) struct Plan {
     pub tuned: bool,
     /// Threads' worth of work per group of tokens.
     units_per_row: u32,
-    /// Blocks at most; `u32::MAX` for a flat grid.
-    max_blocks: u32,
 }
 
 /// A call, checked against its spec. Made of [`Args`] only, so what it points to is valid while they live.
@@ -58,18 +56,13 @@ impl Plan {
         kernel: Arc<dyn Kernel>,
         origin: Origin,
         tuned: bool,
-        multiprocessors: u32,
     ) -> Self {
         let vec = u32::from(variant.vec);
         let pairs = if spec.style == PairStyle::Interleaved { vec / 2 } else { vec };
         let rest = if class.copy_rest { spec.head_dim - spec.rotary_dim } else { 0 };
         let lanes = spec.rotary_dim / 2 / pairs + rest / vec;
         let groups = (spec.num_heads + spec.num_kv_heads) / u32::from(variant.heads);
-        let max_blocks = match variant.persistent {
-            0 => u32::MAX,
-            n => (u32::from(n) * multiprocessors).max(1),
-        };
-        Self { kernel, variant, origin, tuned, units_per_row: groups * lanes, max_blocks }
+        Self { kernel, variant, origin, tuned, units_per_row: groups * lanes }
     }
 
     /// Launches a call: once, unless it has more work than 2^31 threads.
@@ -99,7 +92,7 @@ impl Plan {
                 params.rows = Divider::new(part);
                 params.sequences = sequences;
                 params.units = sequences * part * self.units_per_row;
-                let blocks = params.units.div_ceil(u32::from(self.variant.threads)).min(self.max_blocks);
+                let blocks = params.units.div_ceil(u32::from(self.variant.threads));
                 // SAFETY: tensors, tables and positions are valid: a `Call` is made of `Args`, which consist of safe
                 // borrows that are still alive, or of parts for whose life on the stream the caller has vouched. The
                 // kernel was compiled for the call's spec and class.
@@ -119,8 +112,12 @@ impl<'a> Call<'a> {
         let (q, batch, tokens) = tensor("q", spec, &args.q, spec.num_heads, place, &mut mix)?;
         let (k, copy_k) = match &args.k {
             None if spec.num_kv_heads == 0 => (TensorParams::default(), false),
-            None => return Err(Error::argument("k", format!("is absent, the spec has {} kv heads", spec.num_kv_heads))),
-            Some(_) if spec.num_kv_heads == 0 => return Err(Error::argument("k", "is given, the spec has no kv heads")),
+            None => {
+                return Err(Error::argument("k", format!("is absent, the spec has {} kv heads", spec.num_kv_heads)));
+            }
+            Some(_) if spec.num_kv_heads == 0 => {
+                return Err(Error::argument("k", "is given, the spec has no kv heads"));
+            }
             Some(k) => {
                 let (params, k_batch, k_tokens) = tensor("k", spec, k, spec.num_kv_heads, place, &mut mix)?;
                 if (k_batch, k_tokens) != (batch, tokens) {
@@ -241,7 +238,7 @@ fn tables(
     params.table_row_stride = tables.row_stride;
     params.table_batch_stride = tables.batch_stride;
     let size = spec.table.dtype.size() as u64;
-    *mix |= params.cos | params.sin | tables.row_stride.unsigned_abs() * size;
+    *mix |= params.cos | params.sin | (tables.row_stride.unsigned_abs() * size);
     if batch > 1 {
         *mix |= tables.batch_stride.unsigned_abs() * size;
     }
@@ -261,7 +258,10 @@ fn positions(
             if tokens > 0 && (offset < 0 || end.is_none_or(|e| e > params.table_rows)) {
                 return Err(Error::new(
                     ErrorKind::PositionOutOfRange,
-                    format!("{tokens} tokens from position {offset} on do not fit tables of {} rows", params.table_rows),
+                    format!(
+                        "{tokens} tokens from position {offset} on do not fit tables of {} rows",
+                        params.table_rows
+                    ),
                 )
                 .subject_is("offset"));
             }

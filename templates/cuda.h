@@ -67,5 +67,5 @@ template <typename T> ROPE_INLINE T load_constant(const T* at) { return __ldg(at
 
 #define ROPE_ENTRY                                                                                                    \
     extern "C" __global__ void __launch_bounds__(ROPE_THREADS) rope_kernel(const __grid_constant__ RopeParams p) {    \
-        rope_thread(p, blockIdx.x, threadIdx.x, gridDim.x);                                                           \
+        rope_thread(p, blockIdx.x, threadIdx.x);                                                                      \
     }

@@ -61,7 +61,7 @@ template <typename T, u32 N, u32 WIDEST> ROPE_INLINE void load_constants(Piece<T
 template <typename T> ROPE_INLINE T load_constant(const T* at) { return *at; }
 
 #define ROPE_ENTRY                                                                                                    \
-    extern "C" void rope_kernel(const RopeParams* p, u32 first_block, u32 last_block, u32 blocks) {                   \
+    extern "C" void rope_kernel(const RopeParams* p, u32 first_block, u32 last_block) {                               \
         for (u32 block = first_block; block < last_block; ++block)                                                    \
-            for (u32 thread = 0; thread < ROPE_THREADS; ++thread) rope_thread(*p, block, thread, blocks);             \
+            for (u32 thread = 0; thread < ROPE_THREADS; ++thread) rope_thread(*p, block, thread);                     \
     }

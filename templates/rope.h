@@ -150,14 +150,9 @@ ROPE_INLINE void rope_unit(const RopeParams& p, u32 unit) {
     }
 }
 
-ROPE_INLINE void rope_thread(const RopeParams& p, u32 block, u32 thread, u32 blocks) {
-#if ROPE_PERSISTENT
-    for (u32 unit = block * ROPE_THREADS + thread; unit < p.units; unit += blocks * ROPE_THREADS) rope_unit(p, unit);
-#else
-    (void)blocks;
+ROPE_INLINE void rope_thread(const RopeParams& p, u32 block, u32 thread) {
     u32 unit = block * ROPE_THREADS + thread;
     if (unit < p.units) rope_unit(p, unit);
-#endif
 }
 
 ROPE_ENTRY

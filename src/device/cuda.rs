@@ -6,7 +6,8 @@ use std::sync::Arc;
 use cudarc::driver::{DriverError, result, sys};
 
 use super::{
-    range, Binary, Device, Facts, FaultWord, Kernel, Measuring, Memory, Params, Stream, TimedLaunch, Timer, nvrtc::Nvrtc, target,
+    Binary, Device, Facts, FaultWord, Kernel, Measuring, Memory, Params, Stream, TimedLaunch, Timer, nvrtc::Nvrtc,
+    range, target,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::render::{Dialect, ENTRY};
@@ -200,10 +201,8 @@ impl Device for Cuda {
         let current = self.context.make_current()?;
         let stream = self.stream.raw;
         // SAFETY: the stream is ours; capture is confined to this thread.
-        unsafe {
-            result::stream::begin_capture(stream, sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
-        }
-        .map_err(|e| failed("cuStreamBeginCapture", &e))?;
+        unsafe { result::stream::begin_capture(stream, sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL) }
+            .map_err(|e| failed("cuStreamBeginCapture", &e))?;
         let view = Stream { raw: stream, lives: std::marker::PhantomData };
         let launched = (0..launches).try_for_each(|i| launch(i, view));
         // SAFETY: capture was begun above; it must be ended whether or not the launches succeeded.
@@ -229,7 +228,13 @@ impl Device for Cuda {
         Ok(Box::new(timer))
     }
 
-    fn copy(&self, to: (&dyn Memory, usize), from: (&dyn Memory, usize), bytes: usize, stream: Stream<'_>) -> Result<()> {
+    fn copy(
+        &self,
+        to: (&dyn Memory, usize),
+        from: (&dyn Memory, usize),
+        bytes: usize,
+        stream: Stream<'_>,
+    ) -> Result<()> {
         let (to, from) = (range(to.0, to.1, bytes)?, range(from.0, from.1, bytes)?);
         let _current = self.context.make_current()?;
         // SAFETY: both ranges are inside memory of this device, and freeing memory waits for work in flight.
@@ -298,14 +303,7 @@ impl Kernel for CudaKernel {
         let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
         // SAFETY: the driver copies the one argument before it returns; the rest is this function's contract.
         unsafe {
-            result::launch_kernel(
-                self.function,
-                (blocks, 1, 1),
-                (self.threads, 1, 1),
-                0,
-                stream.raw,
-                &mut arguments,
-            )
+            result::launch_kernel(self.function, (blocks, 1, 1), (self.threads, 1, 1), 0, stream.raw, &mut arguments)
         }
         .map_err(|e| failed("cuLaunchKernel", &e))
     }
@@ -427,7 +425,8 @@ struct OwnEvent {
 impl OwnEvent {
     fn new(context: &Arc<Context>) -> Result<Self> {
         let _current = context.make_current()?;
-        let raw = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(|e| failed("cuEventCreate", &e))?;
+        let raw =
+            result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(|e| failed("cuEventCreate", &e))?;
         Ok(Self { raw, context: Arc::clone(context) })
     }
 }

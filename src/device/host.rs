@@ -14,7 +14,10 @@ use libloading::Library;
 use rayon::prelude::*;
 
 use super::host_reference::ReferenceKernel;
-use super::{range, Binary, Device, Facts, FaultWord, Kernel, Measuring, Memory, Params, Stream, TimedLaunch, Timer, compile_error};
+use super::{
+    Binary, Device, Facts, FaultWord, Kernel, Measuring, Memory, Params, Stream, TimedLaunch, Timer, compile_error,
+    range,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::render::{Dialect, ENTRY};
 use crate::rope::RopeSpec;
@@ -88,8 +91,12 @@ fn find_compiler() -> Result<PathBuf> {
         }
     }
     let (what, hint) = match named {
-        Some(name) => (format!("CXX names '{}', which was not found", name.display()), "set CXX to a C++ compiler, or unset it"),
-        None => ("no C++ compiler (c++, g++, clang++) on the path".into(), "install one, such as with: apt-get install g++"),
+        Some(name) => {
+            (format!("CXX names '{}', which was not found", name.display()), "set CXX to a C++ compiler, or unset it")
+        }
+        None => {
+            ("no C++ compiler (c++, g++, clang++) on the path".into(), "install one, such as with: apt-get install g++")
+        }
     };
     Err(Error::new(ErrorKind::CompilerMissing, what).hint(hint))
 }
@@ -116,11 +123,8 @@ impl Device for Host {
         let file = find_compiler()?;
         let file = fs_err::canonicalize(&file).unwrap_or(file);
         let meta = fs_err::metadata(&file).map_err(|e| Error::io(&file, "cannot be read", e))?;
-        let time = meta
-            .modified()
-            .ok()
-            .and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok())
-            .map_or(0, |d| d.as_secs());
+        let time =
+            meta.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok()).map_or(0, |d| d.as_secs());
         Ok(format!("{} ({} bytes, {time})", file.display(), meta.len()))
     }
 
@@ -219,8 +223,8 @@ impl Device for Host {
     }
 }
 
-/// Runs blocks `first..last` of `blocks`.
-type HostEntry = unsafe extern "C" fn(params: *const Params, first: u32, last: u32, blocks: u32);
+/// Runs blocks `first..last`.
+type HostEntry = unsafe extern "C" fn(params: *const Params, first: u32, last: u32);
 
 struct HostKernel {
     entry: HostEntry,
@@ -232,7 +236,7 @@ impl Kernel for HostKernel {
     unsafe fn launch(&self, _: Stream<'_>, blocks: u32, params: &Params) -> Result<()> {
         let run = |first: u32, last: u32| {
             // SAFETY: this function's contract; threads of a launch write disjoint elements.
-            unsafe { (self.entry)(params, first, last, blocks) };
+            unsafe { (self.entry)(params, first, last) };
         };
         let chunk = blocks.div_ceil(4 * rayon::current_num_threads() as u32).max(16);
         if blocks <= chunk {

@@ -11,7 +11,9 @@ pub(super) struct ReferenceKernel {
 
 impl ReferenceKernel {
     pub(super) fn new(spec: &RopeSpec) -> Self {
-        Self { spec: RopeSpec { table: crate::rope::TableForm { width: TableWidth::Half, ..spec.table }, ..spec.clone() } }
+        Self {
+            spec: RopeSpec { table: crate::rope::TableForm { width: TableWidth::Half, ..spec.table }, ..spec.clone() },
+        }
     }
 
     /// The position of a token.
@@ -47,7 +49,10 @@ impl ReferenceKernel {
                 let entry = at[0] * p.table_batch_stride + row * p.table_row_stride + i as i64;
                 // SAFETY: the row lies inside the table.
                 let (c, s) = unsafe {
-                    (read_element(self.spec.table.dtype, p.cos, entry), read_element(self.spec.table.dtype, p.sin, entry))
+                    (
+                        read_element(self.spec.table.dtype, p.cos, entry),
+                        read_element(self.spec.table.dtype, p.sin, entry),
+                    )
                 };
                 reference::rotate(&self.spec, (read(first), read(second)), (c, s))
             });

@@ -205,7 +205,13 @@ pub trait Device: Send + Sync {
 
     /// Copies between two places of the device's memory (each a memory and an offset), ordered by the stream. They may
     /// be the same memory, but must not overlap.
-    fn copy(&self, to: (&dyn Memory, usize), from: (&dyn Memory, usize), bytes: usize, stream: Stream<'_>) -> Result<()>;
+    fn copy(
+        &self,
+        to: (&dyn Memory, usize),
+        from: (&dyn Memory, usize),
+        bytes: usize,
+        stream: Stream<'_>,
+    ) -> Result<()>;
 
     /// Waits for all work on the device.
     fn synchronize(&self) -> Result<()>;

@@ -74,9 +74,10 @@ impl Nvrtc {
                 Err(_) => {}
             }
         }
-        let mut message = "NVRTC, the CUDA run-time compiler, was not found (searched: the loader's path, CUDA toolkit \
+        let mut message =
+            "NVRTC, the CUDA run-time compiler, was not found (searched: the loader's path, CUDA toolkit \
                            folders, the active virtual environment, .venv)"
-            .to_owned();
+                .to_owned();
         for line in tried {
             message.push_str("\n  unusable: ");
             message.push_str(&line);
@@ -132,20 +133,15 @@ impl Nvrtc {
     pub(super) fn compile(&self, source: &str, options: &[String]) -> Result<(Binary, String)> {
         let internal = |what: &str| Error::new(ErrorKind::Compile, format!("{what} contains a NUL byte"));
         let text = CString::new(source).map_err(|_| internal("the source"))?;
-        let options_c: Vec<CString> =
-            options.iter().map(|o| CString::new(o.as_str()).map_err(|_| internal("an option"))).collect::<Result<_>>()?;
+        let options_c: Vec<CString> = options
+            .iter()
+            .map(|o| CString::new(o.as_str()).map_err(|_| internal("an option")))
+            .collect::<Result<_>>()?;
         let pointers: Vec<*const c_char> = options_c.iter().map(|o| o.as_ptr()).collect();
         let mut raw: Program = std::ptr::null_mut();
         // SAFETY: the strings are NUL-terminated and outlive the program, which `ProgramGuard` destroys.
         let status = unsafe {
-            (self.api.create)(
-                &raw mut raw,
-                text.as_ptr(),
-                c"rope.cu".as_ptr(),
-                0,
-                std::ptr::null(),
-                std::ptr::null(),
-            )
+            (self.api.create)(&raw mut raw, text.as_ptr(), c"rope.cu".as_ptr(), 0, std::ptr::null(), std::ptr::null())
         };
         if status != 0 {
             return Err(self.failed("nvrtcCreateProgram", status));

@@ -1,4 +1,6 @@
-//! What one launch is told: `templates/params.h`, mirrored field by field.
+//! What one launch is told: `templates/params.h`, mirrored field by field and described there.
+
+#![allow(missing_docs)]
 
 /// Divides numbers below 2^31 by a constant with a multiplication: Granlund and Montgomery, "Division by invariant
 /// integers using multiplication" (PLDI 1994), figure 4.1.

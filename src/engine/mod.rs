@@ -26,10 +26,10 @@ use crate::plan::{Call, Origin, Plan, place_of};
 use crate::rope::RopeSpec;
 use crate::store::{self, Store, disk::Disk, memory::Memory};
 
-use choices::Choices;
 pub use choices::ChoiceMeta;
-use kernels::Kernels;
+use choices::Choices;
 pub use kernels::ArtifactMeta;
+use kernels::Kernels;
 pub use resolve::Prewarmed;
 pub use stats::Stats;
 use stats::{Counter, Counters};

@@ -48,14 +48,16 @@ pub(super) fn resolve(rope: &Rope, stream: Stream<'_>, bucket: Bucket, class: Cl
 
 /// During graph capture nothing may be compiled, loaded or allocated: any loaded kernel of the class is correct.
 fn while_capturing(state: &RopeState, class: Class) -> Result<Arc<Plan>> {
-    (0..Bucket::COUNT)
-        .filter_map(|b| state.slots[b * Class::COUNT + class.index()].load_full())
-        .last()
-        .ok_or_else(|| {
-            Error::new(ErrorKind::Unsupported, "no kernel for this layout is loaded, and none can be while a graph is captured")
-                .subject_is(state.spec.to_string())
-                .hint("call it once before the capture, or prewarm")
-        })
+    (0..Bucket::COUNT).filter_map(|b| state.slots[b * Class::COUNT + class.index()].load_full()).last().ok_or_else(
+        || {
+            Error::new(
+                ErrorKind::Unsupported,
+                "no kernel for this layout is loaded, and none can be while a graph is captured",
+            )
+            .subject_is(state.spec.to_string())
+            .hint("call it once before the capture, or prewarm")
+        },
+    )
 }
 
 fn find_or_make(shared: &Shared, state: &RopeState, bucket: Bucket, class: Class) -> Result<Plan> {
@@ -65,7 +67,7 @@ fn find_or_make(shared: &Shared, state: &RopeState, bucket: Bucket, class: Class
             Error::new(ErrorKind::DeviceUnavailable, "this engine compiles for another machine and runs nothing")
                 .subject_is(&*shared.device.facts().arch)
         })?;
-        Ok(Plan::new(spec, class, variant, kernel, origin, tuned, shared.device.facts().multiprocessors))
+        Ok(Plan::new(spec, class, variant, kernel, origin, tuned))
     };
     let blocking = match shared.tuning {
         Tuning::Blocking { budget } => Some(budget),
@@ -104,7 +106,7 @@ fn find_or_make(shared: &Shared, state: &RopeState, bucket: Bucket, class: Class
             Some(kernel) => {
                 tracing::warn!("nothing can be compiled, the slow reference serves: {e}");
                 let default = default_variant(shared, spec, class, bucket);
-                Ok(Plan::new(spec, class, default, kernel, Origin::Reference, false, 1))
+                Ok(Plan::new(spec, class, default, kernel, Origin::Reference, false))
             }
             None => Err(e),
         },

@@ -85,7 +85,7 @@ pub(super) fn tune(
         .flatten()
         .and_then(|l| l.kernel)
         .ok_or_else(|| Error::new(ErrorKind::Device, "the winner was not loaded"))?;
-    Ok(Plan::new(spec, class, variant, kernel, Origin::Tuned, true, shared.device.facts().multiprocessors))
+    Ok(Plan::new(spec, class, variant, kernel, Origin::Tuned, true))
 }
 
 /// Compiles and loads all candidates on as many threads as there are cores.
@@ -119,19 +119,20 @@ fn compile_all(
             });
         }
     });
-    let collect = |(candidate, result): (&mut Candidate, Mutex<Option<Result<Loaded>>>)| {
-        match result.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some(Ok(loaded)) => {
-                candidate.artifact = Some(loaded.artifact);
-                Some(loaded)
-            }
-            Some(Err(e)) => {
-                tracing::warn!("candidate '{}' is left out: {e}", candidate.variant);
-                candidate.dropped = Some(e.to_string());
-                None
-            }
-            None => None,
+    let collect = |(candidate, result): (&mut Candidate, Mutex<Option<Result<Loaded>>>)| match result
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner)
+    {
+        Some(Ok(loaded)) => {
+            candidate.artifact = Some(loaded.artifact);
+            Some(loaded)
         }
+        Some(Err(e)) => {
+            tracing::warn!("candidate '{}' is left out: {e}", candidate.variant);
+            candidate.dropped = Some(e.to_string());
+            None
+        }
+        None => None,
     };
     candidates.iter_mut().zip(results).map(collect).collect()
 }
@@ -170,15 +171,7 @@ impl<'a> Run<'a> {
                 plans.push(None);
                 continue;
             };
-            let plan = Plan::new(
-                spec,
-                class,
-                candidate.variant,
-                kernel,
-                Origin::Tuned,
-                true,
-                device.facts().multiprocessors,
-            );
+            let plan = Plan::new(spec, class, candidate.variant, kernel, Origin::Tuned, true);
             let output = match scratch.run_small(&plan) {
                 Ok(output) => output,
                 Err(e) => {

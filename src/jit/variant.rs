@@ -96,32 +96,21 @@ pub struct Variant {
     pub load_streaming: bool,
     /// Stores that are evicted first.
     pub store_streaming: bool,
-    /// Blocks per multiprocessor of a persistent grid; 0 for a flat one.
-    pub persistent: u8,
 }
 
 impl fmt::Display for Variant {
-    /// Such as `t128 v8 h1 k2 cs/wb flat`; the form that [`str::parse`] reads.
+    /// Such as `t128 v8 h1 k2 cs/wb`: threads, elements, heads, tokens, hints of loads and stores.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hint = |streaming| if streaming { "cs" } else { "wb" };
         write!(f, "t{} v{} h{} k{}", self.threads, self.vec, self.heads, self.tokens)?;
-        write!(f, " {}/{}", hint(self.load_streaming), hint(self.store_streaming))?;
-        if self.persistent == 0 { f.write_str(" flat") } else { write!(f, " p{}", self.persistent) }
+        write!(f, " {}/{}", hint(self.load_streaming), hint(self.store_streaming))
     }
 }
 
 /// The legal variants for a spec, class and bucket; the first is the default.
 pub fn space(spec: &RopeSpec, class: Class, bucket: Bucket, dialect: Dialect) -> Vec<Variant> {
     let vec = widest_piece(spec, class);
-    let default = Variant {
-        threads: 128,
-        vec,
-        heads: 1,
-        tokens: 1,
-        load_streaming: false,
-        store_streaming: false,
-        persistent: 0,
-    };
+    let default = Variant { threads: 128, vec, heads: 1, tokens: 1, load_streaming: false, store_streaming: false };
     let mut all = vec![default];
     let mut push = |v: Variant| {
         if check(spec, class, v).is_ok() && !all.contains(&v) {
@@ -129,41 +118,37 @@ pub fn space(spec: &RopeSpec, class: Class, bucket: Bucket, dialect: Dialect) ->
         }
     };
     if dialect == Dialect::Host {
-        // Cache hints and grids mean nothing to a processor, and its compiler is slow.
+        // Cache hints mean nothing to a processor, and its compiler is slow.
         for (heads, tokens) in [(2, 1), (4, 1), (1, 2)] {
             push(Variant { heads, tokens, ..default });
         }
         push(Variant { threads: 512, ..default });
         return all;
     }
-    // Few tokens: latency decides, so the work is spread thin. Many: bytes in flight decide.
-    let small = bucket.tokens() * u64::from(spec.num_heads + spec.num_kv_heads) <= 1 << 14;
-    let threads: &[u16] = if small { &[32, 64, 128, 256] } else { &[128, 256, 512] };
-    let shapes: &[(u8, u8)] = if small { &[(1, 1), (2, 1)] } else { &[(1, 1), (2, 1), (4, 1), (1, 2)] };
-    for &(heads, tokens) in shapes {
-        for &threads in threads {
-            for (load_streaming, store_streaming) in [(false, false), (true, false), (false, true), (true, true)] {
-                if small && (load_streaming || store_streaming) {
-                    continue;
-                }
-                push(Variant { threads, heads, tokens, load_streaming, store_streaming, ..default });
-            }
+    // Few tokens: latency decides, so the work is spread thin. Many: bytes in flight decide. What stands here has won on
+    // some shape; benches/NOTES.md has the figures, and what never did.
+    if bucket.tokens() * u64::from(spec.num_heads + spec.num_kv_heads) <= 1 << 14 {
+        for (threads, heads) in [(32, 1), (64, 1), (32, 2), (64, 2), (256, 2)] {
+            push(Variant { threads, heads, ..default });
         }
-    }
-    if vec > 1 && small {
         for threads in [64, 128] {
-            push(Variant { threads, vec: vec / 2, ..default });
+            push(Variant { threads, vec: (vec / 2).max(1), ..default });
         }
+        return all;
     }
-    if !small {
-        if class.word == 16 {
-            for (threads, store_streaming) in [(64, false), (128, false), (128, true), (256, true)] {
-                push(Variant { threads, vec: 2 * vec, store_streaming, ..default });
-            }
-        }
-        for persistent in [8, 16] {
-            push(Variant { persistent, store_streaming: true, ..default });
-        }
+    for (threads, heads, tokens, load_streaming, store_streaming) in [
+        (256, 1, 1, false, false),
+        (512, 1, 1, false, false),
+        (128, 1, 1, false, true),
+        (256, 1, 1, false, true),
+        (128, 1, 1, true, true),
+        (128, 2, 1, false, false),
+        (256, 2, 1, false, false),
+        (128, 2, 1, true, true),
+        (256, 2, 1, true, true),
+        (128, 1, 2, false, false),
+    ] {
+        push(Variant { threads, heads, tokens, load_streaming, store_streaming, ..default });
     }
     all
 }
@@ -187,12 +172,12 @@ fn widest_piece(spec: &RopeSpec, class: Class) -> u8 {
 /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument), naming the tunable.
 pub fn check(spec: &RopeSpec, class: Class, v: Variant) -> Result<()> {
     let bad = |name: &str, why: &str| Err(Error::argument(format!("variant.{name}"), format!("{why}, in '{v}'")));
-    if !(32..=1024).contains(&v.threads) || v.threads % 32 != 0 {
+    if !(32..=1024).contains(&v.threads) || !v.threads.is_multiple_of(32) {
         return bad("threads", "must be a multiple of 32 up to 1024");
     }
     let vec = u32::from(v.vec);
-    if !vec.is_power_of_two() || vec as usize * spec.dtype.size() > 32 {
-        return bad("vec", "must be a power of two of at most 32 bytes");
+    if !vec.is_power_of_two() || vec as usize * spec.dtype.size() > 16 {
+        return bad("vec", "must be a power of two of at most 16 bytes");
     }
     let fits = match spec.style {
         PairStyle::HalfSplit => (spec.rotary_dim / 2).is_multiple_of(vec),

@@ -165,7 +165,7 @@ impl RopeSpec {
     /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument), naming the field.
     pub fn validate(&self) -> Result<()> {
         let even = |name: &str, value: u32, max: u32, max_name: &str| {
-            if value % 2 == 0 && (2..=max).contains(&value) {
+            if value.is_multiple_of(2) && (2..=max).contains(&value) {
                 return Ok(());
             }
             Err(Error::argument(name, format!("must be even and between 2 and {max_name}, got {value}")))

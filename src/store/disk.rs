@@ -205,7 +205,10 @@ fn trusted(folder: &Path) -> Result<()> {
     match foreign(&meta) {
         Some(why) if why.starts_with("belongs") => refuse(
             &why,
-            format!("chown -R \"$(id -u)\" '{}'   (or set ROPEJIT_CACHE_DIR to a folder of your own)", folder.display()),
+            format!(
+                "chown -R \"$(id -u)\" '{}'   (or set ROPEJIT_CACHE_DIR to a folder of your own)",
+                folder.display()
+            ),
         ),
         Some(why) => refuse(&why, format!("chmod -R go-w '{}'", folder.display())),
         None => Ok(()),

@@ -29,12 +29,8 @@ impl Store for Memory {
     }
 
     fn list(&self, kind: Kind) -> Result<Vec<Listed>> {
-        let listed = |e: &Entry| Listed {
-            path: PathBuf::new(),
-            kind,
-            bytes: e.encode().len() as u64,
-            entry: Ok(e.clone()),
-        };
+        let listed =
+            |e: &Entry| Listed { path: PathBuf::new(), kind, bytes: e.encode().len() as u64, entry: Ok(e.clone()) };
         Ok(self.map().values().filter(|e| e.kind == kind).map(listed).collect())
     }
 

@@ -237,11 +237,7 @@ pub fn run(engine: &Engine, case: &Case, data: &Data) -> ropejit::Result<(Origin
             form => {
                 // SAFETY: there is a number for each token.
                 let ids = unsafe {
-                    PositionIds::from_raw(
-                        pointer(ids.as_ref()),
-                        form == PositionForm::Ids64,
-                        [case.tokens as i64, 1],
-                    )
+                    PositionIds::from_raw(pointer(ids.as_ref()), form == PositionForm::Ids64, [case.tokens as i64, 1])
                 };
                 Positions::Ids(ids)
             }

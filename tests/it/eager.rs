@@ -14,7 +14,8 @@ pub fn check_all(engine: &Engine) -> usize {
     let beside = std::env::current_exe().expect("has a path").parent().expect("in a folder").join("data");
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
     let folder = if folder.is_dir() { folder } else { beside };
-    let mut paths: Vec<_> = fs_err::read_dir(folder).expect("the data folder").map(|e| e.expect("an entry").path()).collect();
+    let mut paths: Vec<_> =
+        fs_err::read_dir(folder).expect("the data folder").map(|e| e.expect("an entry").path()).collect();
     paths.sort();
     paths.retain(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("eager_")));
     for path in &paths {

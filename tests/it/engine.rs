@@ -9,9 +9,7 @@ use ropejit::args::{Args, Operand, PositionIds, Positions, Tables, Tensor};
 use ropejit::engine::ChoiceMeta;
 use ropejit::jit::variant;
 use ropejit::store::Kind;
-use ropejit::{
-    DType, DeviceChoice, Engine, ErrorKind, Layout, Origin, PositionForm, RopeSpec, Stats, Stream, Tuning,
-};
+use ropejit::{DType, DeviceChoice, Engine, ErrorKind, Layout, Origin, PositionForm, RopeSpec, Stats, Stream, Tuning};
 
 use crate::cases::{Case, Data, assert_bits, run};
 
@@ -186,14 +184,7 @@ pub fn last_tokens(engine: &Engine, spec: &RopeSpec, layout: Layout) {
         Args {
             q: Operand::in_place(Tensor::from_raw(at(data.as_ref()), spec.dtype, layout)),
             k: None,
-            tables: Tables::from_raw(
-                at(cos_m.as_ref()),
-                at(sin_m.as_ref()),
-                DType::F32,
-                rows,
-                half,
-                [0, half as i64],
-            ),
+            tables: Tables::from_raw(at(cos_m.as_ref()), at(sin_m.as_ref()), DType::F32, rows, half, [0, half as i64]),
             positions: Positions::Ids(PositionIds::from_raw(at(ids_m.as_ref()), false, [0, 1])),
         }
     };
@@ -281,8 +272,7 @@ fn a_flipped_byte_costs_a_recompile_and_is_healed() {
     let folder = tempfile::tempdir().expect("a folder");
     works(&on(folder.path(), Tuning::BLOCKING), &small());
     let engine = on(folder.path(), Tuning::BLOCKING);
-    let listed: Vec<_> =
-        Kind::ALL.into_iter().flat_map(|kind| engine.store().list(kind).expect("listed")).collect();
+    let listed: Vec<_> = Kind::ALL.into_iter().flat_map(|kind| engine.store().list(kind).expect("listed")).collect();
     let winner = listed
         .iter()
         .find_map(|l| serde_json::from_slice::<ChoiceMeta>(&l.entry.as_ref().expect("sound").meta).ok())

@@ -87,7 +87,8 @@ fn more_than_two_to_the_thirty_one_elements() {
     let (tokens, heads, dim) = ((1 << 19) + 512, 32, 128);
     let free = engine.device().free_memory().expect("known");
     if free < 6 << 30 {
-        let _ = writeln!(std::io::stderr(), "SKIPPED gpu::more_than_two_to_the_thirty_one_elements: 6 GiB are not free");
+        let _ =
+            writeln!(std::io::stderr(), "SKIPPED gpu::more_than_two_to_the_thirty_one_elements: 6 GiB are not free");
         return;
     }
     let spec = RopeSpec::new(DType::BF16, dim as u32, heads as u32, 0).with_positions(PositionForm::Ids32);

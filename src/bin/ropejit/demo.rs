@@ -71,7 +71,9 @@ impl Demo {
             ],
             4,
         )?;
-        output::line(&format!("The second process has its first result {sooner:.0}× sooner than a process that tunes first."))
+        output::line(&format!(
+            "The second process has its first result {sooner:.0}× sooner than a process that tunes first."
+        ))
     }
 
     /// Runs `ropejit run` in a process of its own.

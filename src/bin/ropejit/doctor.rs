@@ -62,7 +62,9 @@ impl Doctor {
             for (_, name, found) in &all {
                 match found {
                     Ok(text) => output::line(&format!("ok       {name:<15}{text}"))?,
-                    Err(e) => output::line(&format!("missing  {name:<15}{}", e.to_string().replace('\n', "\n         ")))?,
+                    Err(e) => {
+                        output::line(&format!("missing  {name:<15}{}", e.to_string().replace('\n', "\n         ")))?;
+                    }
                 }
             }
         }

@@ -20,7 +20,9 @@ use ropejit::ErrorKind;
 /// Kernels are compiled for one model's RoPE, tuned on the GPU they run on, and kept in a cache folder, so that later
 /// processes neither compile nor tune. Without a GPU the same path runs on the processor.
 #[derive(Parser)]
-#[command(version, after_help = "\
+#[command(
+    version,
+    after_help = "\
 Examples:
   ropejit demo                                           what it is about, in a minute
   ropejit prewarm --model config.json --tokens 1,8192    fill the cache at deploy time
@@ -33,7 +35,8 @@ Environment:
   ROPEJIT_TUNING      background, blocking, never or frozen
   ROPEJIT_DEVICE      auto, cuda, cuda:N or host
   ROPEJIT_NVRTC       the file of the NVRTC library
-  ROPEJIT_LOG         what is logged to stderr, such as debug or ropejit=info (default: warn)")]
+  ROPEJIT_LOG         what is logged to stderr, such as debug or ropejit=info (default: warn)"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

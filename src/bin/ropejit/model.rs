@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::{output, spec};
 
-/// Print what was understood of a model's configuration: heads, dimensions, style, inv_freq, attention factor.
+/// Print what was understood of a model's configuration: heads, dimensions, style, `inv_freq`, attention factor.
 #[derive(Args)]
 pub struct Model {
     /// A Hugging Face config.json (or the folder that holds one), or the name of a configuration shipped with ropejit.

@@ -26,7 +26,7 @@ pub struct Run {
     /// q and k stored as [B,H,S,D] instead of [B,S,H,D].
     #[arg(long)]
     bhsd: bool,
-    /// When to compile and tune: background, blocking, never or frozen [default: ROPEJIT_TUNING, else background].
+    /// When to compile and tune: background, blocking, never or frozen [default: `ROPEJIT_TUNING`, else background].
     #[arg(long)]
     tuning: Option<Tuning>,
     /// Wait for background tuning before the steady state is timed.
@@ -82,7 +82,10 @@ impl Run {
         }
         Err(Error::new(
             ErrorKind::Device,
-            format!("the result is wrong: off by {:.3e}, rounding explains {:.3e}", report.max_error, report.allowed_error),
+            format!(
+                "the result is wrong: off by {:.3e}, rounding explains {:.3e}",
+                report.max_error, report.allowed_error
+            ),
         )
         .subject_is(report.spec))
     }

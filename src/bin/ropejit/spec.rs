@@ -38,7 +38,7 @@ pub struct FormArgs {
     /// Element type of the cos/sin tables.
     #[arg(long, value_enum, default_value = "f32")]
     pub table: TableArg,
-    /// Width of the cos/sin tables: rotary_dim/2, or rotary_dim (as transformers makes them).
+    /// Width of the cos/sin tables: `rotary_dim/2`, or `rotary_dim` (as transformers makes them).
     #[arg(long, value_enum, default_value = "half")]
     pub table_width: WidthArg,
     /// Where positions come from.
@@ -71,9 +71,9 @@ pub enum WidthArg {
 pub enum PositionArg {
     /// 0, 1, 2, … in every sequence.
     Implicit,
-    /// i32 position_ids.
+    /// i32 `position_ids`.
     Ids32,
-    /// i64 position_ids.
+    /// i64 `position_ids`.
     Ids64,
 }
 
@@ -129,7 +129,7 @@ impl FormArgs {
     }
 }
 
-/// The distinct RoPEs of a model's layer types.
+/// The distinct `RoPEs` of a model's layer types.
 pub fn of_model(model: &str, form: &FormArgs, tokens: u64) -> Result<Vec<Chosen>> {
     let config = load(model)?;
     let mut all: Vec<Chosen> = Vec::new();
@@ -169,4 +169,3 @@ pub fn tokens(text: &str) -> std::result::Result<u64, String> {
         _ => Err(format!("'{text}' is not a number of tokens from 1 to 2^30")),
     }
 }
-

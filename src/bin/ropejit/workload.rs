@@ -100,7 +100,14 @@ impl Workload {
             // SAFETY: a row for each token.
             tables: unsafe {
                 let strides = [0, width as i64];
-                Tables::from_raw(at(cos.as_ref(), 0), at(sin.as_ref(), 0), spec.table.dtype, self.tokens, width, strides)
+                Tables::from_raw(
+                    at(cos.as_ref(), 0),
+                    at(sin.as_ref(), 0),
+                    spec.table.dtype,
+                    self.tokens,
+                    width,
+                    strides,
+                )
             },
             positions: match spec.positions {
                 PositionForm::Implicit => Positions::Offset(0),
