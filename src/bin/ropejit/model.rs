@@ -11,7 +11,7 @@ use crate::{output, spec};
 pub struct Model {
     /// A Hugging Face config.json (or the folder that holds one), or the name of a configuration shipped with ropejit.
     #[arg(value_name = "CONFIG.json")]
-    model: String,
+    config: String,
     /// Frequencies for sequences of this length (dynamic and longrope depend on it).
     #[arg(long, value_name = "N", value_parser = spec::tokens)]
     seq_len: Option<u64>,
@@ -22,7 +22,7 @@ pub struct Model {
 
 impl Model {
     pub fn run(self) -> Result<()> {
-        let config = spec::load(&self.model)?;
+        let config = spec::load(&self.config)?;
         let report = config.report(self.seq_len)?;
         if self.json {
             let mut document = serde_json::to_value(&report).unwrap_or_default();

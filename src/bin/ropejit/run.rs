@@ -75,7 +75,7 @@ impl Run {
         if self.json {
             output::json(&report)?;
         } else {
-            self.print(&report)?;
+            Self::print(&report)?;
         }
         if right {
             return Ok(());
@@ -151,7 +151,7 @@ impl Run {
         })
     }
 
-    fn print(&self, r: &Report) -> Result<()> {
+    fn print(r: &Report) -> Result<()> {
         let tuned = if r.tuned { "tuned" } else { "not tuned" };
         let stat = |name: &str| r.stats.get(name).cloned().unwrap_or_default();
         let rows = [
