@@ -20,6 +20,7 @@ use super::{
     range,
 };
 use crate::error::{Error, ErrorKind, Result};
+use crate::jit::Variant;
 use crate::jit::render::{Dialect, ENTRY};
 use crate::rope::RopeSpec;
 
@@ -47,6 +48,7 @@ impl Host {
             memory_clock_khz: 0,
             memory_bytes: memory_line(&meminfo, "MemTotal:"),
             driver: String::new(),
+            overlap: false,
         };
         Self { facts }
     }
@@ -163,7 +165,7 @@ impl Device for Host {
         Ok(Binary { ptx: Vec::new(), image: fs_err::read(&library).map_err(io)? })
     }
 
-    fn load(&self, binary: &Binary, _: u32) -> Result<Arc<dyn Kernel>> {
+    fn load(&self, binary: &Binary, _: Variant) -> Result<Arc<dyn Kernel>> {
         // The loader wants a file; once it is open its name is not needed.
         let io = |e| Error::io(&std::env::temp_dir(), "a kernel to load cannot be kept", e);
         let mut file = tempfile::Builder::new().prefix("ropejit-").suffix(".so").tempfile().map_err(io)?;

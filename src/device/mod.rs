@@ -21,6 +21,7 @@ use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::render::Dialect;
+use crate::jit::{Abilities, Variant};
 use crate::rope::RopeSpec;
 
 pub use params::{Divider, Params, TensorParams};
@@ -47,6 +48,8 @@ pub struct Facts {
     pub memory_bytes: u64,
     /// Driver version; empty for a host.
     pub driver: String,
+    /// Whether a kernel can start before the one ahead of it has ended (programmatic dependent launch).
+    pub overlap: bool,
 }
 
 impl Facts {
@@ -163,6 +166,11 @@ pub trait Device: Send + Sync {
     /// Which text it takes.
     fn dialect(&self) -> Dialect;
 
+    /// What bears on which variants are legal.
+    fn abilities(&self) -> Abilities {
+        Abilities { dialect: self.dialect(), overlap: self.facts().overlap }
+    }
+
     /// Whether it can run what it compiles.
     fn runs(&self) -> bool {
         true
@@ -188,8 +196,8 @@ pub trait Device: Send + Sync {
     /// Compiles a source. May be called from several threads at once.
     fn compile(&self, source: &str) -> Result<Binary>;
 
-    /// Loads a compiled kernel of this many threads per block.
-    fn load(&self, binary: &Binary, threads: u32) -> Result<Arc<dyn Kernel>>;
+    /// Loads the compiled kernel of a variant.
+    fn load(&self, binary: &Binary, variant: Variant) -> Result<Arc<dyn Kernel>>;
 
     /// Allocates memory; its contents are undefined.
     fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>>;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{Binary, Device, Facts, FaultWord, Kernel, Measuring, Memory, Stream, TimedLaunch, Timer, nvrtc::Nvrtc};
 use crate::error::{Error, ErrorKind, Result};
+use crate::jit::Variant;
 use crate::jit::render::Dialect;
 
 /// An architecture to compile for.
@@ -37,6 +38,8 @@ impl Target {
             memory_clock_khz: 0,
             memory_bytes: 0,
             driver: String::new(),
+            // Where the driver turns out to be older, the choice is not legal and another is made.
+            overlap: number >= 90,
         };
         Ok(Self { facts })
     }
@@ -84,7 +87,7 @@ impl Device for Target {
         Ok(self.compile_with(source, &[])?.0)
     }
 
-    fn load(&self, _: &Binary, _: u32) -> Result<Arc<dyn Kernel>> {
+    fn load(&self, _: &Binary, _: Variant) -> Result<Arc<dyn Kernel>> {
         self.absent()
     }
 

@@ -51,7 +51,7 @@ fn candidates(engine: &Engine) -> u64 {
     use ropejit::jit::{Bucket, Class};
     let spec = small().spec;
     let class = Class::contiguous(&spec, false, true);
-    variant::space(&spec, class, Bucket::of(5), engine.device().dialect()).len() as u64
+    variant::space(&spec, class, Bucket::of(5), engine.device().abilities()).len() as u64
 }
 
 #[test]
