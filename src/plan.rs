@@ -187,6 +187,12 @@ fn tensor(
             format!("has the shape {:?}, its input {:?}", output.layout.shape, input.layout.shape),
         ));
     }
+    if output.layout.overlaps() {
+        return Err(Error::argument(
+            if operand.output.is_some() { format!("{name} output") } else { name.to_owned() },
+            format!("is written, but its strides {:?} put several elements in one place", output.layout.strides),
+        ));
+    }
     if operand.output.is_some() && output.address() == input.address() && output.layout != input.layout {
         return Err(Error::argument(format!("{name} output"), "overlaps its input with other strides"));
     }

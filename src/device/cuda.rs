@@ -2,6 +2,7 @@
 
 use std::ffi::{CString, c_int, c_uint, c_void};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use cudarc::driver::{DriverError, result, sys};
 
@@ -193,7 +194,7 @@ impl Device for Cuda {
         unsafe { sys::cuMemHostGetDevicePointer_v2(&raw mut device, host, 0) }
             .result()
             .map_err(|e| failed("cuMemHostGetDevicePointer", &e))?;
-        word.clear();
+        word.take();
         let mut word = word;
         word.device = device;
         Ok(Box::new(word))
@@ -376,7 +377,7 @@ struct CudaFaultWord {
     context: Arc<Context>,
 }
 
-// SAFETY: the word is only read and written with volatile accesses of its whole width.
+// SAFETY: the word is only accessed atomically.
 unsafe impl Send for CudaFaultWord {}
 // SAFETY: as above.
 unsafe impl Sync for CudaFaultWord {}
@@ -386,14 +387,9 @@ impl FaultWord for CudaFaultWord {
         self.device
     }
 
-    fn read(&self) -> u64 {
-        // SAFETY: allocated in `fault_word`, freed in `drop`.
-        unsafe { self.host.read_volatile() }
-    }
-
-    fn clear(&self) {
-        // SAFETY: as for `read`.
-        unsafe { self.host.write_volatile(0) }
+    fn take(&self) -> u64 {
+        // SAFETY: allocated in `fault_word`, aligned to a page, freed in `drop`.
+        unsafe { AtomicU64::from_ptr(self.host) }.swap(0, Ordering::Relaxed)
     }
 }
 

@@ -296,12 +296,8 @@ impl FaultWord for HostFaultWord {
         self.0.as_ptr() as u64
     }
 
-    fn read(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    fn clear(&self) {
-        self.0.store(0, Ordering::Relaxed);
+    fn take(&self) -> u64 {
+        self.0.swap(0, Ordering::Relaxed)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The machines that kernels run on. Nothing else in the crate knows which one it is.
 //!
 //! [`cuda`] is a GPU through the driver and NVRTC, [`host`] the processor through the system's C++ compiler, and
-//! [`target`] a GPU that is not there: it compiles for an architecture and runs nothing. All `unsafe` of the crate lives
+//! [`Target`] a GPU that is not there: it compiles for an architecture and runs nothing. All `unsafe` of the crate lives
 //! in this module, but for the one call of [`Kernel::launch`].
 
 #![allow(unsafe_code)]
@@ -143,10 +143,8 @@ fn range(memory: &dyn Memory, offset: usize, len: usize) -> Result<u64> {
 pub trait FaultWord: Send + Sync {
     /// Its address on the device.
     fn address(&self) -> u64;
-    /// Its value.
-    fn read(&self) -> u64;
-    /// Sets it to zero.
-    fn clear(&self);
+    /// Its value, which becomes zero.
+    fn take(&self) -> u64;
 }
 
 /// A prepared sequence of launches that can be timed again and again.

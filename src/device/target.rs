@@ -21,10 +21,10 @@ impl Target {
     /// An architecture by name, such as `sm_90`.
     ///
     /// # Errors
-    /// When it is not of that form, or older than `sm_70`.
+    /// When it is not of that form, or older than `sm_75`.
     pub fn new(arch: &str) -> Result<Self> {
         let digits = arch.strip_prefix("sm_").filter(|d| d.len() <= 3 && d.bytes().all(|b| b.is_ascii_digit()));
-        let number = digits.and_then(|d| d.parse::<u32>().ok()).filter(|n| *n >= 70).ok_or_else(|| {
+        let number = digits.and_then(|d| d.parse::<u32>().ok()).filter(|n| *n >= 75).ok_or_else(|| {
             Error::argument("arch", format!("'{arch}' is not an architecture that can be served"))
                 .hint("use names such as sm_75, sm_80, sm_86, sm_89, sm_90, sm_100, sm_120")
         })?;

@@ -243,6 +243,7 @@ fn wrong_arguments_are_named() {
     assert_eq!(named(Layout::thd(6, 2, 4), good_k, true, 0, 4), "q");
     assert_eq!(named(Layout::thd(7, 2, 8), good_k, true, 0, 4), "layout");
     assert_eq!(named(good_q.with_strides([0, 16, 1, 2]), good_k, true, 0, 4), "q");
+    assert_eq!(named(good_q.with_strides([0, 0, 8, 1]), good_k, true, 0, 4), "q");
     assert_eq!(named(good_q, good_k, true, 1, 4), "offset");
     assert_eq!(named(good_q, good_k, true, -1, 4), "offset");
     assert_eq!(named(good_q, good_k, true, 0, 6), "cos, sin");
