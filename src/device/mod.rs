@@ -78,9 +78,11 @@ pub struct Binary {
 }
 
 /// A stream to launch on. For the host device, which runs at once, any will do.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Stream<'a> {
     raw: cudarc::driver::sys::CUstream,
+    /// Takes what is launched, to be timed later, in place of the stream.
+    recorder: Option<&'a cuda::Recorder>,
     lives: PhantomData<&'a ()>,
 }
 
@@ -91,20 +93,20 @@ unsafe impl Sync for Stream<'_> {}
 
 impl Stream<'static> {
     /// The default stream.
-    pub const DEFAULT: Self = Self { raw: std::ptr::null_mut(), lives: PhantomData };
+    pub const DEFAULT: Self = Self { raw: std::ptr::null_mut(), recorder: None, lives: PhantomData };
 
     /// A stream made elsewhere (a `CUstream` or `cudaStream_t`, such as PyTorch's current stream).
     ///
     /// # Safety
     /// It is a stream of the engine's device, alive for as long as it is launched on.
     pub const unsafe fn from_raw(stream: *mut std::ffi::c_void) -> Self {
-        Self { raw: stream.cast(), lives: PhantomData }
+        Self { raw: stream.cast(), recorder: None, lives: PhantomData }
     }
 }
 
 impl<'a> From<&'a cudarc::driver::CudaStream> for Stream<'a> {
     fn from(stream: &'a cudarc::driver::CudaStream) -> Self {
-        Self { raw: stream.cu_stream(), lives: PhantomData }
+        Self { raw: stream.cu_stream(), recorder: None, lives: PhantomData }
     }
 }
 
@@ -124,9 +126,9 @@ pub trait Memory: Send + Sync {
     fn address(&self) -> u64;
     /// Its size in bytes.
     fn bytes(&self) -> usize;
-    /// Copies `data` to `offset`, and waits for it.
+    /// Copies `data` to `offset` on the device's own stream, and waits for that stream.
     fn upload(&self, offset: usize, data: &[u8]) -> Result<()>;
-    /// Copies from `offset`, and waits for it and for all work on the device.
+    /// Copies from `offset` on the device's own stream, and waits for that stream.
     fn download(&self, offset: usize, data: &mut [u8]) -> Result<()>;
 }
 
@@ -153,7 +155,7 @@ pub trait Timer {
     fn sample(&mut self) -> Result<f64>;
 }
 
-/// What a [`Timer`] times: launch number `i` on a stream.
+/// What a [`Timer`] times: launch number `i` on the stream it is given.
 pub type TimedLaunch = Box<dyn Fn(usize, Stream<'_>) -> Result<()> + Send>;
 
 /// A machine that kernels are compiled for and run on.
@@ -206,6 +208,11 @@ pub trait Device: Send + Sync {
     /// A word for kernels to report a fault in.
     fn fault_word(&self) -> Result<Box<dyn FaultWord>>;
 
+    /// A stream of its own, for what is done beside the caller's work.
+    fn stream(&self) -> Stream<'_> {
+        Stream::DEFAULT
+    }
+
     /// Prepares `launches` launches to be timed together.
     fn timer(&self, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>>;
 
@@ -219,7 +226,7 @@ pub trait Device: Send + Sync {
         stream: Stream<'_>,
     ) -> Result<()>;
 
-    /// Waits for all work on the device.
+    /// Waits for all work on the device. Not while anybody captures a graph.
     fn synchronize(&self) -> Result<()>;
 
     /// Whether the stream is being captured into a graph.

@@ -134,7 +134,7 @@ impl Scratch {
     }
 
     /// Launches `plan` on a few tokens and returns all bits of its output; what it does not write stays poisoned.
-    pub fn run_small(&self, plan: &Plan) -> Result<Vec<u8>> {
+    pub fn run_small(&self, device: &dyn Device, plan: &Plan) -> Result<Vec<u8>> {
         let tokens = self.tokens.min(194);
         let (batch, per_sequence) = if tokens >= 2 { (2, tokens / 2) } else { (1, 1) };
         let (offset, bytes) = self.output(batch * per_sequence);
@@ -145,7 +145,7 @@ impl Scratch {
             noise.fill(self.spec.dtype, &mut output);
         }
         self.data.upload(offset, &output)?;
-        self.launch(plan, Stream::DEFAULT, 0, batch as usize, per_sequence as usize)?;
+        self.launch(plan, device.stream(), 0, batch as usize, per_sequence as usize)?;
         self.data.download(offset, &mut output)?;
         Ok(output)
     }
@@ -159,10 +159,10 @@ fn fill(device: &dyn Device, memory: &dyn Memory, dtype: DType, noise: &mut Nois
     let mut done = block.len();
     while done < memory.bytes() {
         let part = done.min(memory.bytes() - done);
-        device.copy((memory, done), (memory, 0), part, Stream::DEFAULT)?;
+        device.copy((memory, done), (memory, 0), part, device.stream())?;
         done += part;
     }
-    device.synchronize()
+    Ok(())
 }
 
 /// Repeatable values between −2 and 2 (xorshift64, Marsaglia 2003).

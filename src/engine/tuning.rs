@@ -172,7 +172,7 @@ impl<'a> Run<'a> {
                 continue;
             };
             let plan = Plan::new(spec, class, candidate.variant, kernel, Origin::Tuned, true);
-            let output = match scratch.run_small(&plan) {
+            let output = match scratch.run_small(device, &plan) {
                 Ok(output) => output,
                 Err(e) => {
                     candidate.dropped = Some(e.to_string());

@@ -187,26 +187,24 @@ pub fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilities) -> V
         for (threads, heads) in [(128, 2), (128, 4), (512, 1)] {
             push(Variant { threads, heads, ..default });
         }
-    } else if bucket.tokens() * u64::from(spec.num_heads + spec.num_kv_heads) <= 1 << 15 {
-        // Few tokens: latency decides, so the work is spread thin.
-        let half = (default.vec / 2).max(1);
-        for prefetch in [false, true] {
-            push(Variant { prefetch, ..default });
-            for (threads, vec, heads) in [
-                (64, default.vec, 1),
-                (256, default.vec, 1),
-                (32, default.vec, 2),
-                (64, default.vec, 2),
-                (128, default.vec, 2),
-                (64, half, 1),
-                (128, half, 1),
-                (256, half, 1),
-            ] {
-                push(Variant { threads, vec, heads, prefetch, ..default });
-            }
-            push(Variant { threads: 256, heads: 2, load: Streaming, store: Streaming, prefetch, ..default });
+        return all;
+    }
+    let (whole, half) = (default.vec, (default.vec / 2).max(1));
+    let heads_of_all = bucket.tokens() * u64::from(spec.num_heads + spec.num_kv_heads);
+    if heads_of_all <= 1 << 17 && can.overlap {
+        // Few tokens: latency decides. The work is spread thin, and its memory is asked for ahead of time.
+        for (threads, vec) in [(64, whole), (128, whole), (256, whole), (64, half), (128, half), (256, half)] {
+            push(Variant { threads, vec, prefetch: true, ..default });
         }
-    } else {
+    }
+    if heads_of_all <= 1 << 15 && !can.overlap {
+        for (threads, heads) in [(64, 1), (64, 2), (128, 2), (256, 2)] {
+            push(Variant { threads, heads, ..default });
+        }
+        push(Variant { threads: 256, heads: 2, load: Streaming, store: Streaming, ..default });
+        push(Variant { vec: half, ..default });
+    }
+    if heads_of_all > 1 << 15 {
         // Many: what the memory does decides.
         for (threads, load, store, keep_tables) in [
             (128, Default, Streaming, false),
@@ -217,7 +215,6 @@ pub fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilities) -> V
             (256, EvictFirst, EvictFirst, false),
         ] {
             push(Variant { threads, load, store, keep_tables, ..default });
-            push(Variant { threads, load, store, keep_tables, prefetch: true, ..default });
         }
     }
     all

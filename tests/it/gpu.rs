@@ -96,3 +96,56 @@ fn more_than_two_to_the_thirty_one_elements() {
     crate::engine::last_tokens(&engine, &spec, Layout::bhsd(1, heads, tokens, dim));
     assert_eq!(Bucket::of(tokens as u64).tokens(), 1 << 20);
 }
+
+/// While kernels are compiled, loaded and timed in the background, somebody captures a graph in the strictest mode.
+#[test]
+fn a_graph_captured_beside_tuning_is_sound() {
+    use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+    use half::bf16;
+    use ropejit::args::{Args, Operand, Positions, Tables, Tensor};
+
+    let Some(engine) = engine("a_graph_captured_beside_tuning_is_sound", Tuning::Background) else { return };
+    let context = cudarc::driver::CudaContext::new(0).expect("the device is there");
+    let stream = context.new_stream().expect("made");
+    let (tokens, heads, dim) = (2048, 32, 128);
+    let spec = RopeSpec::new(DType::BF16, dim as u32, heads as u32, 0);
+    let values: Vec<bf16> = (0..tokens * heads * dim).map(|i| bf16::from_f32((i % 251) as f32 / 50.0 - 2.5)).collect();
+    let (cos, sin): (Vec<f32>, Vec<f32>) =
+        (0..tokens * dim / 2).map(|i| ((i as f32 * 0.37).cos(), (i as f32 * 0.37).sin())).unzip();
+    let mut input = stream.clone_htod(&values).expect("copied");
+    let mut output = stream.alloc_zeros::<bf16>(values.len()).expect("allocated");
+    let (cos_d, sin_d) = (stream.clone_htod(&cos).expect("copied"), stream.clone_htod(&sin).expect("copied"));
+    stream.synchronize().expect("done");
+    let rope = engine.rope(&spec).expect("valid");
+    let layout = Layout::thd(tokens, heads, dim);
+    let mut apply = |output: &mut cudarc::driver::CudaSlice<bf16>| {
+        let args = Args {
+            q: Operand::out_of_place(
+                Tensor::cuda(&mut input, layout, &stream).expect("fits"),
+                Tensor::cuda(output, layout, &stream).expect("fits"),
+            ),
+            k: None,
+            tables: Tables::cuda(&cos_d, &sin_d, 1, dim / 2, &stream).expect("fits"),
+            positions: Positions::Offset(0),
+        };
+        rope.apply(ropejit::Stream::from(stream.as_ref()), &args).expect("applied")
+    };
+    assert_eq!(apply(&mut output), Origin::Compiled);
+    let want = stream.clone_dtoh(&output).expect("copied");
+    stream.memset_zeros(&mut output).expect("zeroed");
+    stream.synchronize().expect("done");
+    // The background thread is at work now; the capture outlasts its phases.
+    stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL).expect("begun");
+    for _ in 0..40 {
+        assert_eq!(apply(&mut output), Origin::Memory);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+    let graph = stream.end_capture(flags).expect("the capture is sound").expect("a graph");
+    engine.wait_tuned();
+    assert_eq!(engine.stats().tunings, 1, "tuning went on beside the capture");
+    graph.launch().expect("launched");
+    assert!(stream.clone_dtoh(&output).expect("copied") == want, "the graph's result differs");
+    assert_eq!(apply(&mut output), Origin::Memory);
+    assert!(stream.clone_dtoh(&output).expect("copied") == want, "the tuned kernel's result differs");
+}

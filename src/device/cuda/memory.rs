@@ -1,0 +1,99 @@
+//! Device memory, and the word in which kernels report.
+//!
+//! Copies run on a stream of our own and wait for that stream alone: waiting for the whole context would be refused, and
+//! break the capture, while somebody captures a graph.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cudarc::driver::{result, sys};
+
+use super::{BesideCaptures, Context, OwnStream, failed};
+use crate::device::{FaultWord, Memory, range};
+use crate::error::Result;
+
+struct CudaMemory {
+    address: u64,
+    bytes: usize,
+    stream: Arc<OwnStream>,
+}
+
+/// Allocates device memory, which is filled and read on `stream`.
+pub(super) fn alloc(stream: &Arc<OwnStream>, bytes: usize) -> Result<Box<dyn Memory>> {
+    let _current = stream.context.make_current()?;
+    let _beside = BesideCaptures::begin()?;
+    // SAFETY: what is written and read there is up to those who launch.
+    let address = unsafe { result::malloc_sync(bytes.max(1)) }
+        .map_err(|e| failed("cuMemAlloc", &e).subject_is(format!("{bytes} bytes")))?;
+    Ok(Box::new(CudaMemory { address, bytes, stream: Arc::clone(stream) }))
+}
+
+impl Memory for CudaMemory {
+    fn address(&self) -> u64 {
+        self.address
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn upload(&self, offset: usize, data: &[u8]) -> Result<()> {
+        let at = range(self, offset, data.len())?;
+        let _current = self.stream.context.make_current()?;
+        // SAFETY: the range lies inside the allocation, and `data` lives until the stream was waited for.
+        unsafe { result::memcpy_htod_async(at, data, self.stream.raw) }.map_err(|e| failed("cuMemcpyHtoDAsync", &e))?;
+        self.stream.wait("cuMemcpyHtoDAsync")
+    }
+
+    fn download(&self, offset: usize, data: &mut [u8]) -> Result<()> {
+        let at = range(self, offset, data.len())?;
+        let _current = self.stream.context.make_current()?;
+        // SAFETY: the range lies inside the allocation, and `data` lives until the stream was waited for.
+        unsafe { result::memcpy_dtoh_async(data, at, self.stream.raw) }.map_err(|e| failed("cuMemcpyDtoHAsync", &e))?;
+        self.stream.wait("a kernel, or the copy of its output,")
+    }
+}
+
+impl Drop for CudaMemory {
+    fn drop(&mut self) {
+        if let (Ok(_current), Ok(_beside)) = (self.stream.context.make_current(), BesideCaptures::begin()) {
+            // SAFETY: allocated once, freed once; the driver waits for work in flight.
+            let _ = unsafe { result::free_sync(self.address) };
+        }
+    }
+}
+
+/// Pinned host memory that the GPU writes through the bus: reading it costs the host a load.
+struct CudaFaultWord {
+    host: &'static AtomicU64,
+    device: u64,
+}
+
+/// Makes a fault word. It is never freed: a kernel in flight may still write it, and to wait for all kernels would break a
+/// graph that is being captured.
+pub(super) fn fault_word(context: &Context) -> Result<Box<dyn FaultWord>> {
+    let _current = context.make_current()?;
+    let _beside = BesideCaptures::begin()?;
+    let (mut host, mut device) = (std::ptr::null_mut(), 0);
+    let flags = sys::CU_MEMHOSTALLOC_DEVICEMAP | sys::CU_MEMHOSTALLOC_PORTABLE;
+    // SAFETY: `host` is valid for a write.
+    unsafe { sys::cuMemHostAlloc(&raw mut host, 8, flags) }.result().map_err(|e| failed("cuMemHostAlloc", &e))?;
+    // SAFETY: `host` was allocated for mapping above.
+    unsafe { sys::cuMemHostGetDevicePointer_v2(&raw mut device, host, 0) }
+        .result()
+        .map_err(|e| failed("cuMemHostGetDevicePointer", &e))?;
+    // SAFETY: aligned to a page, never freed, and accessed atomically alone.
+    let host = unsafe { AtomicU64::from_ptr(host.cast()) };
+    host.store(0, Ordering::Relaxed);
+    Ok(Box::new(CudaFaultWord { host, device }))
+}
+
+impl FaultWord for CudaFaultWord {
+    fn address(&self) -> u64 {
+        self.device
+    }
+
+    fn take(&self) -> u64 {
+        self.host.swap(0, Ordering::Relaxed)
+    }
+}

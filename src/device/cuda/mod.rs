@@ -1,0 +1,271 @@
+//! A GPU, through the CUDA driver (loaded when it is there) and NVRTC.
+
+mod graph;
+mod kernel;
+mod memory;
+
+pub(super) use graph::Recorder;
+
+use std::ffi::c_int;
+use std::sync::Arc;
+
+use cudarc::driver::{DriverError, result, sys};
+
+use super::{
+    Binary, Device, Facts, FaultWord, Kernel, Measuring, Memory, Stream, TimedLaunch, Timer, nvrtc::Nvrtc, range,
+    target,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::jit::Variant;
+use crate::jit::render::Dialect;
+
+/// A GPU.
+pub struct Cuda {
+    context: Arc<Context>,
+    facts: Facts,
+    /// For what is done beside somebody's work.
+    stream: Arc<OwnStream>,
+}
+
+/// The device's primary context, which PyTorch and others share.
+struct Context {
+    device: sys::CUdevice,
+    raw: sys::CUcontext,
+}
+
+// SAFETY: a context handle may be used from any thread; the driver synchronises.
+unsafe impl Send for Context {}
+// SAFETY: as above.
+unsafe impl Sync for Context {}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: retained once in `Cuda::open`, released once here. An error at exit has nobody to tell.
+        let _ = unsafe { result::primary_ctx::release(self.device) };
+    }
+}
+
+/// Keeps a context current on this thread, and puts back what was there.
+struct Current {
+    pushed: bool,
+}
+
+impl Context {
+    fn make_current(&self) -> Result<Current> {
+        if result::ctx::get_current().map_err(|e| failed("cuCtxGetCurrent", &e))? == Some(self.raw) {
+            return Ok(Current { pushed: false });
+        }
+        // SAFETY: the context is retained for as long as `self` lives.
+        unsafe { sys::cuCtxPushCurrent_v2(self.raw) }.result().map_err(|e| failed("cuCtxPushCurrent", &e))?;
+        Ok(Current { pushed: true })
+    }
+}
+
+impl Drop for Current {
+    fn drop(&mut self) {
+        if self.pushed {
+            let mut popped = std::ptr::null_mut();
+            // SAFETY: pops what `make_current` pushed on this thread.
+            let _ = unsafe { sys::cuCtxPopCurrent_v2(&raw mut popped) };
+        }
+    }
+}
+
+/// Lets this thread allocate and load while another captures a graph; puts back what was set. The driver refuses such calls
+/// by default, and what is captured would be lost.
+struct BesideCaptures(sys::CUstreamCaptureMode);
+
+impl BesideCaptures {
+    fn begin() -> Result<Self> {
+        let mut mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: `mode` is valid for a read and a write.
+        unsafe { sys::cuThreadExchangeStreamCaptureMode(&raw mut mode) }
+            .result()
+            .map_err(|e| failed("cuThreadExchangeStreamCaptureMode", &e))?;
+        Ok(Self(mode))
+    }
+}
+
+impl Drop for BesideCaptures {
+    fn drop(&mut self) {
+        // SAFETY: as in `begin`.
+        let _ = unsafe { sys::cuThreadExchangeStreamCaptureMode(&raw mut self.0) };
+    }
+}
+
+fn failed(what: &str, e: &DriverError) -> Error {
+    let text = e.error_string().map_or_else(|_| format!("{:?}", e.0), |s| s.to_string_lossy().into_owned());
+    Error::new(ErrorKind::Device, format!("{what} failed: {text}"))
+}
+
+impl Cuda {
+    /// Opens the GPU of this ordinal.
+    ///
+    /// # Errors
+    /// [`ErrorKind::DeviceUnavailable`] when there is no driver or no such GPU.
+    pub fn open(ordinal: u32) -> Result<Self> {
+        let unavailable =
+            |why: String| Error::new(ErrorKind::DeviceUnavailable, why).subject_is(format!("cuda:{ordinal}"));
+        // SAFETY: loads libcuda, whose initialisers have no requirements. Without this probe cudarc panics.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(unavailable("no CUDA driver (libcuda.so.1) on this machine".into())
+                .hint("ROPEJIT_DEVICE=host uses the processor instead"));
+        }
+        result::init().map_err(|e| unavailable(failed("cuInit", &e).to_string()))?;
+        let count = result::device::get_count().map_err(|e| unavailable(failed("cuDeviceGetCount", &e).to_string()))?;
+        if i64::from(ordinal) >= i64::from(count) {
+            return Err(unavailable(format!("there are {count} GPUs"))
+                .hint("CUDA_VISIBLE_DEVICES may hide some; ROPEJIT_DEVICE=host uses the processor instead"));
+        }
+        let device = result::device::get(ordinal as c_int).map_err(|e| failed("cuDeviceGet", &e))?;
+        let facts = facts(device)?;
+        // SAFETY: the device comes from cuDeviceGet.
+        let raw = unsafe { result::primary_ctx::retain(device) }.map_err(|e| failed("cuDevicePrimaryCtxRetain", &e))?;
+        let context = Arc::new(Context { device, raw });
+        let stream = Arc::new(OwnStream::new(&context)?);
+        Ok(Self { context, facts, stream })
+    }
+}
+
+fn facts(device: sys::CUdevice) -> Result<Facts> {
+    use sys::CUdevice_attribute as A;
+    let attribute = |a: A| {
+        // SAFETY: the device comes from cuDeviceGet.
+        unsafe { result::device::get_attribute(device, a) }
+            .map(|v| u32::try_from(v).unwrap_or(0))
+            .map_err(|e| failed("cuDeviceGetAttribute", &e))
+    };
+    let major = attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    let mut version = 0;
+    // SAFETY: valid for a write.
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().map_err(|e| failed("cuDriverGetVersion", &e))?;
+    Ok(Facts {
+        name: result::device::get_name(device).map_err(|e| failed("cuDeviceGetName", &e))?,
+        arch: format!("sm_{major}{minor}"),
+        compute_capability: (major, minor),
+        multiprocessors: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        l2_bytes: attribute(A::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?.into(),
+        memory_bus_bits: attribute(A::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?,
+        memory_clock_khz: attribute(A::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?,
+        // SAFETY: the device comes from cuDeviceGet.
+        memory_bytes: unsafe { result::device::total_mem(device) }.map_err(|e| failed("cuDeviceTotalMem", &e))? as u64,
+        driver: format!("CUDA {}.{}", version / 1000, version % 1000 / 10),
+        overlap: major >= 9 && version >= 12030,
+    })
+}
+
+impl Device for Cuda {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn dialect(&self) -> Dialect {
+        Dialect::Cuda
+    }
+
+    fn measuring(&self) -> Measuring {
+        Measuring { launches: (8, 128), sample_ns: 400e3, scratch_bytes: 1 << 30 }
+    }
+
+    fn compiler(&self) -> Result<String> {
+        Ok(Nvrtc::get()?.identity().to_owned())
+    }
+
+    fn compile_options(&self) -> Vec<String> {
+        target::options(&self.facts.arch)
+    }
+
+    fn compile(&self, source: &str) -> Result<Binary> {
+        Ok(Nvrtc::get()?.compile(source, &self.compile_options())?.0)
+    }
+
+    fn load(&self, binary: &Binary, variant: Variant) -> Result<Arc<dyn Kernel>> {
+        kernel::load(&self.context, binary, variant)
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>> {
+        memory::alloc(&self.stream, bytes)
+    }
+
+    fn free_memory(&self) -> Result<u64> {
+        let _current = self.context.make_current()?;
+        result::mem_get_info().map(|(free, _)| free as u64).map_err(|e| failed("cuMemGetInfo", &e))
+    }
+
+    fn fault_word(&self) -> Result<Box<dyn FaultWord>> {
+        memory::fault_word(&self.context)
+    }
+
+    fn timer(&self, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>> {
+        graph::timer(&self.stream, launches, launch)
+    }
+
+    fn stream(&self) -> Stream<'_> {
+        Stream { raw: self.stream.raw, recorder: None, lives: std::marker::PhantomData }
+    }
+
+    fn copy(
+        &self,
+        to: (&dyn Memory, usize),
+        from: (&dyn Memory, usize),
+        bytes: usize,
+        stream: Stream<'_>,
+    ) -> Result<()> {
+        let (to, from) = (range(to.0, to.1, bytes)?, range(from.0, from.1, bytes)?);
+        if let Some(recorder) = stream.recorder {
+            return recorder.copy(to, from, bytes);
+        }
+        let _current = self.context.make_current()?;
+        // SAFETY: both ranges are inside memory of this device, and freeing memory waits for work in flight.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, stream.raw) }.map_err(|e| failed("cuMemcpyDtoDAsync", &e))
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        let _current = self.context.make_current()?;
+        result::ctx::synchronize().map_err(|e| failed("a kernel", &e))
+    }
+
+    fn is_capturing(&self, stream: Stream<'_>) -> bool {
+        let Ok(_current) = self.context.make_current() else { return false };
+        // SAFETY: a `Stream` is a live stream of this device.
+        unsafe { result::stream::is_capturing(stream.raw) }
+            .is_ok_and(|s| s != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+    }
+}
+
+/// A stream that no other waits for, of the lowest priority.
+struct OwnStream {
+    raw: sys::CUstream,
+    context: Arc<Context>,
+}
+
+// SAFETY: a stream handle may be used from any thread.
+unsafe impl Send for OwnStream {}
+// SAFETY: as above.
+unsafe impl Sync for OwnStream {}
+
+impl OwnStream {
+    /// Waits for what was put on it.
+    fn wait(&self, what: &str) -> Result<()> {
+        // SAFETY: the stream lives as long as `self`.
+        unsafe { result::stream::synchronize(self.raw) }.map_err(|e| failed(what, &e))
+    }
+
+    fn new(context: &Arc<Context>) -> Result<Self> {
+        let _current = context.make_current()?;
+        let (least, _) = result::stream::get_priority_range().map_err(|e| failed("cuCtxGetStreamPriorityRange", &e))?;
+        let raw = result::stream::create_with_priority(result::stream::StreamKind::NonBlocking, least)
+            .map_err(|e| failed("cuStreamCreate", &e))?;
+        Ok(Self { raw, context: Arc::clone(context) })
+    }
+}
+
+impl Drop for OwnStream {
+    fn drop(&mut self) {
+        if let Ok(_current) = self.context.make_current() {
+            // SAFETY: created once, destroyed once.
+            let _ = unsafe { result::stream::destroy(self.raw) };
+        }
+    }
+}
