@@ -1,5 +1,7 @@
 //! The `ropejit` command: everything here uses the crate's public API only.
 
+mod bench;
+mod bench_picture;
 mod demo;
 mod doctor;
 mod inspect;
@@ -49,6 +51,7 @@ enum Command {
     Prewarm(prewarm::Prewarm),
     Inspect(inspect::Inspect),
     Model(model::Model),
+    Bench(bench::Bench),
     Doctor(doctor::Doctor),
 }
 
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         Command::Prewarm(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Model(command) => command.run(),
+        Command::Bench(command) => command.run(),
         Command::Doctor(command) => command.run(),
     };
     match done {

@@ -4,7 +4,7 @@
 
 use std::ffi::c_void;
 
-use ropejit::args::{Args, Input, Operand, PositionIds, Positions, Tables, Tensor};
+use ropejit::args::{Args, Operand, PositionIds, Positions, Tables, Tensor};
 use ropejit::device::Memory;
 use ropejit::rope::scaling::{TableMode, cos_sin_table};
 use ropejit::rope::{Layout, reference};
@@ -47,8 +47,13 @@ impl Workload {
             state ^= state << 17;
             spec.dtype.write(&mut block, i, (state >> 40) as f32 / (1u64 << 22) as f32 - 2.0);
         }
-        for at in (0..bytes).step_by(block.len().max(1)) {
-            input.upload(at, &block[..block.len().min(bytes - at)])?;
+        input.upload(0, &block)?;
+        let mut filled = block.len();
+        while filled < bytes {
+            // The rest is copied on by the device: random enough, and soon done.
+            let part = filled.min(bytes - filled);
+            device.copy((input.as_ref(), filled), (input.as_ref(), 0), part, device.stream())?;
+            filled += part;
         }
         let (cos, sin) = cos_sin_table(&chosen.frequencies, 0..tokens as u64, TableMode::Accurate);
         let half = spec.rotary_dim as usize / 2;
@@ -80,15 +85,28 @@ impl Workload {
         engine.device().copy((self.output.as_ref(), 0), (self.input.as_ref(), 0), bytes, stream)
     }
 
+    /// Bytes of q and k that one application reads and writes.
+    pub fn bytes(&self) -> usize {
+        2 * (self.layouts[0].len() + self.layouts[1].len()) * self.spec.dtype.size()
+    }
+
     /// Applies RoPE out of place.
     pub fn apply(&self, rope: &Rope, stream: Stream<'_>) -> Result<Origin> {
+        self.apply_to(rope, stream, false)
+    }
+
+    /// Applies RoPE, in place or not.
+    pub fn apply_to(&self, rope: &Rope, stream: Stream<'_>, in_place: bool) -> Result<Origin> {
         let at = |memory: &dyn Memory, offset: usize| (memory.address() + offset as u64) as *mut c_void;
         let (spec, width) = (&self.spec, self.spec.table_width() as usize);
         let operand = |which: usize| {
             let (offset, layout) = (which * self.k_starts, self.layouts[which]);
             // SAFETY: both memories hold q at their start and k at `k_starts`, and live as long as `self`; what runs on
             // them is waited for before they are freed.
-            let input = unsafe { Input::from_raw(at(self.input.as_ref(), offset), spec.dtype, layout) };
+            let input = unsafe { Tensor::from_raw(at(self.input.as_ref(), offset), spec.dtype, layout) };
+            if in_place {
+                return Operand::in_place(input);
+            }
             // SAFETY: as above.
             let output = unsafe { Tensor::from_raw(at(self.output.as_ref(), offset), spec.dtype, layout) };
             Operand::out_of_place(input, output)

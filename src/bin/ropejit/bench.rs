@@ -1,0 +1,269 @@
+//! `ropejit bench`
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::{Args, ValueEnum};
+use ropejit::engine::ChoiceMeta;
+use ropejit::rope::scaling::RopeParameters;
+use ropejit::store::Kind;
+use ropejit::{DType, Engine, Error, Result, RopeSpec, Stream, TableWidth, Tuning};
+use serde::Serialize;
+
+use crate::spec::Chosen;
+use crate::workload::Workload;
+use crate::{bench_picture, output};
+
+/// Measure the shapes of common models against a device-to-device copy of the same bytes.
+///
+/// Every shape is tuned if it is not in the cache, then timed: launches recorded into a graph and replayed, over buffers
+/// that are rotated past the last-level cache, kernel and copy in turn, medians. 1.00 is the speed of the copy.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  ropejit bench --dtype bf16                      one element type, both layouts, in and out of place
+  ropejit bench --json --picture bench.svg        everything, as JSON and as a picture")]
+pub struct Bench {
+    /// Element types.
+    #[arg(long, value_delimiter = ',', default_value = "bf16,f16,f32")]
+    dtype: Vec<DType>,
+    /// Element type of the cos/sin tables: that of q and k (as transformers passes them), or f32.
+    #[arg(long, value_enum, default_value = "same")]
+    table: Table,
+    /// Only shapes whose name contains this, such as 8192 or 32/8.
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// Samples of each measurement.
+    #[arg(long, default_value = "15", value_parser = clap::value_parser!(u64).range(3..=1000))]
+    samples: u64,
+    /// Also draw the ratios and the tuning landscapes into this file, as SVG.
+    #[arg(long, value_name = "FILE.svg")]
+    picture: Option<PathBuf>,
+    /// Print one JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq)]
+enum Table {
+    Same,
+    F32,
+}
+
+/// batch, tokens, `num_heads`, `num_kv_heads`, `head_dim`.
+const SHAPES: [[u32; 5]; 8] = [
+    [1, 8192, 32, 32, 128],
+    [1, 8192, 32, 8, 128],
+    [4, 4096, 32, 8, 128],
+    [8, 2048, 32, 8, 64],
+    [1, 8192, 16, 8, 256],
+    [1, 512, 32, 8, 128],
+    [128, 1, 32, 8, 128],
+    [1, 1, 32, 8, 128],
+];
+
+/// One measured case.
+#[derive(Serialize)]
+pub struct Case {
+    pub shape: String,
+    pub dtype: DType,
+    pub layout: &'static str,
+    pub in_place: bool,
+    /// Bytes of q and k read and written.
+    pub bytes: usize,
+    pub copy_us: f64,
+    pub device_us: f64,
+    /// `copy_us / device_us`.
+    pub ratio: f64,
+    pub variant: String,
+    /// Host time of one call.
+    pub host_us: f64,
+    /// The tuning run's candidates, as a ratio of its copy.
+    pub landscape: Vec<Candidate>,
+    /// How long tuning took, compiling included, when it was done.
+    pub tuning_ms: f64,
+}
+
+#[derive(Serialize)]
+pub struct Candidate {
+    pub variant: String,
+    pub ratio: f64,
+}
+
+#[derive(Serialize)]
+struct Report {
+    device: String,
+    driver: String,
+    table: String,
+    cases: Vec<Case>,
+    stats: ropejit::Stats,
+}
+
+impl Bench {
+    pub fn run(self) -> Result<()> {
+        let bar = output::spinner();
+        let engine = Engine::builder().tuning(Tuning::BLOCKING).on_progress(output::show_on(&bar)).build()?;
+        let mut cases = Vec::new();
+        for &dtype in &self.dtype {
+            for shape in SHAPES {
+                let [batch, tokens, heads, kv_heads, dim] = shape;
+                let name = format!("{batch}×{tokens} {heads}/{kv_heads}/{dim}");
+                if self.only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
+                    continue;
+                }
+                let table = if self.table == Table::Same { dtype } else { DType::F32 };
+                let spec = RopeSpec::new(dtype, dim, heads, kv_heads).with_table(table, TableWidth::Half);
+                let frequencies = RopeParameters::new(10_000.0, dim).frequencies(None)?;
+                let chosen = Chosen { name: name.clone(), spec, frequencies };
+                for head_major in [false, true] {
+                    for in_place in [false, true] {
+                        bar.set_message(format!("{name} {dtype}"));
+                        cases.push(self.measure(&engine, &chosen, [batch, tokens], head_major, in_place)?);
+                    }
+                }
+            }
+        }
+        bar.finish_and_clear();
+        if cases.is_empty() {
+            return Err(Error::argument("--only", "no shape's name contains that"));
+        }
+        if let Some(path) = &self.picture {
+            let svg = bench_picture::draw(&engine.facts().name, &cases);
+            fs_err::write(path, svg).map_err(|e| Error::io(path, "the picture cannot be written", e))?;
+        }
+        let report = Report {
+            device: engine.facts().name.clone(),
+            driver: engine.facts().driver.clone(),
+            table: if self.table == Table::Same { "the dtype of q and k" } else { "f32" }.into(),
+            cases,
+            stats: engine.stats(),
+        };
+        if self.json { output::json(&report) } else { print(&report) }
+    }
+
+    fn measure(
+        &self,
+        engine: &Engine,
+        chosen: &Chosen,
+        [batch, tokens]: [u32; 2],
+        head_major: bool,
+        in_place: bool,
+    ) -> Result<Case> {
+        let device = engine.device();
+        let make = || Workload::new(engine, chosen, batch as usize, tokens as usize, head_major);
+        let first = make()?;
+        let bytes = first.bytes();
+        // As many sets of tensors as exceed the last-level cache, within reason for the smallest.
+        let wanted = (3 * engine.facts().l2_bytes).div_ceil(bytes as u64).clamp(2, 128) as usize;
+        let limit = (device.measuring().scratch_bytes / bytes as u64).max(1) as usize;
+        let mut works = vec![first];
+        while works.len() < wanted.min(limit) {
+            works.push(make()?);
+        }
+        let works = Arc::new(works);
+        let rope = engine.rope(&chosen.spec)?;
+        works[0].apply_to(&rope, Stream::DEFAULT, in_place)?;
+        device.synchronize()?;
+
+        let guess = bytes as f64 / 4000.0 + 1000.0; // ns at 4 TB/s
+        let (least, most) = device.measuring().launches;
+        let launches = ((device.measuring().sample_ns / guess) as usize).clamp(least, most);
+        let kernel = {
+            let (works, rope) = (Arc::clone(&works), rope.clone());
+            move |i: usize, stream: Stream<'_>| works[i % works.len()].apply_to(&rope, stream, in_place).map(|_| ())
+        };
+        let copy = {
+            let (works, engine) = (Arc::clone(&works), engine.clone());
+            move |i: usize, stream: Stream<'_>| works[i % works.len()].copy(&engine, stream)
+        };
+        let mut kernel = device.timer(launches, Box::new(kernel))?;
+        let mut copy = device.timer(launches, Box::new(copy))?;
+        let (mut kernel_ns, mut copy_ns) = (Vec::new(), Vec::new());
+        for _ in 0..self.samples {
+            kernel_ns.push(kernel.sample()?);
+            copy_ns.push(copy.sample()?);
+        }
+        let (kernel_ns, copy_ns) = (median(kernel_ns), median(copy_ns));
+        let host_us = host_time(engine, &works[0], &rope, in_place)?;
+        let serving = rope.serving(u64::from(batch) * u64::from(tokens), head_major && tokens > 1);
+        let (landscape, tuning_ms) = landscape(engine, &chosen.spec, batch * tokens, head_major && tokens > 1)?;
+        Ok(Case {
+            shape: chosen.name.clone(),
+            dtype: chosen.spec.dtype,
+            layout: if head_major { "bhsd" } else { "bshd" },
+            in_place,
+            bytes,
+            copy_us: copy_ns / 1e3,
+            device_us: kernel_ns / 1e3,
+            ratio: copy_ns / kernel_ns,
+            variant: serving.map_or_else(String::new, |s| s.variant.to_string()),
+            host_us,
+            landscape,
+            tuning_ms,
+        })
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Host time of one call in microseconds: the median over batches of calls that the device keeps up with.
+fn host_time(engine: &Engine, work: &Workload, rope: &ropejit::Rope, in_place: bool) -> Result<f64> {
+    let calls = if engine.device().measuring().launches.0 > 1 { 100 } else { 1 };
+    let mut samples = Vec::new();
+    for _ in 0..7 {
+        engine.device().synchronize()?;
+        let start = Instant::now();
+        for _ in 0..calls {
+            work.apply_to(rope, Stream::DEFAULT, in_place)?;
+        }
+        samples.push(start.elapsed().as_secs_f64() * 1e6 / f64::from(calls));
+    }
+    engine.device().synchronize()?;
+    Ok(median(samples))
+}
+
+/// The candidates of the tuning run behind a case.
+fn landscape(engine: &Engine, spec: &RopeSpec, tokens: u32, head_major: bool) -> Result<(Vec<Candidate>, f64)> {
+    let class = ropejit::jit::Class::contiguous(spec, head_major, true);
+    let bucket = ropejit::jit::Bucket::of(u64::from(tokens));
+    for listed in engine.store().list(Kind::Choice)? {
+        let Some(meta) = listed.entry.ok().and_then(|e| serde_json::from_slice::<ChoiceMeta>(&e.meta).ok()) else {
+            continue;
+        };
+        let ours = meta.record.device == engine.facts().name && meta.record.tuned;
+        if ours && &meta.spec == spec && meta.class == class && meta.bucket == bucket {
+            let copy = meta.record.copy_ns.unwrap_or(0.0);
+            let one = |c: &ropejit::jit::Candidate| {
+                Some(Candidate { variant: c.variant.to_string(), ratio: copy / c.median_ns()? })
+            };
+            return Ok((meta.record.candidates.iter().filter_map(one).collect(), meta.record.took_ms));
+        }
+    }
+    Ok((Vec::new(), 0.0))
+}
+
+fn print(report: &Report) -> Result<()> {
+    output::line(&format!("{} ({}), tables in {}", report.device, report.driver, report.table))?;
+    let rows = report.cases.iter().map(|c| {
+        let worst = c.landscape.iter().map(|l| l.ratio).fold(f64::INFINITY, f64::min);
+        vec![
+            c.shape.clone(),
+            c.dtype.to_string(),
+            c.layout.into(),
+            if c.in_place { "in" } else { "out" }.into(),
+            c.variant.clone(),
+            format!("{:.1}", c.bytes as f64 / 1e6),
+            format!("{:.2}", c.copy_us),
+            format!("{:.2}", c.device_us),
+            format!("{:.3}", c.ratio),
+            if worst.is_finite() { format!("{worst:.3}") } else { "–".into() },
+            format!("{:.2}", c.host_us),
+        ]
+    });
+    let header = ["shape", "dtype", "layout", "place", "variant", "MB", "copy µs", "µs", "ratio", "worst", "host µs"];
+    output::table(&header, rows.collect(), 6)
+}

@@ -1,0 +1,100 @@
+//! The picture of a bench: the ratio of every case, and the landscape of its tuning.
+
+use std::fmt::Write as _;
+
+use crate::bench::Case;
+
+const LEFT: f64 = 250.0;
+const SCALE: f64 = 420.0;
+const ROW: f64 = 20.0;
+
+/// An SVG: one row a case, a bar up to its ratio of the copy, a dot for each candidate of its tuning.
+pub fn draw(device: &str, cases: &[Case]) -> String {
+    let height = 90.0 + ROW * cases.len() as f64;
+    let widest = cases.iter().map(|c| c.ratio).fold(1.25f64, f64::max);
+    let width = LEFT + SCALE * widest + 90.0;
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width:.0}\" height=\"{height:.0}\" \
+         font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
+         <text x=\"12\" y=\"24\" font-size=\"15\">{}: speed of RoPE, 1.00 is a device-to-device copy of the same bytes</text>\n\
+         <text x=\"12\" y=\"42\" fill=\"#666\">bar: the chosen variant; dots: every candidate of its tuning</text>\n",
+        escape(device)
+    );
+    // Writing to a String cannot fail.
+    for tenth in (0..=(widest * 10.0) as u32).step_by(2) {
+        let (x, ratio) = (LEFT + SCALE * f64::from(tenth) / 10.0, f64::from(tenth) / 10.0);
+        let colour = if tenth == 10 { "#444" } else { "#ddd" };
+        let _ = writeln!(
+            svg,
+            "<line x1=\"{x:.1}\" y1=\"66\" x2=\"{x:.1}\" y2=\"{:.1}\" stroke=\"{colour}\"/>\
+             <text x=\"{x:.1}\" y=\"62\" text-anchor=\"middle\" fill=\"#666\">{ratio:.1}</text>",
+            height - 20.0
+        );
+    }
+    for (i, case) in cases.iter().enumerate() {
+        let y = 72.0 + ROW * i as f64;
+        let place = if case.in_place { "in place" } else { "" };
+        let _ = writeln!(
+            svg,
+            "<text x=\"12\" y=\"{:.1}\">{} {} {} {place}</text>\
+             <rect x=\"{LEFT}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"13\" fill=\"#76b5a0\"/>\
+             <text x=\"{:.1}\" y=\"{:.1}\">{:.2}</text>",
+            y + 11.0,
+            escape(&case.shape),
+            case.dtype,
+            case.layout,
+            SCALE * case.ratio,
+            LEFT + SCALE * case.ratio + 6.0,
+            y + 11.0,
+            case.ratio
+        );
+        for candidate in &case.landscape {
+            let _ = writeln!(
+                svg,
+                "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"2\" fill=\"#20506a\"><title>{}: {:.3}</title></circle>",
+                LEFT + SCALE * candidate.ratio,
+                y + 6.5,
+                escape(&candidate.variant),
+                candidate.ratio
+            );
+        }
+    }
+    svg.push_str("</svg>\n");
+    svg
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;")
+}
+
+#[cfg(test)]
+mod tests {
+    use ropejit::DType;
+
+    use super::*;
+    use crate::bench::Candidate;
+
+    #[test]
+    fn every_case_and_candidate_is_drawn() {
+        let case = |ratio| Case {
+            shape: "1×8 <2>".into(),
+            dtype: DType::BF16,
+            layout: "bshd",
+            in_place: false,
+            bytes: 1,
+            copy_us: 1.0,
+            device_us: 1.0,
+            ratio,
+            variant: String::new(),
+            host_us: 0.0,
+            landscape: vec![
+                Candidate { variant: "t128".into(), ratio: 0.5 },
+                Candidate { variant: "t64".into(), ratio },
+            ],
+            tuning_ms: 0.0,
+        };
+        let svg = draw("GPU & co", &[case(0.97), case(1.4)]);
+        assert_eq!((svg.matches("<rect").count(), svg.matches("<circle").count()), (3, 4));
+        assert!(svg.contains("GPU &amp; co") && svg.contains("1×8 &lt;2>") && svg.ends_with("</svg>\n"));
+    }
+}
