@@ -35,8 +35,9 @@ pub(crate) struct Plan {
     pub origin: Origin,
     /// Whether the variant was chosen by measuring.
     pub tuned: bool,
-    /// Threads' worth of work per group of tokens.
-    units_per_row: u32,
+    /// Threads' worth of work per token.
+    units_per_token: u32,
+    threads: u32,
 }
 
 /// A call, checked against its spec. Made of [`Args`] only, so what it points to is valid while they live.
@@ -62,44 +63,36 @@ impl Plan {
         let rest = if class.copy_rest { spec.head_dim - spec.rotary_dim } else { 0 };
         let lanes = spec.rotary_dim / 2 / pairs + rest / vec;
         let groups = (spec.num_heads + spec.num_kv_heads) / u32::from(variant.heads);
-        Self { kernel, variant, origin, tuned, units_per_row: groups * lanes }
+        Self { kernel, variant, origin, tuned, units_per_token: groups * lanes, threads: variant.threads.into() }
     }
 
     /// Launches a call: once, unless it has more work than 2^31 threads.
     #[allow(unsafe_code)]
     pub fn launch(&self, stream: Stream<'_>, call: &Call<'_>) -> Result<()> {
         const MOST: u64 = (1 << 31) - 1;
-        let per_thread = u32::from(self.variant.tokens);
-        let rows_at_once = (MOST / u64::from(self.units_per_row)) as u32;
-        let rows = call.tokens.div_ceil(per_thread);
-        let (batch_step, row_step) = if u64::from(rows) * u64::from(call.batch) <= u64::from(rows_at_once) {
-            (call.batch, rows)
-        } else if rows <= rows_at_once {
-            (rows_at_once / rows, rows)
+        let tokens_at_once = (MOST / u64::from(self.units_per_token)) as u32;
+        let (batch_step, token_step) = if call.total_tokens() <= u64::from(tokens_at_once) {
+            (call.batch, call.tokens)
+        } else if call.tokens <= tokens_at_once {
+            (tokens_at_once / call.tokens, call.tokens)
         } else {
-            (1, rows_at_once)
+            (1, tokens_at_once)
         };
         let mut params = call.params;
-        let mut batch = 0;
-        while batch < call.batch {
-            let sequences = batch_step.min(call.batch - batch);
-            let mut row = 0;
-            while row < rows {
-                let part = row_step.min(rows - row);
+        for batch in (0..call.batch).step_by(batch_step as usize) {
+            for token in (0..call.tokens).step_by(token_step as usize) {
+                let tokens = token_step.min(call.tokens - token);
                 params.batch_begin = batch;
-                params.token_begin = row * per_thread;
-                params.token_end = call.tokens.min((row + part) * per_thread);
-                params.rows = Divider::new(part);
-                params.sequences = sequences;
-                params.units = sequences * part * self.units_per_row;
-                let blocks = params.units.div_ceil(u32::from(self.variant.threads));
+                params.sequences = batch_step.min(call.batch - batch);
+                params.token_begin = token;
+                params.tokens = Divider::new(tokens);
+                params.units = params.sequences * tokens * self.units_per_token;
+                let blocks = params.units.div_ceil(self.threads);
                 // SAFETY: tensors, tables and positions are valid: a `Call` is made of `Args`, which consist of safe
                 // borrows that are still alive, or of parts for whose life on the stream the caller has vouched. The
                 // kernel was compiled for the call's spec and class.
                 unsafe { self.kernel.launch(stream, blocks, &params) }?;
-                row += part;
             }
-            batch += sequences;
         }
         Ok(())
     }
@@ -192,6 +185,12 @@ fn tensor(
         return Err(Error::argument(
             format!("{name} output"),
             format!("has the shape {:?}, its input {:?}", output.layout.shape, input.layout.shape),
+        ));
+    }
+    if output.layout.overlaps() {
+        return Err(Error::argument(
+            if operand.output.is_some() { format!("{name} output") } else { name.to_owned() },
+            format!("is written, but its strides {:?} put several elements in one place", output.layout.strides),
         ));
     }
     if operand.output.is_some() && output.address() == input.address() && output.layout != input.layout {

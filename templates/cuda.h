@@ -29,6 +29,71 @@ template <> struct WordOf<8> { typedef uint2 Type; };
 template <> struct WordOf<4> { typedef u32 Type; };
 template <> struct WordOf<2> { typedef u16 Type; };
 
+// Accesses of one word. Hints by inline PTX exist for words of 16 bytes; narrower ones go without.
+template <typename W> ROPE_INLINE W load_word(const W* p) { return ROPE_LOAD_HINT == 1 ? __ldcs(p) : *p; }
+
+template <typename W> ROPE_INLINE void store_word(W* p, W x) {
+    if (ROPE_STORE_HINT == 1) __stcs(p, x);
+    else *p = x;
+}
+
+template <typename W> ROPE_INLINE W load_constant(const W* p) { return __ldg(p); }
+
+#if ROPE_LOAD_HINT == 2 || (ROPE_LOAD_HINT == 3 && __CUDA_ARCH__ < 800)
+template <> ROPE_INLINE uint4 load_word<uint4>(const uint4* p) {
+    uint4 x;
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "l"(p)
+                 : "memory");
+    return x;
+}
+#endif
+
+#if __CUDA_ARCH__ >= 800
+ROPE_INLINE u64 evict_first() {
+    u64 policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+ROPE_INLINE u64 evict_last() {
+    u64 policy;
+    asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+#if ROPE_LOAD_HINT == 3
+template <> ROPE_INLINE uint4 load_word<uint4>(const uint4* p) {
+    uint4 x;
+    asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "l"(p), "l"(evict_first())
+                 : "memory");
+    return x;
+}
+#endif
+
+#if ROPE_STORE_HINT == 3
+template <> ROPE_INLINE void store_word<uint4>(uint4* p, uint4 x) {
+    asm volatile("st.global.L1::no_allocate.L2::cache_hint.v4.u32 [%0], {%1, %2, %3, %4}, %5;"
+                 :
+                 : "l"(p), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w), "l"(evict_first())
+                 : "memory");
+}
+#endif
+
+#if ROPE_KEEP_TABLES
+template <> ROPE_INLINE uint4 load_constant<uint4>(const uint4* p) {
+    uint4 x;
+    asm("ld.global.nc.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+        : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+        : "l"(p), "l"(evict_last()));
+    return x;
+}
+#endif
+#endif
+
 // N elements, moved in words of at most WIDEST bytes, by which their address is aligned.
 template <typename T, u32 N, u32 WIDEST> struct Piece {
     static constexpr u32 WORD_BYTES = N * sizeof(T) < WIDEST ? N * sizeof(T) : WIDEST;
@@ -42,30 +107,43 @@ template <typename T, u32 N, u32 WIDEST> struct Piece {
 
 template <typename T, u32 N, u32 WIDEST> ROPE_INLINE void load(Piece<T, N, WIDEST>& to, const T* at) {
     typedef Piece<T, N, WIDEST> P;
-    ROPE_UNROLL for (u32 w = 0; w < P::WORDS; ++w) {
-        const typename P::Word* from = (const typename P::Word*)at + w;
-        to.words[w] = ROPE_LOAD_STREAMING ? __ldcs(from) : *from;
-    }
+    ROPE_UNROLL for (u32 w = 0; w < P::WORDS; ++w) to.words[w] = load_word((const typename P::Word*)at + w);
 }
 
 template <typename T, u32 N, u32 WIDEST> ROPE_INLINE void store(T* at, const Piece<T, N, WIDEST>& from) {
     typedef Piece<T, N, WIDEST> P;
-    ROPE_UNROLL for (u32 w = 0; w < P::WORDS; ++w) {
-        typename P::Word* to = (typename P::Word*)at + w;
-        if (ROPE_STORE_STREAMING) __stcs(to, from.words[w]);
-        else *to = from.words[w];
-    }
+    ROPE_UNROLL for (u32 w = 0; w < P::WORDS; ++w) store_word((typename P::Word*)at + w, from.words[w]);
 }
 
 // From memory that no kernel writes meanwhile.
 template <typename T, u32 N, u32 WIDEST> ROPE_INLINE void load_constants(Piece<T, N, WIDEST>& to, const T* at) {
     typedef Piece<T, N, WIDEST> P;
-    ROPE_UNROLL for (u32 w = 0; w < P::WORDS; ++w) to.words[w] = __ldg((const typename P::Word*)at + w);
+    ROPE_UNROLL for (u32 w = 0; w < P::WORDS; ++w) to.words[w] = load_constant((const typename P::Word*)at + w);
 }
 
-template <typename T> ROPE_INLINE T load_constant(const T* at) { return __ldg(at); }
+// With ROPE_OVERLAP a kernel starts while the one ahead of it on the stream still runs, and waits for its end before it
+// touches memory.
+ROPE_INLINE void let_next_start() {
+#if ROPE_OVERLAP
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// Brings a line into the L2, where what the kernel ahead still writes is seen.
+ROPE_INLINE void prefetch(const void* at) {
+#if ROPE_PREFETCH
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+#endif
+}
+
+ROPE_INLINE void wait_for_previous() {
+#if ROPE_OVERLAP
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 #define ROPE_ENTRY                                                                                                    \
     extern "C" __global__ void __launch_bounds__(ROPE_THREADS) rope_kernel(const __grid_constant__ RopeParams p) {    \
+        let_next_start();                                                                                             \
         rope_thread(p, blockIdx.x, threadIdx.x);                                                                      \
     }

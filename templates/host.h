@@ -60,6 +60,9 @@ template <typename T, u32 N, u32 WIDEST> ROPE_INLINE void load_constants(Piece<T
 
 template <typename T> ROPE_INLINE T load_constant(const T* at) { return *at; }
 
+ROPE_INLINE void prefetch(const void*) {}
+ROPE_INLINE void wait_for_previous() {}
+
 #define ROPE_ENTRY                                                                                                    \
     extern "C" void rope_kernel(const RopeParams* p, u32 first_block, u32 last_block) {                               \
         for (u32 block = first_block; block < last_block; ++block)                                                    \

@@ -41,13 +41,11 @@ struct RopeParams {
     i64 position_offset;
     u64* fault;         // receives 1 + index of a token whose position lies outside the table
     u64 tokens_total;   // tokens of a sequence, to number them across the batch
-    u32 batch_begin;
-    u32 token_begin;
-    u32 token_end;
+    u32 batch_begin;    // the launch is for `sequences` sequences from here on,
+    u32 sequences;
+    u32 token_begin;    // and for `tokens.divisor` tokens of each from here on
     u32 units;          // work of the launch: one thread each
-    u32 sequences;      // from batch_begin on
-    u32 reserved;
-    Divider rows;       // groups of ROPE_TOKENS_PER_THREAD tokens in [token_begin, token_end)
+    Divider tokens;
 };
 
-static_assert(sizeof(RopeParams) == 256, "src/device/params.rs mirrors this struct");
+static_assert(sizeof(RopeParams) == 248, "src/device/params.rs mirrors this struct");

@@ -1,9 +1,9 @@
 // Rotary position embedding of q and k in one launch.
 //
-// A unit of work is one access ("piece") of each half of a head, for ROPE_HEADS_PER_THREAD heads of each of
-// ROPE_TOKENS_PER_THREAD neighbouring tokens. Units run through memory as it lies, so that a warp reads whole lines:
-// over (token, head, lane), or (head, token, lane) when ROPE_HEAD_MAJOR. Every order of units, every piece width and
-// every cache hint computes the same operations on the same operands: variants differ in speed, never in a bit.
+// A unit of work is one access ("piece") of each half of a head, for ROPE_HEADS_PER_THREAD heads of one token. Units run
+// through memory as it lies, so that a warp reads whole lines: over (token, head, lane), or (head, token, lane) when
+// ROPE_HEAD_MAJOR. Every piece width, every number of heads and every hint computes the same operations on the same
+// operands: variants differ in speed, never in a bit.
 //
 // No barrier, no shuffle, no shared memory: the same text is a host program.
 
@@ -36,7 +36,6 @@ constexpr u32 TURNING = HALF / PAIRS;                                  // lanes 
 constexpr u32 RESTING = ROPE_COPY_REST ? (ROPE_HEAD_DIM - ROPE_ROTARY_DIM) / VEC : 0;  // lanes that only copy
 constexpr u32 LANES = TURNING + RESTING;
 constexpr u32 HEADS = ROPE_HEADS_PER_THREAD;
-constexpr u32 TOKENS = ROPE_TOKENS_PER_THREAD;
 constexpr u32 GROUPS = (ROPE_NUM_HEADS + ROPE_NUM_KV_HEADS) / HEADS;   // a thread's heads lie GROUPS apart
 
 static_assert(HALF % PAIRS == 0 && GROUPS * HEADS == ROPE_NUM_HEADS + ROPE_NUM_KV_HEADS, "illegal variant");
@@ -80,28 +79,23 @@ ROPE_INLINE i64 table_row(const RopeParams& p, u32 batch, u32 token) {
 ROPE_INLINE void rope_unit(const RopeParams& p, u32 unit) {
     u32 rest = unit / LANES, lane = unit - rest * LANES;
 #if ROPE_HEAD_MAJOR
-    u32 outer = divide(rest, p.rows), row = rest - outer * p.rows.divisor;
-    u32 batch = p.batch_begin + outer / GROUPS, group = outer % GROUPS;
+    u32 outer = divide(rest, p.tokens), token = rest - outer * p.tokens.divisor;
+    u32 batch = outer / GROUPS, group = outer - batch * GROUPS;
 #else
     u32 outer = rest / GROUPS, group = rest - outer * GROUPS;
-    u32 sequence = divide(outer, p.rows), row = outer - sequence * p.rows.divisor;
-    u32 batch = p.batch_begin + sequence;
+    u32 batch = divide(outer, p.tokens), token = outer - batch * p.tokens.divisor;
 #endif
-    u32 first = p.token_begin + row * TOKENS;
+    batch += p.batch_begin;
+    token += p.token_begin;
 
     const bool turns = RESTING == 0 || lane < TURNING;
     // First elements of the thread's pieces in a head. A resting lane moves only the first.
-    u32 at_a = turns ? lane * (ROPE_INTERLEAVED ? VEC : PAIRS) : ROPE_ROTARY_DIM + (lane - TURNING) * VEC;
+    const u32 at_a = turns ? lane * (ROPE_INTERLEAVED ? VEC : PAIRS) : ROPE_ROTARY_DIM + (lane - TURNING) * VEC;
     const u32 at_b = at_a + HALF;
     const bool two = !ROPE_INTERLEAVED && turns;
 
-    i64 table[TOKENS];
-    ROPE_UNROLL for (u32 t = 0; t < TOKENS; ++t) {
-        table[t] = turns && (t == 0 || first + t < p.token_end) ? table_row(p, batch, first + t) : 0;
-    }
-
-    Piece<Element, VEC, ROPE_WORD> a[TOKENS][HEADS], b[TOKENS][HEADS];
-    Element* out[TOKENS][HEADS];
+    const Element* in[HEADS];
+    Element* out[HEADS];
     ROPE_UNROLL for (u32 h = 0; h < HEADS; ++h) {
         u32 head = group + h * GROUPS;
         const bool is_k = ROPE_NUM_KV_HEADS != 0 && head >= ROPE_NUM_HEADS;
@@ -112,41 +106,39 @@ ROPE_INLINE void rope_unit(const RopeParams& p, u32 unit) {
         const i64 out_batch = is_k ? p.k.out_stride[0] : p.q.out_stride[0];
         const i64 out_token = is_k ? p.k.out_stride[1] : p.q.out_stride[1];
         const i64 out_head = is_k ? p.k.out_stride[2] : p.q.out_stride[2];
-        const Element* in = (const Element*)(is_k ? p.k.in : p.q.in) + batch * in_batch + head * in_head;
-        Element* to = (Element*)(is_k ? p.k.out : p.q.out) + batch * out_batch + head * out_head;
-        ROPE_UNROLL for (u32 t = 0; t < TOKENS; ++t) {
-            const Element* from = in + (first + t) * in_token;
-            out[t][h] = to + (first + t) * out_token;
-            if (t == 0 || first + t < p.token_end) {
-                load(a[t][h], from + at_a);
-                if (two) load(b[t][h], from + at_b);
-            }
-        }
+        in[h] = (const Element*)(is_k ? p.k.in : p.q.in) + batch * in_batch + token * in_token + head * in_head;
+        out[h] = (Element*)(is_k ? p.k.out : p.q.out) + batch * out_batch + token * out_token + head * out_head;
+        prefetch(in[h] + at_a);
+        if (two) prefetch(in[h] + at_b);
     }
+    wait_for_previous();
 
-    ROPE_UNROLL for (u32 t = 0; t < TOKENS; ++t) {
-        if (t != 0 && first + t >= p.token_end) break;
-        float c[PAIRS], s[PAIRS];
-        if (turns && table[t] >= 0) {
-            i64 at = batch * p.table_batch_stride + table[t] * p.table_row_stride + lane * PAIRS;
-            load_table(c, (const TableElement*)p.cos_table + at);
-            load_table(s, (const TableElement*)p.sin_table + at);
-        } else {
-            ROPE_UNROLL for (u32 i = 0; i < PAIRS; ++i) c[i] = s[i] = bits_float(0x7fffffffu);
-        }
-        ROPE_UNROLL for (u32 h = 0; h < HEADS; ++h) {
-            if (turns) {
-                ROPE_EACH_PAIR for (u32 i = 0; i < PAIRS; ++i) {
+    const i64 row = turns ? table_row(p, batch, token) : 0;
+    Piece<Element, VEC, ROPE_WORD> a[HEADS], b[HEADS];
+    ROPE_UNROLL for (u32 h = 0; h < HEADS; ++h) {
+        load(a[h], in[h] + at_a);
+        if (two) load(b[h], in[h] + at_b);
+    }
+    float c[PAIRS], s[PAIRS];
+    if (turns && row >= 0) {
+        const i64 at = batch * p.table_batch_stride + row * p.table_row_stride + lane * PAIRS;
+        load_table(c, (const TableElement*)p.cos_table + at);
+        load_table(s, (const TableElement*)p.sin_table + at);
+    } else {
+        ROPE_UNROLL for (u32 i = 0; i < PAIRS; ++i) c[i] = s[i] = bits_float(0x7fffffffu);
+    }
+    ROPE_UNROLL for (u32 h = 0; h < HEADS; ++h) {
+        if (turns) {
+            ROPE_EACH_PAIR for (u32 i = 0; i < PAIRS; ++i) {
 #if ROPE_INTERLEAVED
-                    rotate(a[t][h].elements[2 * i], a[t][h].elements[2 * i + 1], c[i], s[i]);
+                rotate(a[h].elements[2 * i], a[h].elements[2 * i + 1], c[i], s[i]);
 #else
-                    rotate(a[t][h].elements[i], b[t][h].elements[i], c[i], s[i]);
+                rotate(a[h].elements[i], b[h].elements[i], c[i], s[i]);
 #endif
-                }
             }
-            store(out[t][h] + at_a, a[t][h]);
-            if (two) store(out[t][h] + at_b, b[t][h]);
         }
+        store(out[h] + at_a, a[h]);
+        if (two) store(out[h] + at_b, b[h]);
     }
 }
 

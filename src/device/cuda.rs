@@ -2,6 +2,7 @@
 
 use std::ffi::{CString, c_int, c_uint, c_void};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use cudarc::driver::{DriverError, result, sys};
 
@@ -10,6 +11,7 @@ use super::{
     range, target,
 };
 use crate::error::{Error, ErrorKind, Result};
+use crate::jit::Variant;
 use crate::jit::render::{Dialect, ENTRY};
 
 /// A GPU.
@@ -122,6 +124,7 @@ fn facts(device: sys::CUdevice) -> Result<Facts> {
         // SAFETY: the device comes from cuDeviceGet.
         memory_bytes: unsafe { result::device::total_mem(device) }.map_err(|e| failed("cuDeviceTotalMem", &e))? as u64,
         driver: format!("CUDA {}.{}", version / 1000, version % 1000 / 10),
+        overlap: major >= 9 && version >= 12030,
     })
 }
 
@@ -150,7 +153,7 @@ impl Device for Cuda {
         Ok(Nvrtc::get()?.compile(source, &self.compile_options())?.0)
     }
 
-    fn load(&self, binary: &Binary, threads: u32) -> Result<Arc<dyn Kernel>> {
+    fn load(&self, binary: &Binary, variant: Variant) -> Result<Arc<dyn Kernel>> {
         let _current = self.context.make_current()?;
         let module = load_image(&binary.image).or_else(|refused| {
             // A cubin of another architecture or a newer toolkit: the driver can still compile the PTX.
@@ -164,7 +167,7 @@ impl Device for Cuda {
         // SAFETY: the module is loaded.
         let function =
             unsafe { result::module::get_function(module.raw, name) }.map_err(|e| failed("cuModuleGetFunction", &e))?;
-        Ok(Arc::new(CudaKernel { function, threads, module }))
+        Ok(Arc::new(CudaKernel { function, threads: variant.threads.into(), overlap: variant.overlap, module }))
     }
 
     fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>> {
@@ -191,7 +194,7 @@ impl Device for Cuda {
         unsafe { sys::cuMemHostGetDevicePointer_v2(&raw mut device, host, 0) }
             .result()
             .map_err(|e| failed("cuMemHostGetDevicePointer", &e))?;
-        word.clear();
+        word.take();
         let mut word = word;
         word.device = device;
         Ok(Box::new(word))
@@ -289,6 +292,8 @@ impl Drop for Module {
 struct CudaKernel {
     function: sys::CUfunction,
     threads: c_uint,
+    /// May start before the kernel ahead of it on the stream has ended: it waits for that itself.
+    overlap: bool,
     module: Module,
 }
 
@@ -301,11 +306,27 @@ impl Kernel for CudaKernel {
     unsafe fn launch(&self, stream: Stream<'_>, blocks: u32, params: &Params) -> Result<()> {
         let _current = self.module.context.make_current()?;
         let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
-        // SAFETY: the driver copies the one argument before it returns; the rest is this function's contract.
-        unsafe {
-            result::launch_kernel(self.function, (blocks, 1, 1), (self.threads, 1, 1), 0, stream.raw, &mut arguments)
-        }
-        .map_err(|e| failed("cuLaunchKernel", &e))
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: blocks,
+            gridDimY: 1,
+            gridDimZ: 1,
+            blockDimX: self.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: 0,
+            hStream: stream.raw,
+            attrs: &raw mut attribute,
+            numAttrs: self.overlap.into(),
+        };
+        // SAFETY: the driver copies configuration and argument before it returns; the rest is this function's contract.
+        unsafe { sys::cuLaunchKernelEx(&raw const config, self.function, arguments.as_mut_ptr(), std::ptr::null_mut()) }
+            .result()
+            .map_err(|e| failed("cuLaunchKernelEx", &e))
     }
 }
 
@@ -356,7 +377,7 @@ struct CudaFaultWord {
     context: Arc<Context>,
 }
 
-// SAFETY: the word is only read and written with volatile accesses of its whole width.
+// SAFETY: the word is only accessed atomically.
 unsafe impl Send for CudaFaultWord {}
 // SAFETY: as above.
 unsafe impl Sync for CudaFaultWord {}
@@ -366,14 +387,9 @@ impl FaultWord for CudaFaultWord {
         self.device
     }
 
-    fn read(&self) -> u64 {
-        // SAFETY: allocated in `fault_word`, freed in `drop`.
-        unsafe { self.host.read_volatile() }
-    }
-
-    fn clear(&self) {
-        // SAFETY: as for `read`.
-        unsafe { self.host.write_volatile(0) }
+    fn take(&self) -> u64 {
+        // SAFETY: allocated in `fault_word`, aligned to a page, freed in `drop`.
+        unsafe { AtomicU64::from_ptr(self.host) }.swap(0, Ordering::Relaxed)
     }
 }
 

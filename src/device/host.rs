@@ -3,6 +3,7 @@
 //! Blocks are spread over all cores and a launch returns when they are done. Where there is no compiler, the reference in
 //! [`crate::rope::reference`] serves instead (see `Engine`).
 
+use std::alloc::Layout;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,6 +20,7 @@ use super::{
     range,
 };
 use crate::error::{Error, ErrorKind, Result};
+use crate::jit::Variant;
 use crate::jit::render::{Dialect, ENTRY};
 use crate::rope::RopeSpec;
 
@@ -46,6 +48,7 @@ impl Host {
             memory_clock_khz: 0,
             memory_bytes: memory_line(&meminfo, "MemTotal:"),
             driver: String::new(),
+            overlap: false,
         };
         Self { facts }
     }
@@ -162,7 +165,7 @@ impl Device for Host {
         Ok(Binary { ptx: Vec::new(), image: fs_err::read(&library).map_err(io)? })
     }
 
-    fn load(&self, binary: &Binary, _: u32) -> Result<Arc<dyn Kernel>> {
+    fn load(&self, binary: &Binary, _: Variant) -> Result<Arc<dyn Kernel>> {
         // The loader wants a file; once it is open its name is not needed.
         let io = |e| Error::io(&std::env::temp_dir(), "a kernel to load cannot be kept", e);
         let mut file = tempfile::Builder::new().prefix("ropejit-").suffix(".so").tempfile().map_err(io)?;
@@ -177,14 +180,14 @@ impl Device for Host {
     }
 
     fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>> {
-        let words = bytes.div_ceil(16);
-        let mut store: Vec<u128> = Vec::new();
-        store.try_reserve_exact(words).map_err(|e| {
-            Error::new(ErrorKind::Device, "out of memory").subject_is(format!("{bytes} bytes")).caused_by(e)
-        })?;
-        store.resize(words, 0);
-        let address = store.as_mut_ptr() as u64;
-        Ok(Box::new(HostMemory { store, address, bytes }))
+        let refused = || Error::new(ErrorKind::Device, "out of memory").subject_is(format!("{bytes} bytes"));
+        let layout = Layout::from_size_align(bytes.max(1), 64).map_err(|_| refused())?;
+        // SAFETY: the size is not zero.
+        let start = unsafe { std::alloc::alloc_zeroed(layout) };
+        if start.is_null() {
+            return Err(refused());
+        }
+        Ok(Box::new(HostMemory { address: start as u64, bytes, layout }))
     }
 
     fn free_memory(&self) -> Result<u64> {
@@ -248,12 +251,18 @@ impl Kernel for HostKernel {
     }
 }
 
-/// Memory whose address does not change, aligned to 16 bytes.
+/// Exactly as many bytes as were asked for, so that a sanitizer sees the first access past them.
 struct HostMemory {
-    /// Reached by its address alone, as a kernel reaches it; never resized.
-    store: Vec<u128>,
     address: u64,
     bytes: usize,
+    layout: Layout,
+}
+
+impl Drop for HostMemory {
+    fn drop(&mut self) {
+        // SAFETY: allocated once with this layout, freed once.
+        unsafe { std::alloc::dealloc(self.address as *mut u8, self.layout) };
+    }
 }
 
 impl Memory for HostMemory {
@@ -262,20 +271,19 @@ impl Memory for HostMemory {
     }
 
     fn bytes(&self) -> usize {
-        debug_assert!(self.store.len() * 16 >= self.bytes);
         self.bytes
     }
 
     fn upload(&self, offset: usize, data: &[u8]) -> Result<()> {
         let at = range(self, offset, data.len())? as *mut u8;
-        // SAFETY: the range lies inside the store.
+        // SAFETY: the range lies inside the allocation.
         unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), at, data.len()) };
         Ok(())
     }
 
     fn download(&self, offset: usize, data: &mut [u8]) -> Result<()> {
         let at = range(self, offset, data.len())? as *const u8;
-        // SAFETY: the range lies inside the store.
+        // SAFETY: the range lies inside the allocation.
         unsafe { std::ptr::copy_nonoverlapping(at, data.as_mut_ptr(), data.len()) };
         Ok(())
     }
@@ -288,12 +296,8 @@ impl FaultWord for HostFaultWord {
         self.0.as_ptr() as u64
     }
 
-    fn read(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    fn clear(&self) {
-        self.0.store(0, Ordering::Relaxed);
+    fn take(&self) -> u64 {
+        self.0.swap(0, Ordering::Relaxed)
     }
 }
 

@@ -94,7 +94,7 @@ unsafe fn write_element(dtype: DType, address: u64, index: i64, x: f32) {
 impl Kernel for ReferenceKernel {
     unsafe fn launch(&self, _: Stream<'_>, _: u32, p: &Params) -> Result<()> {
         for batch in i64::from(p.batch_begin)..i64::from(p.batch_begin) + i64::from(p.sequences) {
-            for token in i64::from(p.token_begin)..i64::from(p.token_end) {
+            for token in i64::from(p.token_begin)..i64::from(p.token_begin) + i64::from(p.tokens.divisor()) {
                 // SAFETY: this function's contract.
                 let position = unsafe { self.position(p, batch, token) };
                 let row = (0..p.table_rows).contains(&position).then_some(position);

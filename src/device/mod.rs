@@ -1,7 +1,7 @@
 //! The machines that kernels run on. Nothing else in the crate knows which one it is.
 //!
 //! [`cuda`] is a GPU through the driver and NVRTC, [`host`] the processor through the system's C++ compiler, and
-//! [`target`] a GPU that is not there: it compiles for an architecture and runs nothing. All `unsafe` of the crate lives
+//! [`Target`] a GPU that is not there: it compiles for an architecture and runs nothing. All `unsafe` of the crate lives
 //! in this module, but for the one call of [`Kernel::launch`].
 
 #![allow(unsafe_code)]
@@ -21,6 +21,7 @@ use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::render::Dialect;
+use crate::jit::{Abilities, Variant};
 use crate::rope::RopeSpec;
 
 pub use params::{Divider, Params, TensorParams};
@@ -47,6 +48,8 @@ pub struct Facts {
     pub memory_bytes: u64,
     /// Driver version; empty for a host.
     pub driver: String,
+    /// Whether a kernel can start before the one ahead of it has ended (programmatic dependent launch).
+    pub overlap: bool,
 }
 
 impl Facts {
@@ -140,10 +143,8 @@ fn range(memory: &dyn Memory, offset: usize, len: usize) -> Result<u64> {
 pub trait FaultWord: Send + Sync {
     /// Its address on the device.
     fn address(&self) -> u64;
-    /// Its value.
-    fn read(&self) -> u64;
-    /// Sets it to zero.
-    fn clear(&self);
+    /// Its value, which becomes zero.
+    fn take(&self) -> u64;
 }
 
 /// A prepared sequence of launches that can be timed again and again.
@@ -162,6 +163,11 @@ pub trait Device: Send + Sync {
 
     /// Which text it takes.
     fn dialect(&self) -> Dialect;
+
+    /// What bears on which variants are legal.
+    fn abilities(&self) -> Abilities {
+        Abilities { dialect: self.dialect(), overlap: self.facts().overlap }
+    }
 
     /// Whether it can run what it compiles.
     fn runs(&self) -> bool {
@@ -188,8 +194,8 @@ pub trait Device: Send + Sync {
     /// Compiles a source. May be called from several threads at once.
     fn compile(&self, source: &str) -> Result<Binary>;
 
-    /// Loads a compiled kernel of this many threads per block.
-    fn load(&self, binary: &Binary, threads: u32) -> Result<Arc<dyn Kernel>>;
+    /// Loads the compiled kernel of a variant.
+    fn load(&self, binary: &Binary, variant: Variant) -> Result<Arc<dyn Kernel>>;
 
     /// Allocates memory; its contents are undefined.
     fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>>;

@@ -14,6 +14,11 @@ pub struct Divider {
 }
 
 impl Divider {
+    /// What it divides by.
+    pub fn divisor(self) -> u32 {
+        self.divisor
+    }
+
     /// A divider by `divisor`, which is 1 to 2^31.
     pub fn new(divisor: u32) -> Self {
         let divisor = divisor.max(1);
@@ -51,16 +56,14 @@ pub struct Params {
     pub fault: u64,
     pub tokens_total: u64,
     pub batch_begin: u32,
-    pub token_begin: u32,
-    pub token_end: u32,
-    pub units: u32,
     pub sequences: u32,
-    pub reserved: u32,
-    pub rows: Divider,
+    pub token_begin: u32,
+    pub units: u32,
+    pub tokens: Divider,
 }
 
 // The same figure stands in templates/params.h, where the compilers check it.
-const _: () = assert!(size_of::<Params>() == 256 && align_of::<Params>() == 8);
+const _: () = assert!(size_of::<Params>() == 248 && align_of::<Params>() == 8);
 
 #[cfg(test)]
 mod tests {

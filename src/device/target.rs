@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{Binary, Device, Facts, FaultWord, Kernel, Measuring, Memory, Stream, TimedLaunch, Timer, nvrtc::Nvrtc};
 use crate::error::{Error, ErrorKind, Result};
+use crate::jit::Variant;
 use crate::jit::render::Dialect;
 
 /// An architecture to compile for.
@@ -20,10 +21,10 @@ impl Target {
     /// An architecture by name, such as `sm_90`.
     ///
     /// # Errors
-    /// When it is not of that form, or older than `sm_70`.
+    /// When it is not of that form, or older than `sm_75`.
     pub fn new(arch: &str) -> Result<Self> {
         let digits = arch.strip_prefix("sm_").filter(|d| d.len() <= 3 && d.bytes().all(|b| b.is_ascii_digit()));
-        let number = digits.and_then(|d| d.parse::<u32>().ok()).filter(|n| *n >= 70).ok_or_else(|| {
+        let number = digits.and_then(|d| d.parse::<u32>().ok()).filter(|n| *n >= 75).ok_or_else(|| {
             Error::argument("arch", format!("'{arch}' is not an architecture that can be served"))
                 .hint("use names such as sm_75, sm_80, sm_86, sm_89, sm_90, sm_100, sm_120")
         })?;
@@ -37,6 +38,8 @@ impl Target {
             memory_clock_khz: 0,
             memory_bytes: 0,
             driver: String::new(),
+            // Where the driver turns out to be older, the choice is not legal and another is made.
+            overlap: number >= 90,
         };
         Ok(Self { facts })
     }
@@ -84,7 +87,7 @@ impl Device for Target {
         Ok(self.compile_with(source, &[])?.0)
     }
 
-    fn load(&self, _: &Binary, _: u32) -> Result<Arc<dyn Kernel>> {
+    fn load(&self, _: &Binary, _: Variant) -> Result<Arc<dyn Kernel>> {
         self.absent()
     }
 

@@ -162,7 +162,7 @@ impl Kernels {
     }
 
     fn load(&self, artifact: Key, binary: &Binary, variant: Variant) -> Result<Loaded> {
-        let kernel = if self.device.runs() { Some(self.device.load(binary, variant.threads.into())?) } else { None };
+        let kernel = if self.device.runs() { Some(self.device.load(binary, variant)?) } else { None };
         Ok(Loaded { artifact, kernel })
     }
 }

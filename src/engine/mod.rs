@@ -397,11 +397,10 @@ impl Rope {
     /// # Errors
     /// [`ErrorKind::PositionOutOfRange`], naming one such token.
     pub fn check(&self) -> Result<()> {
-        let fault = self.state.fault.read();
+        let fault = self.state.fault.take();
         if fault == 0 {
             return Ok(());
         }
-        self.state.fault.clear();
         Err(Error::new(
             ErrorKind::PositionOutOfRange,
             format!("token {} stands at a position outside the cos/sin tables; its q and k are NaN", fault - 1),

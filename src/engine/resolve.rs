@@ -115,7 +115,7 @@ fn find_or_make(shared: &Shared, state: &RopeState, bucket: Bucket, class: Class
 }
 
 fn default_variant(shared: &Shared, spec: &RopeSpec, class: Class, bucket: Bucket) -> Variant {
-    variant::space(spec, class, bucket, shared.device.dialect())[0]
+    variant::space(spec, class, bucket, shared.device.abilities())[0]
 }
 
 /// A record's choice, unless it names something that this program would not generate.
@@ -127,7 +127,7 @@ fn legal_choice<'a>(
     record: &'a Record,
 ) -> Option<&'a Candidate> {
     let chosen = record.chosen()?;
-    match variant::check(spec, class, chosen.variant) {
+    match variant::check(spec, class, chosen.variant, shared.device.abilities()) {
         Ok(()) => Some(chosen),
         Err(e) => {
             let key = shared.choices.fields(spec, bucket, class)[0].key();

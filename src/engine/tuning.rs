@@ -27,7 +27,7 @@ pub(super) fn tune(
 ) -> Result<Plan> {
     let started = Instant::now();
     let spec = &state.spec;
-    let variants = variant::space(spec, class, bucket, shared.device.dialect());
+    let variants = variant::space(spec, class, bucket, shared.device.abilities());
     // An earlier run that was cut short has left its samples.
     let mut candidates: Vec<Candidate> = match shared.choices.read_own(spec, bucket, class) {
         Some(r) if !r.tuned && r.candidates.iter().map(|c| c.variant).eq(variants.iter().copied()) => r.candidates,

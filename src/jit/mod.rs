@@ -10,4 +10,4 @@ pub mod variant;
 
 pub use key::{Key, KeyFields};
 pub use record::{Candidate, Record};
-pub use variant::{Bucket, Class, Variant};
+pub use variant::{Abilities, Bucket, Class, Hint, Variant};

@@ -73,9 +73,11 @@ pub fn render(dialect: Dialect, spec: &RopeSpec, class: Class, v: Variant) -> St
     define("THREADS", &v.threads);
     define("VEC", &v.vec);
     define("HEADS_PER_THREAD", &v.heads);
-    define("TOKENS_PER_THREAD", &v.tokens);
-    define("LOAD_STREAMING", &u8::from(v.load_streaming));
-    define("STORE_STREAMING", &u8::from(v.store_streaming));
+    define("LOAD_HINT", &v.load.code());
+    define("STORE_HINT", &v.store.code());
+    define("KEEP_TABLES", &u8::from(v.keep_tables));
+    define("OVERLAP", &u8::from(v.overlap));
+    define("PREFETCH", &u8::from(v.prefetch));
     let device = match dialect {
         Dialect::Cuda => ("cuda.h", CUDA),
         Dialect::Host => ("host.h", HOST),
@@ -90,13 +92,13 @@ pub fn render(dialect: Dialect, spec: &RopeSpec, class: Class, v: Variant) -> St
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::jit::variant::{Bucket, space};
+    use crate::jit::variant::{Abilities, Bucket, space};
 
     #[test]
     fn every_variant_has_its_own_text() {
         let spec = RopeSpec::new(DType::BF16, 128, 32, 8);
         let class = Class::contiguous(&spec, false, true);
-        let all = space(&spec, class, Bucket::of(8192), Dialect::Cuda);
+        let all = space(&spec, class, Bucket::of(8192), Abilities { dialect: Dialect::Cuda, overlap: true });
         let texts: std::collections::HashSet<_> = all.iter().map(|&v| render(Dialect::Cuda, &spec, class, v)).collect();
         assert_eq!(texts.len(), all.len());
     }

@@ -81,6 +81,42 @@ impl fmt::Display for Class {
     }
 }
 
+/// What the caches are told about an access.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hint {
+    /// Nothing.
+    #[default]
+    Default,
+    /// Evict first everywhere (`.cs`).
+    Streaming,
+    /// Keep out of the L1 (`L1::no_allocate`).
+    NoAllocate,
+    /// Keep out of the L1, evict first from the L2.
+    EvictFirst,
+}
+
+impl Hint {
+    /// Its number in `templates/cuda.h`.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Default => 0,
+            Self::Streaming => 1,
+            Self::NoAllocate => 2,
+            Self::EvictFirst => 3,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Default => "wb",
+            Self::Streaming => "cs",
+            Self::NoAllocate => "na",
+            Self::EvictFirst => "ef",
+        }
+    }
+}
+
 /// One way to run the kernel. All give the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Variant {
@@ -90,65 +126,99 @@ pub struct Variant {
     pub vec: u8,
     /// Heads per thread: they share the thread's cos/sin.
     pub heads: u8,
-    /// Neighbouring tokens per thread.
-    pub tokens: u8,
-    /// Loads of q and k that are evicted first.
-    pub load_streaming: bool,
-    /// Stores that are evicted first.
-    pub store_streaming: bool,
+    /// Hint of loads of q and k.
+    pub load: Hint,
+    /// Hint of stores.
+    pub store: Hint,
+    /// The tables are to stay in the L2.
+    pub keep_tables: bool,
+    /// Launched before the kernel ahead of it on the stream has ended (programmatic dependent launch): its blocks are
+    /// placed and its indices computed while that one drains; it waits before it reads or writes.
+    pub overlap: bool,
+    /// With `overlap`: asks for its inputs to be brought into the L2 before it waits. The L2 is where memory is coherent,
+    /// so what the kernel ahead still writes is seen.
+    pub prefetch: bool,
 }
 
 impl fmt::Display for Variant {
-    /// Such as `t128 v8 h1 k2 cs/wb`: threads, elements, heads, tokens, hints of loads and stores.
+    /// Such as `t128 v8 h2 cs/wb keep pdl`: threads, elements, heads, hints of loads and stores, and what is switched on.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hint = |streaming| if streaming { "cs" } else { "wb" };
-        write!(f, "t{} v{} h{} k{}", self.threads, self.vec, self.heads, self.tokens)?;
-        write!(f, " {}/{}", hint(self.load_streaming), hint(self.store_streaming))
+        write!(f, "t{} v{} h{} {}/{}", self.threads, self.vec, self.heads, self.load.name(), self.store.name())?;
+        for (name, on) in [("keep", self.keep_tables), ("pdl", self.overlap), ("pf", self.prefetch)] {
+            if on {
+                write!(f, " {name}")?;
+            }
+        }
+        Ok(())
     }
 }
 
-/// The legal variants for a spec, class and bucket; the first is the default.
-pub fn space(spec: &RopeSpec, class: Class, bucket: Bucket, dialect: Dialect) -> Vec<Variant> {
-    let vec = widest_piece(spec, class);
-    let default = Variant { threads: 128, vec, heads: 1, tokens: 1, load_streaming: false, store_streaming: false };
+/// What a device can do that bears on which variants are legal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Abilities {
+    /// Which text it takes.
+    pub dialect: Dialect,
+    /// Programmatic dependent launch: compute capability 9.0 and CUDA 12.3, where graphs can hold such launches.
+    pub overlap: bool,
+}
+
+/// The legal variants for a spec, class and bucket on a device; the first is the default.
+pub fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilities) -> Vec<Variant> {
+    use Hint::{Default, EvictFirst, NoAllocate, Streaming};
+    let default = Variant {
+        threads: 128,
+        vec: widest_piece(spec, class),
+        heads: 1,
+        load: Default,
+        store: Default,
+        keep_tables: false,
+        overlap: can.overlap,
+        prefetch: false,
+    };
     let mut all = vec![default];
     let mut push = |v: Variant| {
-        if check(spec, class, v).is_ok() && !all.contains(&v) {
+        if check(spec, class, v, can).is_ok() && !all.contains(&v) {
             all.push(v);
         }
     };
-    if dialect == Dialect::Host {
-        // Cache hints mean nothing to a processor, and its compiler is slow.
-        for (heads, tokens) in [(2, 1), (4, 1), (1, 2)] {
-            push(Variant { heads, tokens, ..default });
-        }
-        push(Variant { threads: 512, ..default });
-        return all;
-    }
-    // Few tokens: latency decides, so the work is spread thin. Many: bytes in flight decide. What stands here has won on
-    // some shape; benches/NOTES.md has the figures, and what never did.
-    if bucket.tokens() * u64::from(spec.num_heads + spec.num_kv_heads) <= 1 << 14 {
-        for (threads, heads) in [(32, 1), (64, 1), (32, 2), (64, 2), (256, 2)] {
+    // What stands here has won on some shape; benches/NOTES.md has the figures, and what never did.
+    if can.dialect == Dialect::Host {
+        // Caches and launches mean nothing to a processor, and its compiler is slow.
+        for (threads, heads) in [(128, 2), (128, 4), (512, 1)] {
             push(Variant { threads, heads, ..default });
         }
-        for threads in [64, 128] {
-            push(Variant { threads, vec: (vec / 2).max(1), ..default });
+    } else if bucket.tokens() * u64::from(spec.num_heads + spec.num_kv_heads) <= 1 << 15 {
+        // Few tokens: latency decides, so the work is spread thin.
+        let half = (default.vec / 2).max(1);
+        for prefetch in [false, true] {
+            push(Variant { prefetch, ..default });
+            for (threads, vec, heads) in [
+                (64, default.vec, 1),
+                (256, default.vec, 1),
+                (32, default.vec, 2),
+                (64, default.vec, 2),
+                (128, default.vec, 2),
+                (64, half, 1),
+                (128, half, 1),
+                (256, half, 1),
+            ] {
+                push(Variant { threads, vec, heads, prefetch, ..default });
+            }
+            push(Variant { threads: 256, heads: 2, load: Streaming, store: Streaming, prefetch, ..default });
         }
-        return all;
-    }
-    for (threads, heads, tokens, load_streaming, store_streaming) in [
-        (256, 1, 1, false, false),
-        (512, 1, 1, false, false),
-        (128, 1, 1, false, true),
-        (256, 1, 1, false, true),
-        (128, 1, 1, true, true),
-        (128, 2, 1, false, false),
-        (256, 2, 1, false, false),
-        (128, 2, 1, true, true),
-        (256, 2, 1, true, true),
-        (128, 1, 2, false, false),
-    ] {
-        push(Variant { threads, heads, tokens, load_streaming, store_streaming, ..default });
+    } else {
+        // Many: what the memory does decides.
+        for (threads, load, store, keep_tables) in [
+            (128, Default, Streaming, false),
+            (256, Default, Streaming, false),
+            (128, Default, Streaming, true),
+            (128, NoAllocate, Streaming, true),
+            (128, EvictFirst, EvictFirst, false),
+            (256, EvictFirst, EvictFirst, false),
+        ] {
+            push(Variant { threads, load, store, keep_tables, ..default });
+            push(Variant { threads, load, store, keep_tables, prefetch: true, ..default });
+        }
     }
     all
 }
@@ -166,11 +236,11 @@ fn widest_piece(spec: &RopeSpec, class: Class) -> u8 {
     if class.word as usize >= spec.dtype.size() { vec as u8 } else { 1 }
 }
 
-/// Whether a variant is legal for a spec and class.
+/// Whether a variant is legal for a spec and class on a device.
 ///
 /// # Errors
 /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument), naming the tunable.
-pub fn check(spec: &RopeSpec, class: Class, v: Variant) -> Result<()> {
+pub fn check(spec: &RopeSpec, class: Class, v: Variant, can: Abilities) -> Result<()> {
     let bad = |name: &str, why: &str| Err(Error::argument(format!("variant.{name}"), format!("{why}, in '{v}'")));
     if !(32..=1024).contains(&v.threads) || !v.threads.is_multiple_of(32) {
         return bad("threads", "must be a multiple of 32 up to 1024");
@@ -190,8 +260,14 @@ pub fn check(spec: &RopeSpec, class: Class, v: Variant) -> Result<()> {
     if v.heads == 0 || !heads.is_multiple_of(u32::from(v.heads)) {
         return bad("heads", "must divide num_heads + num_kv_heads");
     }
-    if v.tokens == 0 || u32::from(v.heads) * u32::from(v.tokens) > 8 {
-        return bad("tokens", "heads × tokens must be 1 to 8");
+    if v.heads > 8 {
+        return bad("heads", "must be 1 to 8");
+    }
+    if v.overlap && !can.overlap {
+        return bad("overlap", "needs compute capability 9.0 and a driver of CUDA 12.3");
+    }
+    if v.prefetch && !v.overlap {
+        return bad("prefetch", "means nothing without overlap");
     }
     Ok(())
 }
@@ -227,16 +303,18 @@ mod tests {
         #[test]
         fn the_space_is_legal_and_starts_with_the_default(
             half in 1u32..=256, turning in 1u32..=256, q in 1u32..65, k in 0u32..33, tokens in 0u64..100_000,
-            dtype in prop::sample::select(DType::ALL.to_vec()), interleaved: bool, head_major: bool, copy: bool,
+            dtype in prop::sample::select(DType::ALL.to_vec()), interleaved: bool, head_major: bool, copy: bool, overlap: bool,
         ) {
             let mut spec = RopeSpec::new(dtype, 2 * half, q, k);
             spec.rotary_dim = 2 * turning.min(half);
             if interleaved { spec.style = PairStyle::Interleaved; }
             let class = Class::contiguous(&spec, head_major, copy);
-            let all = space(&spec, class, Bucket::of(tokens), Dialect::Cuda);
+            let can = Abilities { dialect: Dialect::Cuda, overlap };
+            let all = space(&spec, class, Bucket::of(tokens), can);
             prop_assert!(!all.is_empty() && all.len() <= 64);
             for &v in &all {
-                prop_assert!(check(&spec, class, v).is_ok(), "{v} for {spec} {class}: {:?}", check(&spec, class, v));
+                let legal = check(&spec, class, v, can);
+                prop_assert!(legal.is_ok(), "{v} for {spec} {class}: {legal:?}");
             }
         }
     }

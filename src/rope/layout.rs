@@ -95,6 +95,20 @@ impl Layout {
         Ok(())
     }
 
+    /// Whether two elements may lie at one place, so that writing it is no function. Dimensions are compared from the
+    /// smallest stride up; layouts that interleave without meeting are taken to meet.
+    pub(crate) fn overlaps(&self) -> bool {
+        let mut axes = [0, 1, 2, 3].map(|axis| (self.strides[axis].unsigned_abs(), self.shape[axis] as u64));
+        axes.sort_unstable();
+        let mut reach = 1u64;
+        !self.is_empty()
+            && axes.iter().filter(|(_, n)| *n > 1).any(|&(stride, n)| {
+                let meets = stride < reach;
+                reach = reach.saturating_add(stride.saturating_mul(n - 1));
+                meets
+            })
+    }
+
     /// The strides that matter, in bytes, or-ed together: their trailing zeros say how far heads are aligned.
     pub(crate) fn alignment_bytes(&self, element: usize) -> u64 {
         (0..3).filter(|&axis| self.shape[axis] > 1).fold(0, |mix, axis| mix | self.strides[axis].unsigned_abs())
@@ -126,6 +140,18 @@ mod tests {
         let e = Layout::bshd(1, 2, 2, 8).with_strides([32, 16, 1, 2]).validate("k").expect_err("refused");
         assert_eq!(e.subject(), Some("k"));
         assert!(e.to_string().contains("contiguous"), "{e}");
+    }
+
+    #[test]
+    fn overlaps_are_seen() {
+        let base = Layout::bshd(2, 3, 4, 8);
+        assert!(!base.overlaps() && !Layout::bhsd(2, 4, 3, 8).overlaps());
+        assert!(!base.with_strides([300, 40, -9, 1]).overlaps());
+        for bad in [[0, 32, 8, 1], [96, 0, 8, 1], [96, 32, 7, 1], [96, 31, 8, 1], [0, 0, 0, 1]] {
+            assert!(base.with_strides(bad).overlaps(), "{bad:?}");
+        }
+        assert!(!Layout::bshd(1, 1, 4, 8).with_strides([0, 0, 8, 1]).overlaps());
+        assert!(!Layout::bshd(0, 3, 4, 8).with_strides([0, 0, 0, 1]).overlaps());
     }
 
     #[test]

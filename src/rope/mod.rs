@@ -1,6 +1,6 @@
 //! The domain, pure: what a rotary position embedding is, without saying how or where it is computed.
 //!
-//! No I/O and no CUDA here. [`RopeSpec`] states one computation, [`Layout`] how a tensor lies in memory, [`reference`]
+//! No I/O and no CUDA here. [`RopeSpec`] states one computation, [`Layout`] how a tensor lies in memory, [`mod@reference`]
 //! computes it in plain Rust, [`scaling`] and [`model`] turn a model's configuration into frequencies and a spec.
 
 mod dtype;

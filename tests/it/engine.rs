@@ -51,7 +51,7 @@ fn candidates(engine: &Engine) -> u64 {
     use ropejit::jit::{Bucket, Class};
     let spec = small().spec;
     let class = Class::contiguous(&spec, false, true);
-    variant::space(&spec, class, Bucket::of(5), engine.device().dialect()).len() as u64
+    variant::space(&spec, class, Bucket::of(5), engine.device().abilities()).len() as u64
 }
 
 #[test]
@@ -243,6 +243,7 @@ fn wrong_arguments_are_named() {
     assert_eq!(named(Layout::thd(6, 2, 4), good_k, true, 0, 4), "q");
     assert_eq!(named(Layout::thd(7, 2, 8), good_k, true, 0, 4), "layout");
     assert_eq!(named(good_q.with_strides([0, 16, 1, 2]), good_k, true, 0, 4), "q");
+    assert_eq!(named(good_q.with_strides([0, 0, 8, 1]), good_k, true, 0, 4), "q");
     assert_eq!(named(good_q, good_k, true, 1, 4), "offset");
     assert_eq!(named(good_q, good_k, true, -1, 4), "offset");
     assert_eq!(named(good_q, good_k, true, 0, 6), "cos, sin");

@@ -2,6 +2,11 @@
 
 use ropejit::{DType, DeviceChoice, Engine, PositionForm, RopeSpec, Rounding, TableWidth, Tuning};
 
+use ropejit::engine::ChoiceMeta;
+use ropejit::jit::render::Dialect;
+use ropejit::jit::{Abilities, Bucket, Candidate, Class, KeyFields, Record, Variant, variant};
+use ropejit::store::{Entry, Kind};
+
 use crate::cases::{Case, Data, Order, assert_bits, assert_near, run};
 
 pub fn engine(tuning: Tuning) -> Engine {
@@ -43,4 +48,133 @@ fn the_grid_is_bit_exact_and_near_f64() {
         assert_bits(case, &got, &data.expected);
         assert_near(case, &got, &data);
     }
+}
+
+/// Makes the engine serve a variant: a choice that names it, as a tuning run would leave behind.
+fn choose(engine: &Engine, spec: &RopeSpec, bucket: Bucket, class: Class, v: Variant) {
+    let fields = KeyFields::choice(spec, bucket, class, &engine.facts().identity());
+    let record = Record {
+        tokens: bucket.tokens(),
+        winner: 0,
+        tuned: true,
+        candidates: vec![Candidate::new(v)],
+        near_ties: Vec::new(),
+        copy_ns: None,
+        bytes: 0,
+        device: String::new(),
+        driver: String::new(),
+        compiler: String::new(),
+        took_ms: 0.0,
+        created: 0,
+    };
+    let meta = ChoiceMeta { fields, spec: spec.clone(), bucket, class, arch: String::new(), record };
+    let key = meta.fields.key();
+    let meta = serde_json::to_vec(&meta).expect("JSON");
+    let entry = Entry { kind: Kind::Choice, key, meta, ptx: Vec::new(), image: Vec::new() };
+    engine.store().put(&entry).expect("kept in memory");
+}
+
+/// Every variant that any device may choose: against the f64 reference, and bit for bit against the default's output.
+#[test]
+fn every_variant_gives_the_bits_of_the_default() {
+    let specs = [
+        RopeSpec::new(DType::BF16, 128, 6, 2),
+        RopeSpec::new(DType::F16, 80, 4, 4).with_rounding(Rounding::PerOp).with_positions(PositionForm::Ids64),
+        RopeSpec::new(DType::F32, 64, 3, 1).with_table(DType::F32, TableWidth::Full),
+    ];
+    let mut variants = 0;
+    for (spec, order) in specs.iter().zip([Order::Bshd, Order::Bhsd, Order::Bshd]) {
+        let mut case = Case::new(spec.clone(), 2, 15);
+        case.order = order;
+        let data = Data::new(&case, 5);
+        let class = Class::contiguous(spec, order == Order::Bhsd, true);
+        let bucket = Bucket::of(30);
+        let can = Abilities { dialect: Dialect::Cuda, overlap: false };
+        let all: std::collections::BTreeSet<Variant> =
+            [1, 1 << 20].into_iter().flat_map(|tokens| variant::space(spec, class, Bucket::of(tokens), can)).collect();
+        variants += all.len();
+        let outputs = std::sync::Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            for part in [0, 1] {
+                let (all, case, data, outputs) = (&all, &case, &data, &outputs);
+                scope.spawn(move || {
+                    for &v in all.iter().skip(part).step_by(2) {
+                        let engine = engine(Tuning::Never);
+                        choose(&engine, spec, bucket, class, v);
+                        let (origin, got) = run(&engine, case, data).unwrap_or_else(|e| panic!("{v}: {e}"));
+                        assert_eq!(origin, ropejit::Origin::Compiled);
+                        let serving = engine.rope(spec).expect("valid").serving(30, order == Order::Bhsd);
+                        assert_eq!(serving.expect("loaded").variant, v);
+                        assert_near(case, &got, data);
+                        outputs.lock().expect("not poisoned").push((v, got));
+                    }
+                });
+            }
+        });
+        let outputs = outputs.into_inner().expect("not poisoned");
+        for (v, got) in &outputs {
+            assert_bits(&case, got, &data.expected);
+            assert!(got == &outputs[0].1, "{v} differs from {} for {spec}", outputs[0].0);
+        }
+    }
+    println!("{variants} variants, all bit-equal");
+    assert!(variants >= 20);
+}
+
+/// Shapes where a kernel would most easily reach past its tensors.
+#[test]
+fn edge_shapes() {
+    let engine = engine(Tuning::Never);
+    let mut n = 0;
+    for head_dim in [2, 80, 96, 256] {
+        for (batch, tokens) in [(1, 1), (1, 13), (3, 7)] {
+            let dtype = DType::ALL[n % 3];
+            let positions = [PositionForm::Implicit, PositionForm::Ids32, PositionForm::Ids64][n % 3];
+            let mut case = Case::new(RopeSpec::new(dtype, head_dim, 3, 1).with_positions(positions), batch, tokens);
+            case.order = [Order::Bshd, Order::Odd, Order::Packed, Order::Bhsd][n % 4];
+            case.in_place = n % 2 == 0;
+            let data = Data::new(&case, n as u64);
+            let (_, got) = run(&engine, &case, &data).unwrap_or_else(|e| panic!("{e}"));
+            assert_bits(&case, &got, &data.expected);
+            n += 1;
+        }
+    }
+}
+
+/// One token more than there is memory for: only for the sanitizer to find.
+#[test]
+fn planted_overflow() {
+    if std::env::var_os("ROPEJIT_TEST_PLANTED_OVERFLOW").is_none() {
+        return;
+    }
+    let engine = engine(Tuning::Never);
+    let mut case = Case::new(RopeSpec::new(DType::BF16, 80, 3, 1), 1, 5);
+    case.in_place = true;
+    let data = Data::new(&case, 1);
+    case.tokens += 1;
+    let _ = run(&engine, &case, &data);
+}
+
+/// The host device's kernels under AddressSanitizer, in a process of their own.
+#[test]
+fn address_sanitizer_finds_nothing_and_would_find_something() {
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+    let library = std::process::Command::new(compiler).arg("-print-file-name=libasan.so").output().expect("a compiler");
+    let library = String::from_utf8(library.stdout).expect("a path");
+    let run = |test: &str, planted: bool| {
+        let mut command = std::process::Command::new(std::env::current_exe().expect("has a path"));
+        command.args(["--exact", test, "--nocapture", "--test-threads=1"]);
+        command.env("LD_PRELOAD", library.trim()).env("ASAN_OPTIONS", "detect_leaks=0");
+        command.env("ROPEJIT_HOST_CXXFLAGS", "-fsanitize=address -fno-omit-frame-pointer");
+        if planted {
+            command.env("ROPEJIT_TEST_PLANTED_OVERFLOW", "1");
+        }
+        let output = command.output().expect("runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        (output.status.success(), text)
+    };
+    let (clean, text) = run("host::edge_shapes", false);
+    assert!(clean && text.contains("1 passed"), "{text}");
+    let (clean, text) = run("host::planted_overflow", true);
+    assert!(!clean && text.contains("AddressSanitizer: heap-buffer-overflow"), "the sanitizer is blind: {text}");
 }

@@ -119,7 +119,7 @@ fn layer_theta(text: Keys<'_>, family: &Family, layer: &str) -> Result<(Option<(
 
 /// `rope_parameters` or the older `rope_scaling`, which must agree if both are there. An empty one is as good as none.
 fn stated(text: Keys<'_>) -> Result<Option<(&'static str, &Map<String, Value>)>> {
-    let find = |key| Ok::<_, crate::Error>(text.map(key)?.filter(|object| !object.is_empty()));
+    let find = |key| Ok::<_, crate::error::Error>(text.map(key)?.filter(|object| !object.is_empty()));
     let (parameters, scaling) = (find("rope_parameters")?, find("rope_scaling")?);
     let (Some(parameters), Some(scaling)) = (parameters, scaling) else {
         return Ok(parameters.map(|p| ("rope_parameters", p)).or(scaling.map(|s| ("rope_scaling", s))));

@@ -4,7 +4,7 @@
 
 use serde_json::{Value, json};
 
-use crate::ErrorKind;
+use crate::error::ErrorKind;
 use crate::rope::model::ModelConfig;
 
 /// A Llama of eight heads with these keys changed; null removes one.
