@@ -48,7 +48,7 @@ impl Shell {
     /// The command with nothing of the tester's environment that it reads, except where NVRTC is.
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ropejit"));
-        for name in ["ROPEJIT_TUNING", "ROPEJIT_LOG", "CXX", "RUST_BACKTRACE"] {
+        for name in ["ROPEJIT_TUNING", "ROPEJIT_LOG", "RUST_BACKTRACE"] {
             command.env_remove(name);
         }
         command.args(args).env("ROPEJIT_CACHE_DIR", self.cache()).env("ROPEJIT_DEVICE", "host").stdin(Stdio::null());
@@ -224,6 +224,13 @@ fn prewarm_reads_models_and_does_not_tune_where_it_must_not() {
     assert_eq!(stat(&done, "tunings"), 0);
     let run = shell.json(&["run", "--model", &folder, "--tokens", "8", "--tuning", "frozen"]);
     assert_eq!((text(&run, "origin"), run["tuned"].as_bool()), ("disk", Some(false)));
+
+    // What decides a kernel is prepared with the options that a call is run with.
+    let form = ["--dtype", "f16", "--rotary-dim", "32", "--style", "interleaved", "--rounding", "per-op", "--table"];
+    let form = [&SMALL[..], &form, &["same", "--positions", "ids32", "--backward", "--bhsd", "--tokens", "8"]].concat();
+    shell.ok(&[&["prewarm", "--no-tune"], &form[..]].concat());
+    let run = shell.json(&[&["run", "--tuning", "frozen"], &form[..]].concat());
+    assert_eq!(text(&run, "origin"), "disk");
 }
 
 #[test]
@@ -314,6 +321,9 @@ fn inspect_path_and_verify() {
     assert_eq!(shell.ok(&["inspect", "path"]).stdout, format!("{path}\n"));
     assert_eq!(text(&shell.json(&["inspect", "path"]), "path"), path);
     assert!(!shell.cache().exists(), "looking makes no folder");
+    let relative = shell.run_with(&["inspect", "path"], &[("ROPEJIT_CACHE_DIR", Some("here"))]).stdout;
+    let here = std::env::current_dir().expect("one").join("here");
+    assert_eq!(relative.trim_end(), here.display().to_string());
     assert_eq!(shell.ok(&["inspect", "verify"]).stdout, "entries 0, damaged 0\n");
     shell.ok(&[&RUN[..], &["--tuning", "never"]].concat());
     assert_eq!(shell.ok(&["inspect", "verify"]).stdout, "entries 2, damaged 0\n");
@@ -506,7 +516,7 @@ fn without_a_named_cache_folder_the_users_is_used() {
 #[test]
 fn without_a_compiler_the_reference_answers() {
     let shell = Shell::new();
-    let bare = [("PATH", Some(""))];
+    let bare = [("PATH", Some("")), ("CXX", None)];
     let run = shell.run_with(&[&RUN[..], &["--json"]].concat(), &bare);
     assert_eq!(run.code, 0, "{}", run.stderr);
     run.says(&["WARN", "no C++ compiler", "c++, g++, clang++", "slow reference", "hint: "]);

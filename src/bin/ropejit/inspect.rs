@@ -30,10 +30,12 @@ How to read a spec: bf16 d128[..64] h32/8 half_split once table=f32/half pos=imp
   table, pos                      form of the cos/sin tables, source of positions
 How to read a layout: bshd/16B/t8B
   bshd, 16B, t8B                  order in memory, alignment of heads, of tables
-How to read a variant: t128 v8 h1 k2 cs/wb
-  t128, v8                        threads per block, elements moved at once
-  h1, k2                          heads and tokens per thread
-  cs/wb                           cache hints: loads evicted first, stores kept")]
+How to read a variant: t128 v8 h2 cs/wb keep pdl pf
+  t128, v8, h2                    threads per block, elements moved at once, heads
+                                  per thread
+  cs/wb                           cache hints of loads/stores
+  keep, pdl, pf                   tables stay in the L2; overlaps the kernel ahead;
+                                  prefetches before it waits for that")]
 pub struct Inspect {
     #[command(subcommand)]
     what: Option<What>,
@@ -167,6 +169,7 @@ impl Inspect {
             Error::new(ErrorKind::Io, "no cache folder: neither ROPEJIT_CACHE_DIR nor HOME is set")
                 .hint("set ROPEJIT_CACHE_DIR")
         })?;
+        let root = std::path::absolute(&root).unwrap_or(root);
         let what = self.what.unwrap_or(What::List);
         if matches!(what, What::Path) {
             let path = root.display().to_string();
