@@ -1,6 +1,8 @@
 //! All integration tests, one binary. What a test needs is in its module's name: `pure`, `nvrtc`, `host`, `gpu`, `cli`.
 
 mod cases;
+#[cfg(all(feature = "cli", unix))]
+mod cli;
 mod eager;
 mod engine;
 mod gpu;

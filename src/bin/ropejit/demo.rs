@@ -10,13 +10,21 @@ use crate::output;
 use crate::run::Report;
 
 /// The whole idea in one table: first processes that compile and tune, and a second one that does neither.
+///
+/// Three processes apply the RoPE of one model, in cache folders that are made for the demo and removed after it. The
+/// first tunes and then answers, another answers and then tunes, the last finds all that the first left behind. `first
+/// result` is what a call waits for; `of copy` compares the steady call with a copy of the same bytes (1.00: as fast).
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  ropejit demo
+  ropejit demo --model qwen3-8b --tokens 1024")]
 pub struct Demo {
     /// A Hugging Face config.json, or the name of a configuration shipped with ropejit.
     #[arg(long, value_name = "CONFIG.json", default_value = "llama-3.1-8b")]
     model: String,
     /// Tokens of the one sequence.
-    #[arg(long, value_parser = crate::spec::tokens, default_value = "8192")]
+    #[arg(long, value_name = "N", value_parser = crate::spec::tokens, default_value = "8192")]
     tokens: u64,
     /// Print one JSON document.
     #[arg(long)]
@@ -25,6 +33,7 @@ pub struct Demo {
 
 impl Demo {
     pub fn run(self) -> Result<()> {
+        crate::spec::load("--model", &self.model)?;
         // Folders of their own, so that first processes really start with nothing.
         let folder = || {
             tempfile::Builder::new()
@@ -34,12 +43,21 @@ impl Demo {
         };
         let (waiting, answering) = (folder()?, folder()?);
         let bar = output::spinner();
-        bar.set_message("a first process: nothing is cached, its first call waits until all candidates are measured");
-        let cold = self.process(waiting.path(), &["--tuning", "blocking"])?;
-        bar.set_message("another first process: its first call waits for one kernel, tuning goes on beside it");
-        let aside = self.process(answering.path(), &["--tuning", "background", "--wait-tuned"])?;
-        bar.set_message("a second process: everything is cached");
-        let warm = self.process(waiting.path(), &["--tuning", "background"])?;
+        let run = |doing: &'static str, cache: &tempfile::TempDir, extra: &[&str]| {
+            bar.set_message(doing);
+            self.process(cache.path(), extra).inspect_err(|_| bar.finish_and_clear())
+        };
+        let cold = run(
+            "a first process: nothing is cached, its first call waits until all candidates are measured",
+            &waiting,
+            &["--tuning", "blocking"],
+        )?;
+        let aside = run(
+            "another first process: its first call waits for one kernel, tuning goes on beside it",
+            &answering,
+            &["--tuning", "background", "--wait-tuned"],
+        )?;
+        let warm = run("a second process: everything is cached", &waiting, &["--tuning", "background"])?;
         bar.finish_and_clear();
         let sooner = cold.first_result_ms / warm.first_result_ms;
         if self.json {
@@ -54,8 +72,8 @@ impl Demo {
             vec![
                 name.to_owned(),
                 r.origin.clone(),
-                format!("compiles {}, tunings {}", stat("compiles"), stat("tunings")),
-                r.variant.clone(),
+                stat("compiles"),
+                stat("tunings"),
                 output::ms(r.first_result_ms),
                 output::ms(r.second_result_ms),
                 output::us(r.device_us),
@@ -63,14 +81,11 @@ impl Demo {
             ]
         };
         output::table(
-            &["process", "from", "work", "serves in the end", "first result", "second", "steady", "of copy"],
-            vec![
-                row("first, tunes, then answers", &cold),
-                row("first, answers, then tunes", &aside),
-                row("second", &warm),
-            ],
-            4,
+            &["process", "from", "compiles", "tunings", "first result", "second", "steady", "of copy"],
+            vec![row("tunes first", &cold), row("answers first", &aside), row("finds all cached", &warm)],
+            6,
         )?;
+        output::line(&format!("The chosen variant is {}.", cold.variant))?;
         output::line(&format!(
             "The second process has its first result {sooner:.0}× sooner than a process that tunes first."
         ))

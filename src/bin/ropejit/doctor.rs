@@ -1,5 +1,7 @@
 //! `ropejit doctor`
 
+use std::path::Path;
+
 use clap::{Args, ValueEnum};
 use ropejit::device::{DeviceChoice, nvrtc_version, open};
 use ropejit::store::{default_root, disk::Disk};
@@ -9,10 +11,17 @@ use serde_json::json;
 use crate::output;
 
 /// Check what this machine has: GPU, NVRTC, C++ compiler, cache folder.
+///
+/// NVRTC compiles for GPUs; the C++ compiler stands in for it on the host device. Not all of them are needed: what is
+/// missing fails only when it is required.
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  ropejit doctor
+  ropejit doctor --require gpu --require nvrtc    exit status 1 unless both are there")]
 pub struct Doctor {
-    /// Fail unless this is there.
-    #[arg(long, value_enum)]
+    /// Fail unless this is there; may be given several times.
+    #[arg(long, value_name = "WHAT", value_enum)]
     require: Vec<Need>,
     /// Print one JSON document.
     #[arg(long)]
@@ -37,8 +46,7 @@ impl Doctor {
         let host = open(DeviceChoice::Host).and_then(|d| d.compiler());
         let cache = match default_root() {
             None => Err(Error::new(ErrorKind::Io, "neither ROPEJIT_CACHE_DIR nor HOME is set: nothing is kept")),
-            Some(root) if root.exists() => Disk::open(&root).map(|_| root.display().to_string()),
-            Some(root) => Ok(format!("{} (will be made at the first use)", root.display())),
+            Some(root) => usable(&root),
         };
         let all = [
             (Need::Gpu, "gpu", gpu),
@@ -57,13 +65,14 @@ impl Doctor {
                     ((*name).to_owned(), value)
                 })
                 .collect();
-            output::json(&fields)?;
+            output::json(&output::without_engine(fields.into()))?;
         } else {
             for (_, name, found) in &all {
                 match found {
                     Ok(text) => output::line(&format!("ok       {name:<15}{text}"))?,
                     Err(e) => {
-                        output::line(&format!("missing  {name:<15}{}", e.to_string().replace('\n', "\n         ")))?;
+                        let indented = e.to_string().replace('\n', &format!("\n{:24}", ""));
+                        output::line(&format!("no       {name:<15}{indented}"))?;
                     }
                 }
             }
@@ -74,5 +83,22 @@ impl Doctor {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether entries can be kept in the cache folder; one that is not there is not made.
+fn usable(root: &Path) -> Result<String> {
+    let there = root.exists();
+    if there {
+        Disk::open(root)?;
+    }
+    let nearest = root.ancestors().find(|folder| folder.exists()).unwrap_or(root);
+    match tempfile::tempfile_in(nearest) {
+        Ok(_) if there => Ok(root.display().to_string()),
+        Ok(_) => Ok(format!("{} (will be made at the first use)", root.display())),
+        Err(e) => Err(Error::new(ErrorKind::Io, "the cache folder cannot be written to")
+            .subject_is(root.display().to_string())
+            .caused_by(e)
+            .hint("set ROPEJIT_CACHE_DIR to a folder that you can write to")),
     }
 }

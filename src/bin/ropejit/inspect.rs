@@ -1,5 +1,8 @@
 //! `ropejit inspect`
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use clap::{Args, Subcommand};
 use ropejit::engine::{ArtifactMeta, ChoiceMeta};
 use ropejit::store::disk::Disk;
@@ -11,7 +14,28 @@ use serde_json::json;
 use crate::output;
 
 /// Show what is in the cache: chosen configurations, all candidates' times, integrity.
+///
+/// There are two kinds of entries. A choice says which variant serves one spec, layout and token count on one device, and
+/// keeps all measurements that led to it; it names an artifact, which is a compiled kernel.
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  ropejit inspect                 all entries
+  ropejit inspect show 3f09       one entry, whose key begins with 3f09
+  ropejit inspect verify          exit status 1 if an entry is damaged
+
+How to read a spec: bf16 d128[..64] h32/8 half_split once table=f32/half pos=implicit
+  bf16, d128[..64], h32/8         dtype, head_dim (and rotary_dim), heads of q/k
+  half_split, once                which elements turn together, where it is rounded
+  table, pos                      form of the cos/sin tables, source of positions
+How to read a layout: bshd/16B/t8B
+  bshd, 16B, t8B                  order in memory, alignment of heads, of tables
+How to read a variant: t128 v8 h2 cs/wb keep pdl pf
+  t128, v8, h2                    threads per block, elements moved at once, heads
+                                  per thread
+  cs/wb                           cache hints of loads/stores
+  keep, pdl, pf                   tables stay in the L2; overlaps the kernel ahead;
+                                  prefetches before it waits for that")]
 pub struct Inspect {
     #[command(subcommand)]
     what: Option<What>,
@@ -23,18 +47,42 @@ pub struct Inspect {
 #[derive(Subcommand)]
 enum What {
     /// All entries (the default).
+    ///
+    /// Grouped by spec and layout; an entry that is damaged is shown with what is wrong with it.
+    #[command(after_help = "\
+Examples:
+  ropejit inspect list
+  ropejit inspect list --json | jq '.[] | select(.kind == \"choice\") | .variant'")]
     List,
     /// One entry: every candidate with its median, and whether it was bit-equal.
+    ///
+    /// The chosen variant comes first, then the others from fast to slow. `bits` says whether a candidate computed what
+    /// the reference kernel does, to the bit; one that did not is never chosen. `of copy` is the time of a copy of the
+    /// same bytes over the candidate's (1.000: as fast as a copy).
+    #[command(after_help = "\
+Examples:
+  ropejit inspect show 3f09
+  ropejit inspect show 3f09 --ptx > kernel.ptx")]
     Show {
         /// A key, or the beginning of one.
         key: String,
-        /// Print the PTX of an artifact instead.
+        /// Print an artifact's PTX, the code that the driver can translate for its GPU.
         #[arg(long)]
         ptx: bool,
     },
     /// Check every entry's digest and contents; fails if one is damaged.
+    ///
+    /// A damaged entry is never used: the next process that needs it warns and makes it again.
+    #[command(after_help = "\
+Example:
+  ropejit inspect verify || ropejit prewarm --model config.json")]
     Verify,
     /// The cache folder.
+    ///
+    /// The one that the environment names, else the user's. Everything in it may be deleted at any time.
+    #[command(after_help = "\
+Example:
+  du -sh \"$(ropejit inspect path)\"")]
     Path,
 }
 
@@ -52,7 +100,6 @@ struct Row {
     bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
-    #[serde(skip)]
     path: std::path::PathBuf,
 }
 
@@ -122,10 +169,14 @@ impl Inspect {
             Error::new(ErrorKind::Io, "no cache folder: neither ROPEJIT_CACHE_DIR nor HOME is set")
                 .hint("set ROPEJIT_CACHE_DIR")
         })?;
+        let root = std::path::absolute(&root).unwrap_or(root);
         let what = self.what.unwrap_or(What::List);
         if matches!(what, What::Path) {
             let path = root.display().to_string();
-            return if self.json { output::json(&json!({ "path": path })) } else { output::line(&path) };
+            if self.json {
+                return output::json(&output::without_engine(json!({ "path": path, "exists": root.exists() })));
+            }
+            return output::line(&path);
         }
         let disk = if root.exists() { Some(Disk::open(&root)?) } else { None };
         let all = match &disk {
@@ -134,14 +185,14 @@ impl Inspect {
         };
         match what {
             What::List => list(&all, self.json, &root),
-            What::Verify => verify(&all, self.json),
+            What::Verify => verify(&all, self.json, &root),
             What::Show { key, ptx } => show(&all, &key, ptx, self.json),
             What::Path => Ok(()),
         }
     }
 }
 
-fn list(all: &[Listed], as_json: bool, root: &std::path::Path) -> Result<()> {
+fn list(all: &[Listed], as_json: bool, root: &Path) -> Result<()> {
     let rows: Vec<Row> = all.iter().map(row).collect();
     if as_json {
         return output::json(&rows);
@@ -150,59 +201,86 @@ fn list(all: &[Listed], as_json: bool, root: &std::path::Path) -> Result<()> {
         eprintln!("the cache is empty ({}); fill it with: ropejit prewarm --model llama-3.1-8b", root.display());
         return Ok(());
     }
-    let text = |v: &Option<String>| v.clone().unwrap_or_else(|| "–".into());
-    let cells = rows.iter().map(|r| {
-        let choice = match r.tuned {
-            Some(true) => "tuned",
-            Some(false) => "default",
-            None => "–",
-        };
-        vec![
-            r.key[..r.key.len().min(12)].to_owned(),
-            r.kind.to_owned(),
-            r.device.clone().or_else(|| r.arch.clone()).unwrap_or_else(|| "–".into()),
-            r.problem.clone().map_or_else(|| text(&r.spec), |p| format!("UNUSABLE: {p}")),
-            text(&r.layout),
-            text(&r.variant),
-            choice.to_owned(),
-            r.tokens.map_or_else(|| "–".into(), |t| t.to_string()),
-            r.bytes.to_string(),
-        ]
-    });
-    output::table(
-        &["key", "kind", "device", "spec", "layout", "variant", "choice", "tokens", "bytes"],
-        cells.collect(),
-        2,
-    )
+    // The spec is wide and shared by many entries: it stands above them.
+    let mut groups: BTreeMap<String, Vec<&Row>> = BTreeMap::new();
+    let sound = rows.iter().filter(|r| r.problem.is_none());
+    for (r, spec) in sound.clone().filter_map(|r| Some((r, r.spec.as_ref()?))) {
+        let layout = r.layout.as_deref().unwrap_or_default();
+        groups.entry(format!("{spec}, layout {layout}")).or_default().push(r);
+    }
+    let cells = groups.values().flatten().map(|r| r.cells()).collect();
+    let lines = output::lines(&[" key", "kind", "for", "variant", "choice", "tokens", "bytes"], cells, 2);
+    let mut lines = lines.iter();
+    for header in lines.next().into_iter().filter(|_| !groups.is_empty()) {
+        output::line(header)?;
+    }
+    for (heading, rows) in &groups {
+        output::line(heading)?;
+        lines.by_ref().take(rows.len()).try_for_each(|line| output::line(line))?;
+    }
+    for r in rows.iter().filter(|r| r.problem.is_some()) {
+        output::line(&format!("unusable {}: {}", r.path.display(), r.problem.as_deref().unwrap_or_default()))?;
+    }
+    Ok(())
 }
 
-fn verify(all: &[Listed], as_json: bool) -> Result<()> {
+impl Row {
+    fn cells(&self) -> Vec<String> {
+        let choice = match self.tuned {
+            Some(true) => "tuned",
+            Some(false) => "default",
+            None => "",
+        };
+        vec![
+            format!(" {}", short(&self.key)),
+            self.kind.to_owned(),
+            self.device.clone().or_else(|| self.arch.clone()).unwrap_or_default(),
+            self.variant.clone().unwrap_or_default(),
+            choice.to_owned(),
+            self.tokens.map(|t| t.to_string()).unwrap_or_default(),
+            self.bytes.to_string(),
+        ]
+    }
+}
+
+/// Enough of a key to tell entries apart.
+fn short(key: &str) -> &str {
+    key.get(..12).unwrap_or(key)
+}
+
+fn verify(all: &[Listed], as_json: bool, root: &Path) -> Result<()> {
     let bad: Vec<Row> = all.iter().map(row).filter(|r| r.problem.is_some()).collect();
     if as_json {
-        output::json(&json!({ "entries": all.len(), "damaged": bad }))?;
+        output::json(&output::without_engine(json!({ "entries": all.len(), "damaged": bad })))?;
     } else {
         for r in &bad {
             output::line(&format!("{}: {}", r.path.display(), r.problem.clone().unwrap_or_default()))?;
         }
-        output::line(&format!("{} entries, {} damaged", all.len(), bad.len()))?;
+        output::line(&format!("entries {}, damaged {}", all.len(), bad.len()))?;
     }
     if bad.is_empty() {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Io, format!("{} entries are damaged", bad.len()))
-        .hint("they are never used, and replaced at the next use; or remove the files"))
+    Err(Error::new(ErrorKind::Io, format!("damaged entries: {}", bad.len()))
+        .subject_is(root.display().to_string())
+        .hint("they are never used, and made again at the next use; the files may be deleted"))
 }
 
 fn show(all: &[Listed], key: &str, ptx: bool, as_json: bool) -> Result<()> {
-    let matches: Vec<&Listed> =
-        all.iter().filter(|l| l.path.file_stem().is_some_and(|s| s.to_string_lossy().starts_with(key))).collect();
+    let name = |l: &Listed| l.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let matches: Vec<&Listed> = all.iter().filter(|l| name(l).starts_with(key)).collect();
     let listed = match matches[..] {
         [one] => one,
         [] => {
             return Err(Error::argument("KEY", format!("no entry's key begins with '{key}'"))
                 .hint("ropejit inspect list shows the keys"));
         }
-        _ => return Err(Error::argument("KEY", format!("{} entries' keys begin with '{key}'", matches.len()))),
+        _ => {
+            let mut names: Vec<String> = matches.iter().take(5).map(|l| short(&name(l)).to_owned()).collect();
+            names.extend((matches.len() > 5).then(|| "…".to_owned()));
+            return Err(Error::argument("KEY", format!("{} entries' keys begin with '{key}'", matches.len()))
+                .hint(format!("give more of it: {}", names.join(", "))));
+        }
     };
     let damaged = |why: String| {
         Error::new(ErrorKind::Io, format!("the entry is damaged: {why}")).subject_is(listed.path.display().to_string())
@@ -210,15 +288,21 @@ fn show(all: &[Listed], key: &str, ptx: bool, as_json: bool) -> Result<()> {
     let entry = listed.entry.as_ref().map_err(|why| damaged(why.clone()))?;
     if ptx {
         if entry.ptx.is_empty() {
-            return Err(Error::argument("--ptx", "the entry holds no PTX"));
+            return Err(Error::argument("--ptx", "the entry holds no PTX").hint("only artifacts for GPUs do"));
         }
-        return output::line(String::from_utf8_lossy(&entry.ptx).trim_end_matches('\0'));
+        let ptx = String::from_utf8_lossy(&entry.ptx);
+        let ptx = ptx.trim_end_matches('\0');
+        if as_json {
+            return output::json(&output::without_engine(json!({ "key": entry.key, "ptx": ptx })));
+        }
+        return output::line(ptx);
     }
     match check(entry).map_err(damaged)? {
-        Meta::Artifact(m) if as_json => output::json(&json!({
-            "key": entry.key, "kind": "artifact", "path": listed.path, "ptx_bytes": entry.ptx.len(),
-            "image_bytes": entry.image.len(), "meta": m,
-        })),
+        Meta::Artifact(m) if as_json => output::json(&output::without_engine(json!({
+            "key": entry.key, "kind": "artifact", "path": listed.path, "spec": m.spec.to_string(),
+            "arch": m.fields.get("arch"), "layout": m.class.to_string(), "variant": m.variant.to_string(),
+            "ptx_bytes": entry.ptx.len(), "image_bytes": entry.image.len(), "made_by": m.made_by, "fields": m.fields,
+        }))),
         Meta::Artifact(m) => {
             for (name, value) in [
                 ("key", entry.key.to_string()),
@@ -232,7 +316,8 @@ fn show(all: &[Listed], key: &str, ptx: bool, as_json: bool) -> Result<()> {
             ] {
                 output::line(&format!("{name:<12}{value}"))?;
             }
-            m.fields.0.iter().try_for_each(|(n, v)| output::line(&format!("  {n:<12}{}", v.replace('\n', " "))))
+            output::line("what its key hashes:")?;
+            m.fields.0.iter().try_for_each(|(n, v)| output::line(&format!("  {n:<10}{}", v.replace('\n', " "))))
         }
         Meta::Choice(m) => show_choice(listed, entry, &m, as_json),
     }
@@ -253,19 +338,19 @@ fn show_choice(listed: &Listed, entry: &Entry, m: &ChoiceMeta, as_json: bool) ->
                 })
             })
             .collect();
-        return output::json(&json!({
+        return output::json(&output::without_engine(json!({
             "key": entry.key, "kind": "choice", "path": listed.path, "spec": m.spec.to_string(), "arch": m.arch,
             "device": r.device, "driver": r.driver, "compiler": r.compiler, "tokens": m.bucket.tokens(),
             "measured_tokens": r.tokens, "layout": m.class.to_string(), "tuned": r.tuned, "bytes": r.bytes,
             "copy_ns": r.copy_ns, "took_ms": r.took_ms, "created": r.created, "candidates": candidates,
             "fields": m.fields,
-        }));
+        })));
     }
     let head = [
         ("key", entry.key.to_string()),
         ("file", listed.path.display().to_string()),
         ("spec", m.spec.to_string()),
-        ("device", format!("{} ({}) {}", r.device, m.arch, r.driver)),
+        ("device", format!("{} ({}) {}", r.device, m.arch, r.driver).trim_end().to_owned()),
         ("compiler", r.compiler.clone()),
         ("tokens", format!("{} (measured with {})", m.bucket.tokens(), r.tokens)),
         ("layout", m.class.to_string()),
@@ -296,5 +381,5 @@ fn show_choice(listed: &Listed, entry: &Entry, m: &ChoiceMeta, as_json: bool) ->
         let ratio = c.median_ns().zip(r.copy_ns).map_or_else(|| "–".into(), |(ns, copy)| format!("{:.3}", copy / ns));
         vec![c.variant.to_string(), note, equal.into(), c.samples_ns.len().to_string(), time, ratio]
     });
-    output::table(&["variant", "", "bits", "samples", "median", "of copy"], rows.collect(), 3)
+    output::table(&["variant", "verdict", "bits", "samples", "median", "of copy"], rows.collect(), 3)
 }

@@ -12,10 +12,12 @@ mod run;
 mod spec;
 mod workload;
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use ropejit::ErrorKind;
+use tracing_subscriber::EnvFilter;
 
 /// Autotuning JIT service for rotary position embedding (RoPE) kernels.
 ///
@@ -29,15 +31,17 @@ Examples:
   ropejit demo                                           what it is about, in a minute
   ropejit prewarm --model config.json --tokens 1,8192    fill the cache at deploy time
   ropejit prewarm --model llama-3.1-8b --arch sm_90      the same where there is no GPU
-  ropejit inspect                                        what was chosen
+  ropejit inspect                                        what was chosen, and why
   ropejit run --model llama-3.1-8b --tokens 8192         one application, checked and timed
 
 Environment:
-  ROPEJIT_CACHE_DIR   the cache folder
+  ROPEJIT_CACHE_DIR   the cache folder (default: ropejit in the user's cache folder)
   ROPEJIT_TUNING      background, blocking, never or frozen
   ROPEJIT_DEVICE      auto, cuda, cuda:N or host
   ROPEJIT_NVRTC       the file of the NVRTC library
-  ROPEJIT_LOG         what is logged to stderr, such as debug or ropejit=info (default: warn)"
+  ROPEJIT_LOG         what is logged to stderr, such as debug or ropejit=info (default: warn)
+
+Data goes to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 bad usage."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -56,14 +60,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("ROPEJIT_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .without_time()
-        .with_target(false)
-        .init();
+    log_to_stderr();
     let done = match Cli::parse().command {
         Command::Demo(command) => command.run(),
         Command::Run(command) => command.run(),
@@ -77,7 +74,31 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("error: {e}");
-            ExitCode::from(if e.kind() == ErrorKind::InvalidArgument { 2 } else { 1 })
+            // A model's configuration is an argument too.
+            let usage = matches!(e.kind(), ErrorKind::InvalidArgument | ErrorKind::Config);
+            ExitCode::from(if usage { 2 } else { 1 })
         }
+    }
+}
+
+/// Warnings of the library go to stderr, in colours only where a person reads them.
+fn log_to_stderr() {
+    let usual = || EnvFilter::new("warn");
+    let (filter, problem) = match std::env::var("ROPEJIT_LOG") {
+        Ok(text) if !text.is_empty() => match EnvFilter::try_new(&text) {
+            Ok(filter) => (filter, None),
+            Err(e) => (usual(), Some(e)),
+        },
+        _ => (usual(), None),
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .without_time()
+        .with_target(false)
+        .init();
+    if let Some(e) = problem {
+        tracing::warn!("ROPEJIT_LOG: {e}; warnings are logged");
     }
 }

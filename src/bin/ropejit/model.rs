@@ -1,13 +1,21 @@
 //! `ropejit model`
 
 use clap::Args;
+use ropejit::rope::model::SHIPPED;
 use ropejit::{Result, RopeSpec};
-use serde_json::json;
 
 use crate::{output, spec};
 
 /// Print what was understood of a model's configuration: heads, dimensions, style, `inv_freq`, attention factor.
+///
+/// With --json all frequencies are printed, to compare with those of another program.
 #[derive(Args)]
+#[command(after_help = format!("\
+Examples:
+  ropejit model config.json
+  ropejit model llama-3.1-8b --json
+
+Shipped configurations: {}", SHIPPED.join(", ")))]
 pub struct Model {
     /// A Hugging Face config.json (or the folder that holds one), or the name of a configuration shipped with ropejit.
     #[arg(value_name = "CONFIG.json")]
@@ -22,12 +30,11 @@ pub struct Model {
 
 impl Model {
     pub fn run(self) -> Result<()> {
-        let config = spec::load(&self.config)?;
+        let config = spec::load("CONFIG.json", &self.config)?;
         let report = config.report(self.seq_len)?;
         if self.json {
-            let mut document = serde_json::to_value(&report).unwrap_or_default();
-            document["stats"] = json!({});
-            return output::json(&document);
+            let document = serde_json::to_value(&report).unwrap_or_default();
+            return output::json(&output::without_engine(document));
         }
         let spec: Option<RopeSpec> = config.layer_spec(config.layers.keys().next().map_or("default", |k| k)).ok();
         for (name, value) in [

@@ -3,7 +3,7 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
-use comfy_table::{Cell, CellAlignment, Table, presets};
+use comfy_table::{Cell, CellAlignment, Table, TableComponent, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use ropejit::engine::Progress;
 use ropejit::{Error, ErrorKind, Result};
@@ -27,16 +27,49 @@ pub fn line(text: &str) -> Result<()> {
 
 /// A table: `right` columns from the right are numbers.
 pub fn table(header: &[&str], rows: Vec<Vec<String>>, right: usize) -> Result<()> {
-    let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(header);
-    let numbers_from = header.len().saturating_sub(right);
-    for row in rows {
-        table.add_row(row.into_iter().enumerate().map(|(i, text)| {
-            let side = if i >= numbers_from { CellAlignment::Right } else { CellAlignment::Left };
-            Cell::new(text).set_alignment(side)
-        }));
+    let mut table = grid(presets::UTF8_HORIZONTAL_ONLY, header, rows, right);
+    // Rules above, below and under the header only.
+    for rule in [
+        TableComponent::HorizontalLines,
+        TableComponent::MiddleIntersections,
+        TableComponent::LeftBorderIntersections,
+        TableComponent::RightBorderIntersections,
+    ] {
+        table.remove_style(rule);
     }
     line(&table.to_string())
+}
+
+/// The lines of a table without rules, the header first: for rows that are printed in groups.
+pub fn lines(header: &[&str], rows: Vec<Vec<String>>, right: usize) -> Vec<String> {
+    grid(presets::NOTHING, header, rows, right).lines().map(|line| line.trim_end().to_owned()).collect()
+}
+
+fn grid(preset: &str, header: &[&str], rows: Vec<Vec<String>>, right: usize) -> Table {
+    let numbers_from = header.len().saturating_sub(right);
+    let aligned = |cells: Vec<String>| {
+        cells.into_iter().enumerate().map(move |(i, text)| {
+            let side = if i >= numbers_from { CellAlignment::Right } else { CellAlignment::Left };
+            Cell::new(text).set_alignment(side)
+        })
+    };
+    let mut table = Table::new();
+    table.load_preset(preset).set_header(aligned(header.iter().map(ToString::to_string).collect()));
+    for row in rows {
+        table.add_row(aligned(row));
+    }
+    table
+}
+
+/// Adds `stats` to a document of a command that runs no engine: nothing was counted.
+pub fn without_engine(mut document: serde_json::Value) -> serde_json::Value {
+    document["stats"] = serde_json::json!({});
+    document
+}
+
+/// The word that JSON has for a unit value.
+pub fn word(value: &impl Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|v| v.as_str().map(String::from)).unwrap_or_default()
 }
 
 /// Milliseconds for people.

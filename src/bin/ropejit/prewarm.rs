@@ -1,45 +1,49 @@
 //! `ropejit prewarm`
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use clap::Args;
+use ropejit::jit::Bucket;
 use ropejit::{Engine, Error, Origin, Result};
 use serde::Serialize;
 
 use crate::output;
-use crate::spec::{self, Chosen, FormArgs};
+use crate::spec::{self, Chosen, FormArgs, NumberArgs};
 
 /// Fill the cache at deploy time: compile and tune for models and token counts, so that no call ever does.
 ///
 /// A second run finds everything and does nothing. With --arch no GPU is needed: kernels are compiled for that
 /// architecture (image build time) and not tuned.
 #[derive(Args)]
-#[command(after_help = "\
+#[command(
+    override_usage = "ropejit prewarm --model <CONFIG.json>... [OPTIONS]\n       \
+                      ropejit prewarm --head-dim <D> --num-heads <H> [--num-kv-heads <K>] [OPTIONS]",
+    after_help = "\
 Examples:
   ropejit prewarm --model config.json --tokens 1,64,512,8192
   ropejit prewarm --model llama-3.1-8b --arch sm_80,sm_90 --no-tune
-  ropejit prewarm --head-dim 128 --num-heads 32 --num-kv-heads 8 --tokens 8192 --dtype f16")]
+  ropejit prewarm --head-dim 128 --num-heads 32 --num-kv-heads 8 --tokens 8192 --dtype f16
+
+A call finds what was prepared for its dtype, tables, positions, rounding, direction
+and layout: give the options that say how the program calls it. Where a program runs
+with ROPEJIT_TUNING=frozen, what was forgotten is an error that names it."
+)]
 pub struct Prewarm {
     /// Hugging Face config.json files (or folders that hold one), or names of configurations shipped with ropejit.
-    #[arg(long, value_name = "CONFIG.json", num_args = 1.., conflicts_with_all = ["head_dim", "num_heads", "num_kv_heads"])]
+    #[arg(long, value_name = "CONFIG.json", num_args = 1.., conflicts_with_all = NumberArgs::NAMES)]
     model: Vec<String>,
-    /// Elements per head.
-    #[arg(long, value_name = "D", required_unless_present = "model")]
-    head_dim: Option<u32>,
-    /// Heads of q.
-    #[arg(long, value_name = "H", required_unless_present = "model")]
-    num_heads: Option<u32>,
-    /// Heads of k; 0 for none [default: as many as q].
-    #[arg(long, value_name = "K")]
-    num_kv_heads: Option<u32>,
+    #[command(flatten)]
+    numbers: NumberArgs,
     #[command(flatten)]
     form: FormArgs,
     /// Token counts (over the whole batch), each rounded up to a power of two.
-    #[arg(long, value_delimiter = ',', value_parser = spec::tokens, default_value = "1,64,512,8192")]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = spec::tokens, default_value = "1,64,512,8192")]
     tokens: Vec<u64>,
     /// Prepare for q and k stored as [B,H,S,D] instead of [B,S,H,D].
     #[arg(long)]
     bhsd: bool,
     /// Compile for these architectures instead of this machine's GPU.
-    #[arg(long, value_delimiter = ',', value_name = "sm_NN")]
+    #[arg(long, value_delimiter = ',', value_name = "sm_NN,...")]
     arch: Vec<String>,
     /// Compile the default variant and measure nothing.
     #[arg(long)]
@@ -69,7 +73,7 @@ struct Done {
 struct Report {
     cache: Option<std::path::PathBuf>,
     prepared: Vec<Done>,
-    stats: serde_json::Value,
+    stats: BTreeMap<String, u64>,
 }
 
 impl Prewarm {
@@ -80,31 +84,36 @@ impl Prewarm {
             chosen.extend(spec::of_model(model, &self.form, longest)?);
         }
         if self.model.is_empty() {
-            let numbers = spec::SpecArgs {
-                model: None,
-                head_dim: self.head_dim,
-                num_heads: self.num_heads,
-                num_kv_heads: self.num_kv_heads,
-                form: self.form.clone(),
-            };
-            chosen.extend(numbers.choose(longest)?);
+            chosen.push(self.numbers.choose(&self.form, longest)?);
         }
         let bar = output::spinner();
         let engines = if self.arch.is_empty() {
             vec![Engine::builder().on_progress(output::show_on(&bar)).build()?]
         } else {
-            let build = |arch: &String| Engine::builder().arch(arch).build();
+            let build = |arch: &String| Engine::builder().arch(arch).build().map_err(spec::as_typed);
             self.arch.iter().map(build).collect::<Result<_>>()?
         };
+        let report = self.fill(&engines, &chosen, &bar);
+        bar.finish_and_clear();
+        let report = report?;
+        if let Some(path) = &self.manifest {
+            let text = serde_json::to_string_pretty(&report.prepared).unwrap_or_default();
+            std::fs::write(path, text + "\n").map_err(|e| Error::io(path, "the manifest cannot be written", e))?;
+        }
+        if self.json { output::json(&report) } else { report.print() }
+    }
+
+    fn fill(&self, engines: &[Engine], chosen: &[Chosen], bar: &indicatif::ProgressBar) -> Result<Report> {
+        // Counts that are rounded to the same power of two are one.
+        let tokens: BTreeSet<Bucket> = self.tokens.iter().map(|&tokens| Bucket::of(tokens)).collect();
         let mut report = Report {
             cache: engines.first().and_then(|e| e.store().root().map(Into::into)),
             prepared: Vec::new(),
-            stats: serde_json::Value::Null,
+            stats: BTreeMap::new(),
         };
-        let mut total = std::collections::BTreeMap::<String, u64>::new();
-        for engine in &engines {
-            for one in &chosen {
-                for &tokens in &self.tokens {
+        for engine in engines {
+            for one in chosen {
+                for tokens in tokens.iter().map(|bucket| bucket.tokens()) {
                     bar.set_message(format!("{}, {tokens} tokens, {}", one.name, engine.facts().arch));
                     let done = engine.prewarm(&one.spec, tokens, self.bhsd, !self.no_tune)?;
                     report.prepared.push(Done {
@@ -122,34 +131,30 @@ impl Prewarm {
             }
             if let Ok(serde_json::Value::Object(stats)) = serde_json::to_value(engine.stats()) {
                 for (name, n) in stats {
-                    *total.entry(name).or_default() += n.as_u64().unwrap_or(0);
+                    *report.stats.entry(name).or_default() += n.as_u64().unwrap_or(0);
                 }
             }
         }
-        bar.finish_and_clear();
-        report.stats = serde_json::to_value(&total).unwrap_or_default();
-        if let Some(path) = &self.manifest {
-            let text = serde_json::to_string_pretty(&report.prepared).unwrap_or_default();
-            fs_err::write(path, text + "\n").map_err(|e| Error::io(path, "the manifest cannot be written", e))?;
-        }
-        if self.json {
-            return output::json(&report);
-        }
-        let rows = report.prepared.iter().map(|d| {
+        Ok(report)
+    }
+}
+
+impl Report {
+    fn print(&self) -> Result<()> {
+        let rows = self.prepared.iter().map(|d| {
             let tuned = if d.tuned { "tuned" } else { "default" };
-            let origin = serde_json::to_value(d.origin).ok().and_then(|v| v.as_str().map(String::from));
-            [&d.model, &d.arch, &d.tokens.to_string(), &d.layout, &d.variant, tuned, &origin.unwrap_or_default()]
+            [&d.model, &d.arch, &d.layout, &d.variant, tuned, &output::word(&d.origin), &d.tokens.to_string()]
                 .map(|s: &str| s.to_owned())
                 .to_vec()
         });
-        output::table(&["model", "arch", "tokens", "layout", "variant", "choice", "from"], rows.collect(), 0)?;
-        let count = |name: &str| total.get(name).copied().unwrap_or(0);
+        output::table(&["model", "arch", "layout", "variant", "choice", "from", "tokens"], rows.collect(), 1)?;
+        let count = |name: &str| self.stats.get(name).copied().unwrap_or(0);
         let verdict = if count("compiles") + count("tunings") == 0 {
             "nothing to do, everything is in the cache"
         } else {
             "done"
         };
-        let cache = report.cache.map_or_else(|| "memory only".to_owned(), |c| c.display().to_string());
+        let cache = self.cache.as_ref().map_or_else(|| "memory only".to_owned(), |c| c.display().to_string());
         eprintln!("{verdict}: compiles {}, tunings {} ({cache})", count("compiles"), count("tunings"));
         Ok(())
     }

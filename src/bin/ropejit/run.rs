@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::Args;
 use ropejit::engine::Serving;
-use ropejit::{Engine, Error, ErrorKind, Origin, Result, Stats, Stream, Tuning};
+use ropejit::{Engine, Error, ErrorKind, Result, Stats, Stream, Tuning};
 use serde::Serialize;
 
 use crate::output;
@@ -13,21 +13,34 @@ use crate::spec::SpecArgs;
 use crate::workload::Workload;
 
 /// Apply RoPE once to random data: checked against f64, timed, with the origin of the kernel.
+///
+/// Says where the first call's kernel came from (memory, disk, compiled, tuned, or the slow reference where nothing can
+/// be compiled), what the call waited for, and what a call costs in the steady state. Fails if the result is wrong.
 #[derive(Args)]
+#[command(
+    override_usage = "ropejit run --model <CONFIG.json> [OPTIONS]\n       \
+                      ropejit run --head-dim <D> --num-heads <H> [--num-kv-heads <K>] [OPTIONS]",
+    after_help = "\
+Examples:
+  ropejit run --model llama-3.1-8b --tokens 8192
+  ropejit run --model llama-3.1-8b --tuning frozen       proves that a prewarm was complete
+  ropejit run --head-dim 64 --num-heads 4 --num-kv-heads 2 --tokens 32 --tuning blocking"
+)]
 pub struct Run {
     #[command(flatten)]
     spec: SpecArgs,
     /// Tokens per sequence.
-    #[arg(long, value_parser = crate::spec::tokens, default_value = "8192")]
+    #[arg(long, value_name = "N", value_parser = crate::spec::tokens, default_value = "8192")]
     tokens: u64,
     /// Sequences.
-    #[arg(long, default_value = "1", value_parser = clap::value_parser!(u64).range(1..=65_536))]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u64).range(1..=65_536))]
     batch: u64,
     /// q and k stored as [B,H,S,D] instead of [B,S,H,D].
     #[arg(long)]
     bhsd: bool,
-    /// When to compile and tune: background, blocking, never or frozen [default: `ROPEJIT_TUNING`, else background].
-    #[arg(long)]
+    /// When to compile and tune: background (answer at once, tune on the side), blocking (the first call waits), never
+    /// (do not tune), frozen (what is not cached is an error) [default: the environment's, else background].
+    #[arg(long, value_name = "WHEN", value_parser = crate::spec::parse::<Tuning>)]
     tuning: Option<Tuning>,
     /// Wait for background tuning before the steady state is timed.
     #[arg(long)]
@@ -69,8 +82,9 @@ pub struct Report {
 impl Run {
     pub fn run(self) -> Result<()> {
         let bar = output::spinner();
-        let report = self.measure(&bar)?;
+        let report = self.measure(&bar);
         bar.finish_and_clear();
+        let report = report?;
         let right = report.max_error <= report.allowed_error;
         if self.json {
             output::json(&report)?;
@@ -92,9 +106,13 @@ impl Run {
 
     fn measure(&self, bar: &indicatif::ProgressBar) -> Result<Report> {
         let chosen = self.spec.choose(self.tokens)?;
+        let others: Vec<String> = chosen.iter().skip(1).map(|c| c.name.clone()).collect();
         let Some(chosen) = chosen.into_iter().next() else {
             return Err(Error::argument("--model", "has no layer with RoPE"));
         };
+        if !others.is_empty() {
+            eprintln!("{} is run; the model also has {}", chosen.name, others.join(", "));
+        }
         let opened = Instant::now();
         let mut builder = Engine::builder().on_progress(output::show_on(bar));
         if let Some(tuning) = self.tuning {
@@ -136,7 +154,7 @@ impl Run {
             spec: chosen.spec.to_string(),
             batch: self.batch,
             tokens: self.tokens,
-            origin: name(origin),
+            origin: output::word(&origin),
             variant: serving.map_or_else(String::new, |s: Serving| s.variant.to_string()),
             tuned: serving.is_some_and(|s| s.tuned),
             open_ms,
@@ -181,10 +199,6 @@ impl Run {
 
 fn millis(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
-}
-
-fn name(origin: Origin) -> String {
-    serde_json::to_value(origin).ok().and_then(|v| v.as_str().map(String::from)).unwrap_or_default()
 }
 
 /// The median device time of a launch, in nanoseconds.

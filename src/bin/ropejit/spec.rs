@@ -5,32 +5,47 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use ropejit::rope::model::{ModelConfig, SHIPPED};
 use ropejit::rope::scaling::{Frequencies, RopeParameters};
-use ropejit::{DType, Error, PositionForm, Result, RopeSpec, Rounding, TableForm, TableWidth};
+use ropejit::{
+    DType, Direction, Error, ErrorKind, PairStyle, PositionForm, Result, RopeSpec, Rounding, TableForm, TableWidth,
+};
 
 /// Which RoPE.
 #[derive(Args, Clone)]
 pub struct SpecArgs {
     /// A Hugging Face config.json (or the folder that holds one), or the name of a configuration shipped with ropejit.
-    #[arg(long, value_name = "CONFIG.json", conflicts_with_all = ["head_dim", "num_heads", "num_kv_heads", "rotary_dim"])]
+    #[arg(long, value_name = "CONFIG.json", conflicts_with_all = NumberArgs::NAMES)]
     pub model: Option<String>,
-    /// Elements per head.
-    #[arg(long, value_name = "D", required_unless_present = "model")]
-    pub head_dim: Option<u32>,
-    /// Heads of q.
-    #[arg(long, value_name = "H", required_unless_present = "model")]
-    pub num_heads: Option<u32>,
-    /// Heads of k; 0 for none [default: as many as q].
-    #[arg(long, value_name = "K")]
-    pub num_kv_heads: Option<u32>,
+    #[command(flatten)]
+    pub numbers: NumberArgs,
     #[command(flatten)]
     pub form: FormArgs,
+}
+
+/// A RoPE without a model's configuration.
+#[derive(Args, Clone)]
+pub struct NumberArgs {
+    /// Instead of a model: elements per head.
+    #[arg(long, value_name = "D", requires = "num_heads")]
+    pub head_dim: Option<u32>,
+    /// Heads of q.
+    #[arg(long, value_name = "H", requires = "head_dim")]
+    pub num_heads: Option<u32>,
+    /// Heads of k; 0 for none [default: as many as q].
+    #[arg(long, value_name = "K", requires = "head_dim")]
+    pub num_kv_heads: Option<u32>,
+    /// Elements of a head that turn; the rest stays [default: all].
+    #[arg(long, value_name = "R", requires = "head_dim")]
+    pub rotary_dim: Option<u32>,
+    /// Which elements turn together [default: half-split].
+    #[arg(long, value_enum, requires = "head_dim")]
+    pub style: Option<StyleArg>,
 }
 
 /// How it is called.
 #[derive(Args, Clone)]
 pub struct FormArgs {
     /// Element type of q and k: f32, f16 or bf16 [default: the model's, else bf16].
-    #[arg(long)]
+    #[arg(long, value_parser = parse::<DType>)]
     pub dtype: Option<DType>,
     /// Where results are rounded.
     #[arg(long, value_enum, default_value = "once")]
@@ -38,12 +53,23 @@ pub struct FormArgs {
     /// Element type of the cos/sin tables.
     #[arg(long, value_enum, default_value = "f32")]
     pub table: TableArg,
-    /// Width of the cos/sin tables: `rotary_dim/2`, or `rotary_dim` (as transformers makes them).
+    /// Columns of the cos/sin tables.
     #[arg(long, value_enum, default_value = "half")]
     pub table_width: WidthArg,
     /// Where positions come from.
     #[arg(long, value_enum, default_value = "implicit")]
     pub positions: PositionArg,
+    /// The gradient: turns the other way.
+    #[arg(long)]
+    pub backward: bool,
+}
+
+#[derive(ValueEnum, Clone, Copy)]
+pub enum StyleArg {
+    /// Elements i and i + R/2, as in Llama and NeoX.
+    HalfSplit,
+    /// Elements 2i and 2i + 1, as in GPT-J.
+    Interleaved,
 }
 
 #[derive(ValueEnum, Clone, Copy)]
@@ -56,6 +82,7 @@ pub enum RoundingArg {
 
 #[derive(ValueEnum, Clone, Copy)]
 pub enum TableArg {
+    /// Always f32.
     F32,
     /// That of q and k.
     Same,
@@ -63,7 +90,9 @@ pub enum TableArg {
 
 #[derive(ValueEnum, Clone, Copy)]
 pub enum WidthArg {
+    /// Each angle once: R/2 columns.
     Half,
+    /// Each angle twice: R columns, as transformers makes them.
     Full,
 }
 
@@ -71,9 +100,9 @@ pub enum WidthArg {
 pub enum PositionArg {
     /// 0, 1, 2, … in every sequence.
     Implicit,
-    /// i32 `position_ids`.
+    /// A tensor of `position_ids`, i32.
     Ids32,
-    /// i64 `position_ids`.
+    /// A tensor of `position_ids`, i64.
     Ids64,
 }
 
@@ -87,17 +116,47 @@ pub struct Chosen {
 impl SpecArgs {
     /// The RoPE of each layer type of the model, or the one given by numbers. `tokens` is the longest sequence.
     pub fn choose(&self, tokens: u64) -> Result<Vec<Chosen>> {
-        match (&self.model, self.head_dim, self.num_heads) {
-            (Some(model), _, _) => of_model(model, &self.form, tokens),
-            (None, Some(head_dim), Some(num_heads)) => {
-                let kv_heads = self.num_kv_heads.unwrap_or(num_heads);
-                let spec = self.form.apply(RopeSpec::new(DType::BF16, head_dim, num_heads, kv_heads));
-                spec.validate()?;
-                let frequencies = RopeParameters::new(10_000.0, head_dim).frequencies(Some(tokens))?;
-                Ok(vec![Chosen { name: "custom".into(), spec, frequencies }])
-            }
-            _ => Err(Error::argument("--model", "is missing, and so are --head-dim and --num-heads")),
+        match &self.model {
+            Some(model) => of_model(model, &self.form, tokens),
+            None => Ok(vec![self.numbers.choose(&self.form, tokens)?]),
         }
+    }
+}
+
+impl NumberArgs {
+    /// What cannot stand beside `--model`.
+    pub const NAMES: [&str; 5] = ["head_dim", "num_heads", "num_kv_heads", "rotary_dim", "style"];
+
+    /// The RoPE that the numbers say.
+    pub fn choose(&self, form: &FormArgs, tokens: u64) -> Result<Chosen> {
+        let (Some(head_dim), Some(num_heads)) = (self.head_dim, self.num_heads) else {
+            return Err(Error::argument("--model", "is missing, and so are --head-dim and --num-heads")
+                .hint(format!("give --model with a config.json or one of {}", SHIPPED.join(", "))));
+        };
+        let mut spec = RopeSpec::new(DType::BF16, head_dim, num_heads, self.num_kv_heads.unwrap_or(num_heads));
+        spec.rotary_dim = self.rotary_dim.unwrap_or(head_dim);
+        spec.style = match self.style {
+            None | Some(StyleArg::HalfSplit) => PairStyle::HalfSplit,
+            Some(StyleArg::Interleaved) => PairStyle::Interleaved,
+        };
+        let spec = form.apply(spec);
+        spec.validate().map_err(as_typed)?;
+        let mut parameters = RopeParameters::new(10_000.0, head_dim);
+        parameters.rotary_dim = spec.rotary_dim;
+        let frequencies = parameters.frequencies(Some(tokens)).map_err(as_typed)?;
+        Ok(Chosen { name: "custom".into(), spec, frequencies })
+    }
+}
+
+/// Names an argument as it is typed: `head_dim` is `--head-dim` here.
+pub fn as_typed(e: Error) -> Error {
+    let field = |s: &&str| s.starts_with(|c: char| c.is_ascii_lowercase());
+    match e.subject().filter(field).filter(|_| e.kind() == ErrorKind::InvalidArgument) {
+        Some(subject) => {
+            let typed = format!("--{}", subject.replace('_', "-"));
+            e.subject_is(typed)
+        }
+        None => e,
     }
 }
 
@@ -120,6 +179,9 @@ impl FormArgs {
                 WidthArg::Full => TableWidth::Full,
             },
         };
+        if self.backward {
+            spec.direction = Direction::Backward;
+        }
         spec.positions = match self.positions {
             PositionArg::Implicit => PositionForm::Implicit,
             PositionArg::Ids32 => PositionForm::Ids32,
@@ -129,20 +191,22 @@ impl FormArgs {
     }
 }
 
-/// The distinct `RoPEs` of a model's layer types.
+/// The RoPE of each layer type of a model.
 pub fn of_model(model: &str, form: &FormArgs, tokens: u64) -> Result<Vec<Chosen>> {
-    let config = load(model)?;
+    let config = load("--model", model)?;
     let mut all: Vec<Chosen> = Vec::new();
     for (layer, parameters) in &config.layers {
-        let spec = form.apply(config.layer_spec(layer)?);
+        let named = |e: Error| about("--model", model, e);
+        let spec = form.apply(config.layer_spec(layer).map_err(named)?);
+        spec.validate().map_err(named)?;
         let name = if config.layers.len() > 1 { format!("{model}/{layer}") } else { model.to_owned() };
-        all.push(Chosen { name, spec, frequencies: parameters.frequencies(Some(tokens))? });
+        all.push(Chosen { name, spec, frequencies: parameters.frequencies(Some(tokens)).map_err(named)? });
     }
     Ok(all)
 }
 
-/// Reads a configuration: a file, a folder with a config.json, or a shipped name.
-pub fn load(model: &str) -> Result<ModelConfig> {
+/// Reads a configuration: a file, a folder with a config.json, or a shipped name. `argument` is where it was given.
+pub fn load(argument: &str, model: &str) -> Result<ModelConfig> {
     let mut path = PathBuf::from(model);
     if path.is_dir() {
         path.push("config.json");
@@ -152,17 +216,29 @@ pub fn load(model: &str) -> Result<ModelConfig> {
     {
         return shipped;
     }
-    let text = fs_err::read_to_string(&path).map_err(|e| {
-        Error::io(&path, "the model's configuration cannot be read", e)
+    let text = std::fs::read_to_string(&path).map_err(|e| {
+        Error::argument(argument, format!("'{}' cannot be read", path.display()))
+            .caused_by(e)
             .hint(format!("give a config.json, a folder with one, or one of {}", SHIPPED.join(", ")))
     })?;
-    ModelConfig::from_json(&text).map_err(|e| {
-        let key = e.subject().map_or_else(|| model.to_owned(), |s| format!("{model}: {s}"));
-        e.subject_is(key)
+    ModelConfig::from_json(&text).map_err(|e| about(argument, model, e))
+}
+
+/// Says which argument and file a configuration's error is about.
+fn about(argument: &str, model: &str, e: Error) -> Error {
+    let place = [Some(argument), Some(model), e.subject()].into_iter().flatten().collect::<Vec<_>>().join(": ");
+    e.subject_is(place)
+}
+
+/// An option's value, or what is wrong with it.
+pub fn parse<T: std::str::FromStr<Err = Error>>(text: &str) -> std::result::Result<T, String> {
+    text.parse().map_err(|e: Error| {
+        let hint = e.advice().map_or_else(String::new, |hint| format!("; {hint}"));
+        format!("{}{hint}", e.message())
     })
 }
 
-/// Token counts, separated by commas.
+/// A token count.
 pub fn tokens(text: &str) -> std::result::Result<u64, String> {
     match text.trim().parse::<u64>() {
         Ok(n) if (1..=1 << 30).contains(&n) => Ok(n),

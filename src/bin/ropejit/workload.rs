@@ -8,9 +8,12 @@ use ropejit::args::{Args, Operand, PositionIds, Positions, Tables, Tensor};
 use ropejit::device::Memory;
 use ropejit::rope::scaling::{TableMode, cos_sin_table};
 use ropejit::rope::{Layout, reference};
-use ropejit::{DType, Engine, Origin, PositionForm, Result, Rope, RopeSpec, Stream};
+use ropejit::{DType, Engine, Error, Origin, PositionForm, Result, Rope, RopeSpec, Stream};
 
 use crate::spec::Chosen;
+
+/// Sizes up to this are computed without overflow; whether there is as much memory shows when it is asked for.
+const MOST_BYTES: f64 = (1u64 << 60) as f64;
 
 /// Tensors of one application.
 pub struct Workload {
@@ -36,6 +39,13 @@ impl Workload {
             if head_major { Layout::bhsd(batch, heads, tokens, dim) } else { Layout::bshd(batch, tokens, heads, dim) }
         });
         let size = spec.dtype.size();
+        let elements = layouts.iter().map(|l| l.shape.iter().map(|&n| n as f64).product::<f64>()).sum::<f64>();
+        if elements * size as f64 > MOST_BYTES {
+            return Err(Error::argument(
+                "--tokens",
+                format!("{elements:.1e} elements of q and k are too many to address"),
+            ));
+        }
         let k_starts = (layouts[0].len() * size).next_multiple_of(256);
         let bytes = k_starts + layouts[1].len() * size;
         let (input, output) = (device.alloc(bytes)?, device.alloc(bytes)?);
@@ -67,7 +77,7 @@ impl Workload {
             }
             let memory = device.alloc(bytes.len())?;
             memory.upload(0, &bytes)?;
-            Ok::<_, ropejit::Error>(memory)
+            Ok::<_, Error>(memory)
         });
         let [cos, sin] = table;
         let ids: Vec<u8> = match spec.positions {
