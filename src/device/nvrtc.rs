@@ -91,11 +91,11 @@ impl Nvrtc {
         // NVRTC opens its builtins by their bare name, which the loader finds if they are open already.
         let builtins = file.parent().map(builtins).unwrap_or_default();
         // SAFETY: NVRTC's initialisers have no requirements; a file of that name is taken to be NVRTC.
-        let library = unsafe { Library::new(file) }.map_err(|e| e.to_string())?;
+        let library = unsafe { Library::new(file) }.map_err(|e| reason(&e))?;
         macro_rules! symbol {
             ($name:literal) => {
                 // SAFETY: the types are those of nvrtc.h, unchanged since CUDA 11.2; the library is kept.
-                *unsafe { library.get($name) }.map_err(|e| e.to_string())?
+                *unsafe { library.get($name) }.map_err(|e| reason(&e))?
             };
         }
         let api = Api {
@@ -199,6 +199,11 @@ impl Drop for ProgramGuard<'_> {
         // SAFETY: created by `create`, destroyed once.
         unsafe { (self.api.destroy)(&raw mut self.raw) };
     }
+}
+
+/// What the loader says, which libloading keeps one level down.
+fn reason(e: &libloading::Error) -> String {
+    std::error::Error::source(e).map_or_else(|| e.to_string(), ToString::to_string)
 }
 
 /// Where to look, in order: the loader's path, CUDA toolkits, the active virtual environment, `.venv` here or above.

@@ -12,7 +12,7 @@ use crate::device::Facts;
 use crate::jit::key::{Key, KeyFields};
 use crate::jit::{Bucket, Class, Record};
 use crate::rope::RopeSpec;
-use crate::store::{Entry, Kind, Lookup, Store};
+use crate::store::{Entry, Kind, Lookup, Miss, Store};
 
 /// What stands in a choice's metadata.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -64,7 +64,8 @@ impl Choices {
             Lookup::Hit(entry) => match serde_json::from_slice::<ChoiceMeta>(&entry.meta) {
                 Ok(meta) => Some(meta.record),
                 Err(e) => {
-                    tracing::warn!("choice {key} is not used: it cannot be read: {e}");
+                    let (path, why) = (self.store.path(Kind::Choice, key), format!("it cannot be read: {e}"));
+                    self.counters.note_miss(&Miss::Unusable { path, why });
                     None
                 }
             },

@@ -13,7 +13,7 @@ use crate::jit::render::render;
 use crate::jit::{Class, Variant};
 use crate::plan::Origin;
 use crate::rope::RopeSpec;
-use crate::store::{Entry, Kind, Lookup, Store};
+use crate::store::{Entry, Kind, Lookup, Miss, Store};
 
 /// What stands in an artifact's metadata.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -134,19 +134,18 @@ impl Kernels {
                 return None;
             }
         };
-        let path = || self.store.root().map_or_else(String::new, |r| format!(" in {}", r.display()));
+        let unusable = |why: String| {
+            self.counters.note_miss(&Miss::Unusable { path: self.store.path(Kind::Artifact, key), why });
+            None
+        };
         let meta: ArtifactMeta = match serde_json::from_slice(&entry.meta) {
             Ok(meta) => meta,
-            Err(e) => {
-                tracing::warn!("artifact {key}{} is not used: its metadata cannot be read: {e}", path());
-                return None;
-            }
+            Err(e) => return unusable(format!("its metadata cannot be read: {e}")),
         };
         let wanted = KeyFields::artifact(source, &self.device.compile_options(), "", &self.device.facts().arch);
         for name in ["source", "options", "arch", "entry"] {
             if meta.fields.get(name) != wanted.get(name) {
-                tracing::warn!("artifact {key}{} is not used: another {name} than is wanted", path());
-                return None;
+                return unusable(format!("it has another {name} than is wanted"));
             }
         }
         match self.load(key, &Binary { ptx: entry.ptx, image: entry.image }, variant) {
@@ -154,10 +153,7 @@ impl Kernels {
                 self.counters.disk_hits.add();
                 Some(loaded)
             }
-            Err(e) => {
-                tracing::warn!("artifact {key}{} is not used: {e}", path());
-                None
-            }
+            Err(e) => unusable(e.to_string()),
         }
     }
 

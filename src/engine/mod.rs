@@ -3,6 +3,7 @@
 //! [`Engine`] holds one device and one cache. [`Engine::rope`] gives a [`Rope`] for a spec, and [`Rope::apply`] launches.
 //! The first call of a bucket and layout class finds a kernel (memory, disk, compile); every later one loads a pointer.
 
+mod builder;
 mod choices;
 mod kernels;
 mod resolve;
@@ -11,7 +12,6 @@ mod stats;
 mod tuning;
 mod worker;
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -19,13 +19,14 @@ use arc_swap::ArcSwapOption;
 use dashmap::DashMap;
 
 use crate::args::{Args, Place};
-use crate::device::{self, Device, DeviceChoice, Facts, FaultWord, Stream};
+use crate::device::{Device, Facts, FaultWord, Stream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::{Bucket, Class, Variant};
-use crate::plan::{Call, Origin, Plan, place_of};
+use crate::plan::{Call, Origin, Plan};
 use crate::rope::RopeSpec;
-use crate::store::{self, Store, disk::Disk, memory::Memory};
+use crate::store::Store;
 
+pub use builder::Builder;
 pub use choices::ChoiceMeta;
 use choices::Choices;
 pub use kernels::ArtifactMeta;
@@ -103,113 +104,6 @@ pub enum Progress<'a> {
 }
 
 type OnProgress = Box<dyn Fn(&Progress<'_>) + Send + Sync>;
-
-/// Options of an [`Engine`]. Unset ones come from the environment (`ROPEJIT_DEVICE`, `ROPEJIT_CACHE_DIR`,
-/// `ROPEJIT_TUNING`), then from the defaults.
-#[derive(Default)]
-pub struct Builder {
-    device: Option<DeviceChoice>,
-    arch: Option<String>,
-    cache_dir: Option<PathBuf>,
-    in_memory: bool,
-    tuning: Option<Tuning>,
-    on_progress: Option<OnProgress>,
-}
-
-impl Builder {
-    /// The device; default: the first GPU, else the host.
-    #[must_use]
-    pub fn device(mut self, device: DeviceChoice) -> Self {
-        self.device = Some(device);
-        self
-    }
-
-    /// Compile for an architecture such as `sm_90` that this machine need not have; such an engine runs nothing.
-    #[must_use]
-    pub fn arch(mut self, arch: impl Into<String>) -> Self {
-        self.arch = Some(arch.into());
-        self
-    }
-
-    /// The cache folder; default: the user's.
-    #[must_use]
-    pub fn cache_dir(mut self, folder: impl Into<PathBuf>) -> Self {
-        self.cache_dir = Some(folder.into());
-        self
-    }
-
-    /// Keep nothing on disk.
-    #[must_use]
-    pub fn in_memory(mut self) -> Self {
-        self.in_memory = true;
-        self
-    }
-
-    /// When to compile and tune.
-    #[must_use]
-    pub fn tuning(mut self, tuning: Tuning) -> Self {
-        self.tuning = Some(tuning);
-        self
-    }
-
-    /// Called while candidates are compiled and measured, from any thread.
-    #[must_use]
-    pub fn on_progress(mut self, f: impl Fn(&Progress<'_>) + Send + Sync + 'static) -> Self {
-        self.on_progress = Some(Box::new(f));
-        self
-    }
-
-    /// Opens device and cache.
-    ///
-    /// # Errors
-    /// When the device cannot be had, the cache folder cannot be trusted, or an environment variable is wrong.
-    pub fn build(self) -> Result<Engine> {
-        let tuning = match self.tuning {
-            Some(tuning) => tuning,
-            None => from_environment("ROPEJIT_TUNING")?.unwrap_or_default(),
-        };
-        let store: Arc<dyn Store> = match self.cache_dir.or_else(store::default_root) {
-            _ if self.in_memory => Arc::new(Memory::default()),
-            Some(root) => Arc::new(Disk::open(root)?),
-            None => {
-                tracing::warn!("no cache folder: neither ROPEJIT_CACHE_DIR nor HOME is set; nothing is kept");
-                Arc::new(Memory::default())
-            }
-        };
-        let device: Arc<dyn Device> = match self.arch {
-            Some(arch) => Arc::new(device::Target::new(&arch)?),
-            None => {
-                let choice = match self.device {
-                    Some(choice) => choice,
-                    None => from_environment("ROPEJIT_DEVICE")?.unwrap_or_default(),
-                };
-                device::open(choice)?
-            }
-        };
-        let counters = Arc::new(Counters::default());
-        let shared = Arc::new(Shared {
-            choices: Choices::new(Arc::clone(&store), Arc::clone(&counters), device.facts()),
-            kernels: Kernels::new(Arc::clone(&device), Arc::clone(&store), Arc::clone(&counters)),
-            place: place_of(device.as_ref()),
-            device,
-            store,
-            tuning,
-            counters,
-            ropes: DashMap::new(),
-            on_progress: self.on_progress,
-        });
-        Ok(Engine { worker: Arc::new(Worker::new(&shared)), shared })
-    }
-}
-
-/// Reads an environment variable; unset and empty are the same.
-fn from_environment<T: std::str::FromStr<Err = Error>>(name: &str) -> Result<Option<T>> {
-    match std::env::var(name) {
-        Ok(value) if !value.is_empty() => value.parse().map(Some).map_err(|e: Error| e.subject_is(name)),
-        Err(std::env::VarError::NotUnicode(_)) => Err(Error::argument(name, "is not valid text")),
-        _ => Ok(None),
-    }
-}
 
 /// What all handles of an engine share.
 struct Shared {
@@ -301,14 +195,20 @@ impl Engine {
     }
 
     /// Compiles, tunes (where the device can run and `tune` says so) and keeps what a call with `tokens` tokens in all
-    /// needs, for contiguous tensors.
+    /// needs, for contiguous tensors, out of place and in place.
     ///
     /// # Errors
     /// When nothing can be compiled, or the device fails.
-    pub fn prewarm(&self, spec: &RopeSpec, tokens: u64, head_major: bool, tune: bool) -> Result<Prewarmed> {
+    pub fn prewarm(&self, spec: &RopeSpec, tokens: u64, head_major: bool, tune: bool) -> Result<Vec<Prewarmed>> {
         spec.validate()?;
-        let (bucket, class) = (Bucket::of(tokens), Class::contiguous(spec, head_major, true));
-        resolve::prewarm(self, spec, bucket, class, tune)
+        // Partial rotary has one kernel out of place, which copies what does not turn, and another in place.
+        let mut classes = vec![true, false];
+        classes.retain(|&out| out || spec.rotary_dim < spec.head_dim);
+        let prepare = |out| {
+            let class = Class::contiguous(spec, head_major, out);
+            resolve::prewarm(self, spec, Bucket::of(tokens), class, tune)
+        };
+        classes.into_iter().map(prepare).collect()
     }
 
     /// Waits until no tuning is queued or running in the background.

@@ -9,7 +9,7 @@ use crate::device::Stream;
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::{Bucket, Candidate, Class, Record, Variant, variant};
 use crate::plan::{Origin, Plan};
-use crate::rope::RopeSpec;
+use crate::rope::{DType, Direction, PairStyle, PositionForm, RopeSpec, Rounding, TableWidth};
 
 /// What a prewarm has done for one spec, bucket and class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,57 +60,67 @@ fn while_capturing(state: &RopeState, class: Class) -> Result<Arc<Plan>> {
     )
 }
 
+/// A kernel from the cache, a compiled or a tuned one; the device's fallback where nothing can be compiled.
 fn find_or_make(shared: &Shared, state: &RopeState, bucket: Bucket, class: Class) -> Result<Plan> {
     let spec = &state.spec;
-    let plan = |loaded: Loaded, variant, origin, tuned| {
-        let kernel = loaded.kernel.ok_or_else(|| {
-            Error::new(ErrorKind::DeviceUnavailable, "this engine compiles for another machine and runs nothing")
-                .subject_is(&*shared.device.facts().arch)
-        })?;
-        Ok(Plan::new(spec, class, variant, kernel, origin, tuned))
-    };
-    let blocking = match shared.tuning {
-        Tuning::Blocking { budget } => Some(budget),
-        _ => None,
-    };
-    if let Some(record) = shared.choices.read(spec, bucket, class)
-        && (record.tuned || blocking.is_none())
-        && let Some(chosen) = legal_choice(shared, spec, class, bucket, &record)
-    {
-        let found = match (shared.tuning, chosen.artifact) {
-            (Tuning::Frozen, None) => None,
-            (Tuning::Frozen, Some(key)) => shared.kernels.find(spec, class, chosen.variant, key)?,
-            // Where the choice's kernel is gone or damaged it is made again, not tuned again.
-            (_, named) => Some(shared.kernels.obtain(spec, class, chosen.variant, named)?),
-        };
-        if let Some((loaded, origin)) = found {
-            return plan(loaded, chosen.variant, origin, record.tuned);
-        }
+    if let Some(plan) = find(shared, spec, bucket, class).transpose() {
+        return or_fallback(shared, spec, bucket, class, plan);
     }
-    if shared.tuning == Tuning::Frozen {
-        return Err(not_cached(shared, spec, bucket, class));
-    }
-    let compiled = match blocking {
-        Some(budget) => tuning::tune(shared, state, class, bucket, budget, &AtomicBool::new(false)),
-        None => {
+    let made = match shared.tuning {
+        Tuning::Frozen => return Err(not_cached(shared, spec, bucket, class)),
+        Tuning::Blocking { budget } => tuning::tune(shared, state, class, bucket, budget, &AtomicBool::new(false)),
+        Tuning::Background | Tuning::Never => {
             let default = default_variant(shared, spec, class, bucket);
-            let made = shared.kernels.obtain(spec, class, default, None);
-            made.and_then(|(loaded, origin)| {
+            shared.kernels.obtain(spec, class, default, None).and_then(|(loaded, origin)| {
                 keep_default(shared, spec, bucket, class, default, &loaded);
-                plan(loaded, default, origin, false)
+                plan(shared, spec, class, loaded, default, origin, false)
             })
         }
     };
-    match compiled {
-        Err(e) if e.kind() == ErrorKind::CompilerMissing => match shared.device.fallback(spec) {
-            Some(kernel) => {
-                tracing::warn!("nothing can be compiled, the slow reference serves: {e}");
-                let default = default_variant(shared, spec, class, bucket);
-                Ok(Plan::new(spec, class, default, kernel, Origin::Reference, false))
-            }
-            None => Err(e),
-        },
-        other => other,
+    or_fallback(shared, spec, bucket, class, made)
+}
+
+/// What the cache's choice names. Where its kernel is gone or damaged it is made again, not tuned again.
+fn find(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: Class) -> Result<Option<Plan>> {
+    let Some(record) = shared.choices.read(spec, bucket, class) else { return Ok(None) };
+    if !record.tuned && matches!(shared.tuning, Tuning::Blocking { .. }) {
+        return Ok(None);
+    }
+    let Some(chosen) = legal_choice(shared, spec, class, bucket, &record) else { return Ok(None) };
+    let found = match (shared.tuning, chosen.artifact) {
+        (Tuning::Frozen, None) => None,
+        (Tuning::Frozen, Some(key)) => shared.kernels.find(spec, class, chosen.variant, key)?,
+        (_, named) => Some(shared.kernels.obtain(spec, class, chosen.variant, named)?),
+    };
+    found.map(|(loaded, origin)| plan(shared, spec, class, loaded, chosen.variant, origin, record.tuned)).transpose()
+}
+
+fn plan(
+    shared: &Shared,
+    spec: &RopeSpec,
+    class: Class,
+    loaded: Loaded,
+    variant: Variant,
+    origin: Origin,
+    tuned: bool,
+) -> Result<Plan> {
+    let kernel = loaded.kernel.ok_or_else(|| {
+        Error::new(ErrorKind::DeviceUnavailable, "this engine compiles for another machine and runs nothing")
+            .subject_is(&*shared.device.facts().arch)
+    })?;
+    Ok(Plan::new(spec, class, variant, kernel, origin, tuned))
+}
+
+/// Where a compiler is missing, what the device has in its place.
+fn or_fallback(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: Class, made: Result<Plan>) -> Result<Plan> {
+    match made {
+        Err(e) if e.kind() == ErrorKind::CompilerMissing => {
+            let Some(kernel) = shared.device.fallback(spec) else { return Err(e) };
+            tracing::warn!("nothing can be compiled, the slow reference serves: {e}");
+            let default = default_variant(shared, spec, class, bucket);
+            Ok(Plan::new(spec, class, default, kernel, Origin::Reference, false))
+        }
+        made => made,
     }
 }
 
@@ -171,14 +181,35 @@ fn not_cached(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: Class) ->
         ),
     )
     .subject_is(spec.to_string())
-    .hint(format!(
-        "ropejit prewarm --dtype {} --head-dim {} --num-heads {} --num-kv-heads {} --tokens {}   (or --model CONFIG.json)",
+    .hint(prewarm_command(spec, bucket, class))
+}
+
+/// The command that fills the cache for a spec, bucket and class.
+fn prewarm_command(spec: &RopeSpec, bucket: Bucket, class: Class) -> String {
+    let mut command = format!(
+        "ropejit prewarm --dtype {} --head-dim {} --num-heads {} --num-kv-heads {} --tokens {}",
         spec.dtype,
         spec.head_dim,
         spec.num_heads,
         spec.num_kv_heads,
         bucket.tokens()
-    ))
+    );
+    let mut flag = |on: bool, text: &str| {
+        if on {
+            command.push(' ');
+            command.push_str(text);
+        }
+    };
+    flag(spec.rotary_dim < spec.head_dim, &format!("--rotary-dim {}", spec.rotary_dim));
+    flag(spec.style == PairStyle::Interleaved, "--style interleaved");
+    flag(spec.direction == Direction::Backward, "--backward");
+    flag(spec.rounding == Rounding::PerOp, "--rounding per-op");
+    flag(spec.table.dtype != DType::F32, "--table same");
+    flag(spec.table.width == TableWidth::Full, "--table-width full");
+    flag(spec.positions == PositionForm::Ids32, "--positions ids32");
+    flag(spec.positions == PositionForm::Ids64, "--positions ids64");
+    flag(class.head_major, "--bhsd");
+    command
 }
 
 /// Makes sure that a call finds everything in the cache.

@@ -27,6 +27,7 @@ pub(super) fn tune(
 ) -> Result<Plan> {
     let started = Instant::now();
     let spec = &state.spec;
+    let compiler = shared.device.compiler()?;
     let variants = variant::space(spec, class, bucket, shared.device.abilities());
     // An earlier run that was cut short has left its samples.
     let mut candidates: Vec<Candidate> = match shared.choices.read_own(spec, bucket, class) {
@@ -47,7 +48,7 @@ pub(super) fn tune(
         bytes: 0,
         device: shared.device.facts().name.clone(),
         driver: shared.device.facts().driver.clone(),
-        compiler: shared.device.compiler().unwrap_or_default(),
+        compiler,
         took_ms: 0.0,
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
     };

@@ -62,12 +62,6 @@ impl Disk {
     fn folder(&self, kind: Kind) -> PathBuf {
         self.root.join(format!("v{FORMAT_VERSION}")).join(kind.name())
     }
-
-    /// The file of an entry.
-    pub fn path(&self, kind: Kind, key: Key) -> PathBuf {
-        let name = key.to_string();
-        self.folder(kind).join(&name[..2]).join(format!("{name}.rope"))
-    }
 }
 
 impl Store for Disk {
@@ -92,6 +86,8 @@ impl Store for Disk {
         let mut file = tempfile::Builder::new().prefix(".tmp-").tempfile_in(folder).map_err(failed)?;
         file.write_all(&entry.encode()).map_err(failed)?;
         file.as_file().sync_data().map_err(failed)?;
+        // An empty folder in the entry's place is no entry.
+        let _ = std::fs::remove_dir(&path);
         file.persist(&path).map_err(|e| failed(e.error))?;
         Ok(())
     }
@@ -126,6 +122,11 @@ impl Store for Disk {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(Error::io(&path, "the entry cannot be removed", e)),
         }
+    }
+
+    fn path(&self, kind: Kind, key: Key) -> PathBuf {
+        let name = key.to_string();
+        self.folder(kind).join(&name[..2]).join(format!("{name}.rope"))
     }
 
     fn root(&self) -> Option<&Path> {
@@ -200,7 +201,8 @@ fn trusted(folder: &Path) -> Result<()> {
             .hint(hint))
     };
     if !meta.is_dir() {
-        return refuse("it is not a folder", "set ROPEJIT_CACHE_DIR to a folder".into());
+        let hint = format!("remove '{}', or set ROPEJIT_CACHE_DIR to a folder", folder.display());
+        return refuse("it is not a folder", hint);
     }
     match foreign(&meta) {
         Some(why) if why.starts_with("belongs") => refuse(

@@ -38,6 +38,10 @@ impl Store for Memory {
         Ok(self.map().remove(&(kind.name(), key)).is_some())
     }
 
+    fn path(&self, _: Kind, _: Key) -> PathBuf {
+        PathBuf::new()
+    }
+
     fn root(&self) -> Option<&Path> {
         None
     }

@@ -75,6 +75,9 @@ pub trait Store: Send + Sync {
     /// Removes an entry; says whether there was one.
     fn remove(&self, kind: Kind, key: Key) -> Result<bool>;
 
+    /// The file of an entry, there or not; empty for a store without files.
+    fn path(&self, kind: Kind, key: Key) -> PathBuf;
+
     /// The folder, when there is one.
     fn root(&self) -> Option<&Path>;
 }

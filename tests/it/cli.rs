@@ -644,9 +644,27 @@ fn every_command_has_help_with_an_example_or_explanation() {
             }
         }
     }
-    assert_eq!(pages, 1 + 6 + 4, "the program, its commands, and those of inspect");
+    assert_eq!(pages, 1 + 7 + 4, "the program, its commands, and those of inspect");
     shell.ok(&["--version"]);
     let bare = shell.run(&[]);
     assert_eq!((bare.code, bare.stdout.as_str()), (2, ""));
     bare.says(&["Usage: ropejit"]);
+}
+
+#[test]
+fn bench_measures_tunes_and_draws() {
+    let shell = Shell::new();
+    let picture = shell.at("bench.svg").display().to_string();
+    let report = shell.json(&["bench", "--only", "1×1 ", "--dtype", "f32", "--samples", "3", "--picture", &picture]);
+    let cases = report["cases"].as_array().expect("cases");
+    assert_eq!(cases.len(), 4, "two layouts, in and out of place");
+    for case in cases {
+        let number = |name: &str| case[name].as_f64().expect("a number");
+        assert!((number("ratio") - number("copy_us") / number("device_us")).abs() < 1e-9);
+        assert!(case["landscape"].as_array().is_some_and(|l| l.len() > 1), "{case}");
+    }
+    assert!(report["stats"]["tunings"].as_u64().is_some_and(|n| n >= 1));
+    assert!(fs_err::read_to_string(&picture).expect("drawn").ends_with("</svg>\n"));
+    let none = shell.run(&["bench", "--only", "no such shape"]);
+    assert_eq!(none.code, 2);
 }

@@ -309,3 +309,32 @@ fn a_flipped_byte_costs_a_recompile_and_is_healed() {
     }
     println!("{flips} flipped bytes, no wrong result");
 }
+
+#[test]
+fn partial_rotary_is_prewarmed_for_both_placements() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut spec = RopeSpec::new(DType::BF16, 64, 4, 2);
+    spec.rotary_dim = 32;
+    let prewarmed = on(folder.path(), Tuning::Never).prewarm(&spec, 5, false, false).expect("compiles");
+    assert_eq!(prewarmed.len(), 2);
+    let frozen = on(folder.path(), Tuning::Frozen);
+    for in_place in [false, true] {
+        works(&frozen, &Case { in_place, ..Case::new(spec.clone(), 1, 5) });
+    }
+    assert_eq!(frozen.stats().compiles, 0);
+}
+
+#[test]
+fn a_missing_entry_names_the_whole_command() {
+    let engine = crate::host::engine(Tuning::Frozen);
+    let mut spec = RopeSpec::new(DType::F16, 64, 4, 4).with_rounding(ropejit::Rounding::PerOp);
+    spec = spec.with_table(DType::F16, ropejit::TableWidth::Full).with_positions(PositionForm::Ids64);
+    let case = Case { order: crate::cases::Order::Bhsd, ..Case::new(spec, 1, 5) };
+    let error = run(&engine, &case, &Data::new(&case, 1)).expect_err("nothing is cached");
+    let hint = error.advice().expect("has a hint").to_owned();
+    for flag in
+        ["--dtype f16", "--rounding per-op", "--table same", "--table-width full", "--positions ids64", "--bhsd"]
+    {
+        assert!(hint.contains(flag), "{flag} is not in: {hint}");
+    }
+}

@@ -116,7 +116,7 @@ impl Prewarm {
                 for tokens in tokens.iter().map(|bucket| bucket.tokens()) {
                     bar.set_message(format!("{}, {tokens} tokens, {}", one.name, engine.facts().arch));
                     let done = engine.prewarm(&one.spec, tokens, self.bhsd, !self.no_tune)?;
-                    report.prepared.push(Done {
+                    report.prepared.extend(done.into_iter().map(|done| Done {
                         model: one.name.clone(),
                         spec: one.spec.to_string(),
                         arch: engine.facts().arch.clone(),
@@ -126,7 +126,7 @@ impl Prewarm {
                         variant: done.variant.to_string(),
                         tuned: done.tuned,
                         origin: done.origin,
-                    });
+                    }));
                 }
             }
             if let Ok(serde_json::Value::Object(stats)) = serde_json::to_value(engine.stats()) {

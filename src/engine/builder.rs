@@ -1,0 +1,131 @@
+//! Options of an engine, and how it is opened.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use dashmap::DashMap;
+
+use super::choices::Choices;
+use super::kernels::Kernels;
+use super::stats::Counters;
+use super::worker::Worker;
+use super::{Engine, OnProgress, Progress, Shared, Tuning};
+use crate::device::{self, Device, DeviceChoice};
+use crate::error::{Error, ErrorKind, Result};
+use crate::plan::place_of;
+use crate::store::{self, Store, disk::Disk, memory::Memory};
+
+/// Options of an [`Engine`]. Unset ones come from the environment (`ROPEJIT_DEVICE`, `ROPEJIT_CACHE_DIR`,
+/// `ROPEJIT_TUNING`), then from the defaults.
+#[derive(Default)]
+pub struct Builder {
+    device: Option<DeviceChoice>,
+    arch: Option<String>,
+    cache_dir: Option<PathBuf>,
+    in_memory: bool,
+    tuning: Option<Tuning>,
+    on_progress: Option<OnProgress>,
+}
+
+impl Builder {
+    /// The device; default: the first GPU, else the host.
+    #[must_use]
+    pub fn device(mut self, device: DeviceChoice) -> Self {
+        self.device = Some(device);
+        self
+    }
+
+    /// Compile for an architecture such as `sm_90` that this machine need not have; such an engine runs nothing.
+    #[must_use]
+    pub fn arch(mut self, arch: impl Into<String>) -> Self {
+        self.arch = Some(arch.into());
+        self
+    }
+
+    /// The cache folder; default: the user's.
+    #[must_use]
+    pub fn cache_dir(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.cache_dir = Some(folder.into());
+        self
+    }
+
+    /// Keep nothing on disk.
+    #[must_use]
+    pub fn in_memory(mut self) -> Self {
+        self.in_memory = true;
+        self
+    }
+
+    /// When to compile and tune.
+    #[must_use]
+    pub fn tuning(mut self, tuning: Tuning) -> Self {
+        self.tuning = Some(tuning);
+        self
+    }
+
+    /// Called while candidates are compiled and measured, from any thread.
+    #[must_use]
+    pub fn on_progress(mut self, f: impl Fn(&Progress<'_>) + Send + Sync + 'static) -> Self {
+        self.on_progress = Some(Box::new(f));
+        self
+    }
+
+    /// Opens device and cache.
+    ///
+    /// # Errors
+    /// When the device cannot be had, the cache folder cannot be trusted, or an environment variable is wrong.
+    pub fn build(self) -> Result<Engine> {
+        let tuning = match self.tuning {
+            Some(tuning) => tuning,
+            None => from_environment("ROPEJIT_TUNING")?.unwrap_or_default(),
+        };
+        let store: Arc<dyn Store> = match self.cache_dir.or_else(store::default_root) {
+            _ if self.in_memory => Arc::new(Memory::default()),
+            Some(root) => match Disk::open(&root) {
+                Ok(disk) => Arc::new(disk),
+                // A folder that cannot be trusted is the caller's to repair; one that cannot be had costs its use.
+                Err(e) if e.kind() == ErrorKind::Io => {
+                    tracing::warn!("nothing is kept, later processes will repeat this work: {e}");
+                    Arc::new(Memory::default())
+                }
+                Err(e) => return Err(e),
+            },
+            None => {
+                tracing::warn!("no cache folder: neither ROPEJIT_CACHE_DIR nor HOME is set; nothing is kept");
+                Arc::new(Memory::default())
+            }
+        };
+        let device: Arc<dyn Device> = match self.arch {
+            Some(arch) => Arc::new(device::Target::new(&arch)?),
+            None => {
+                let choice = match self.device {
+                    Some(choice) => choice,
+                    None => from_environment("ROPEJIT_DEVICE")?.unwrap_or_default(),
+                };
+                device::open(choice)?
+            }
+        };
+        let counters = Arc::new(Counters::default());
+        let shared = Arc::new(Shared {
+            choices: Choices::new(Arc::clone(&store), Arc::clone(&counters), device.facts()),
+            kernels: Kernels::new(Arc::clone(&device), Arc::clone(&store), Arc::clone(&counters)),
+            place: place_of(device.as_ref()),
+            device,
+            store,
+            tuning,
+            counters,
+            ropes: DashMap::new(),
+            on_progress: self.on_progress,
+        });
+        Ok(Engine { worker: Arc::new(Worker::new(&shared)), shared })
+    }
+}
+
+/// Reads an environment variable; unset and empty are the same.
+fn from_environment<T: std::str::FromStr<Err = Error>>(name: &str) -> Result<Option<T>> {
+    match std::env::var(name) {
+        Ok(value) if !value.is_empty() => value.parse().map(Some).map_err(|e: Error| e.subject_is(name)),
+        Err(std::env::VarError::NotUnicode(_)) => Err(Error::argument(name, "is not valid text")),
+        _ => Ok(None),
+    }
+}
