@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU host what `make gpu-bundle` has collected, from the folder it lies in. Results go to the folder $1.
-#   run.sh OUT [tests] [warm] [tune] [sanitize]
+#   run.sh OUT [tests] [warm] [bench] [sanitize]
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=$1
@@ -48,42 +48,29 @@ for name in ("cold", "warm", "frozen"):
 PY
 }
 
-# Tunes the shapes of the peers' table and keeps every candidate's samples.
-tune() {
+# The bench of all shapes; the tuning behind it starts from an empty cache. Tables of q's and k's dtype, then f32 for bf16.
+bench() {
     export ROPEJIT_CACHE_DIR
     ROPEJIT_CACHE_DIR=$(mktemp -d)
-    for layout in "" --bhsd; do
-        shape() { "$ropejit" prewarm --head-dim "$1" --num-heads "$2" --num-kv-heads "$3" --tokens "$4" --dtype "$5" $layout 2>&1 | tail -1; }
-        for dtype in bf16 f16 f32; do
-            shape 128 32 32 8192 $dtype
-            shape 128 32 8 1,128,512,8192,16384 $dtype
-        done
-        shape 64 32 8 16384 bf16
-        shape 256 16 8 8192 bf16
-    done
-    for key in $("$ropejit" inspect list --json | python3 -c 'import json,sys; [print(r["key"]) for r in json.load(sys.stdin) if r["kind"]=="choice"]'); do
-        "$ropejit" inspect show "$key" --json
-    done >"$out/choices.json"
+    "$ropejit" bench --json --picture "$out/bench.svg" >"$out/bench.json"
+    "$ropejit" bench --json --dtype bf16 --table f32 >"$out/bench-f32-tables.json"
     python3 - "$out" <<'PY'
 import json, sys
-decoder, text = json.JSONDecoder(), open(f"{sys.argv[1]}/choices.json").read()
-while text.strip():
-    d, end = decoder.raw_decode(text.lstrip())
-    text = text.lstrip()[end:]
-    c = [x for x in d["candidates"] if x["median_ns"]]
-    c.sort(key=lambda x: x["median_ns"])
-    win = next(x for x in d["candidates"] if x["winner"])
-    default = d["candidates"][0]
-    copy = d["copy_ns"]
-    print(f'{d["spec"][:14]} {d["layout"][:4]} {d["tokens"]:6} copy {copy/1e3:8.2f} win {win["median_ns"]/1e3:8.2f} {copy/win["median_ns"]:.3f} {win["variant"]:24} '
-          f'default {copy/default["median_ns"]:.3f} worst {copy/c[-1]["median_ns"]:.3f} took {d["took_ms"]:.0f} | ' + "; ".join(f'{x["variant"]} {copy/x["median_ns"]:.3f}' for x in c[:4]))
+for name in ("bench", "bench-f32-tables"):
+    report = json.load(open(f"{sys.argv[1]}/{name}.json"))
+    for c in report["cases"]:
+        tuned = sorted((l["ratio"] for l in c["landscape"]), reverse=True)
+        print(f'{c["shape"]:18} {c["dtype"]:4} {c["layout"]} {"in " if c["in_place"] else "out"} {c["copy_us"]:8.2f} {c["device_us"]:8.2f} '
+              f'{c["ratio"]:.3f} {c["variant"]:26} of {len(tuned)}: {tuned[0]:.3f}..{tuned[-1]:.3f} tuned in {c["tuning_ms"]:.0f} ms, host {c["host_us"]:.2f} us')
+    large = [c["ratio"] for c in report["cases"] if c["bytes"] >= 100e6]
+    print(f'{name}: {len(large)} cases of 100 MB and more: mean {sum(large)/len(large):.3f}, least {min(large):.3f}')
 PY
 }
 
 # Memory errors, races and reads of uninitialised memory in the GPU tests.
 sanitize() {
     for tool in memcheck racecheck initcheck; do
-        compute-sanitizer --tool $tool --error-exitcode 9 "$here/it" gpu::equals gpu::the_grid gpu::a_position >"$out/sanitizer-$tool.txt" 2>&1
+        timeout 150 compute-sanitizer --tool $tool --error-exitcode 9 "$here/it" gpu::equals gpu::the_grid gpu::a_position >"$out/sanitizer-$tool.txt" 2>&1
         echo "compute-sanitizer $tool: exit $? $(grep -h 'ERROR SUMMARY' "$out/sanitizer-$tool.txt" | tail -1)"
     done
 }
