@@ -67,15 +67,31 @@ impl Recorder {
     /// Adds a copy between two places of the device's memory.
     pub(in crate::device) fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
         let params = sys::CUDA_MEMCPY3D {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcZ: 0,
+            srcLOD: 0,
             srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+            srcHost: std::ptr::null(),
             srcDevice: from,
+            srcArray: std::ptr::null_mut(),
+            reserved0: std::ptr::null_mut(),
+            srcPitch: 0,
+            srcHeight: 0,
+            dstXInBytes: 0,
+            dstY: 0,
+            dstZ: 0,
+            dstLOD: 0,
             dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+            dstHost: std::ptr::null_mut(),
             dstDevice: to,
+            dstArray: std::ptr::null_mut(),
+            reserved1: std::ptr::null_mut(),
+            dstPitch: 0,
+            dstHeight: 0,
             WidthInBytes: bytes,
             Height: 1,
             Depth: 1,
-            // SAFETY: a structure of numbers and pointers, for which zero means unused.
-            ..unsafe { std::mem::zeroed() }
         };
         let add = |node: &mut sys::CUgraphNode| {
             // SAFETY: the graph is alive; the addresses are the caller's.
