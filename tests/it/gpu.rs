@@ -1,6 +1,7 @@
 //! On a real GPU. Without one, every test here says that it was skipped.
 
 use std::io::Write as _;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use ropejit::engine::ChoiceMeta;
 use ropejit::jit::Bucket;
@@ -8,6 +9,15 @@ use ropejit::store::Kind;
 use ropejit::{DType, DeviceChoice, Engine, ErrorKind, Layout, Origin, PositionForm, RopeSpec, Tuning};
 
 use crate::cases::{Case, Data, Order, assert_bits, assert_near, run};
+
+/// Held for writing by the test that captures a graph in the strictest mode, in which no other thread of the process may
+/// synchronise.
+static CAPTURES: RwLock<()> = RwLock::new(());
+
+/// A test that may run beside others.
+fn beside() -> RwLockReadGuard<'static, ()> {
+    CAPTURES.read().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// An engine on the first GPU. `None`, and a line that no test harness hides, where there is none.
 fn engine(test: &str, tuning: Tuning) -> Option<Engine> {
@@ -23,6 +33,7 @@ fn engine(test: &str, tuning: Tuning) -> Option<Engine> {
 
 #[test]
 fn the_grid_is_bit_exact_and_near_f64() {
+    let _beside = beside();
     let Some(engine) = engine("the_grid_is_bit_exact_and_near_f64", Tuning::Never) else { return };
     for (i, case) in crate::host::grid().iter().enumerate() {
         let data = Data::new(case, i as u64);
@@ -34,12 +45,14 @@ fn the_grid_is_bit_exact_and_near_f64() {
 
 #[test]
 fn equals_transformers_eager() {
+    let _beside = beside();
     let Some(engine) = engine("equals_transformers_eager", Tuning::Never) else { return };
     assert!(crate::eager::check_all(&engine) >= 6);
 }
 
 #[test]
 fn every_candidate_of_every_tuning_is_bit_equal_and_the_winner_is_right() {
+    let _beside = beside();
     let Some(engine) = engine("every_candidate_of_every_tuning_is_bit_equal", Tuning::BLOCKING) else { return };
     let mut cases = Vec::new();
     for dtype in DType::ALL {
@@ -70,18 +83,21 @@ fn every_candidate_of_every_tuning_is_bit_equal_and_the_winner_is_right() {
 
 #[test]
 fn a_position_outside_the_table_becomes_nan_and_is_reported_once() {
+    let _beside = beside();
     let Some(engine) = engine("a_position_outside_the_table_becomes_nan", Tuning::Never) else { return };
     crate::engine::positions_outside(&engine);
 }
 
 #[test]
 fn sixty_four_threads_compile_once() {
+    let _beside = beside();
     let Some(engine) = engine("sixty_four_threads_compile_once", Tuning::BLOCKING) else { return };
     crate::engine::sixty_four_threads(&engine);
 }
 
 #[test]
 fn more_than_two_to_the_thirty_one_elements() {
+    let _beside = beside();
     let Some(engine) = engine("more_than_two_to_the_thirty_one_elements", Tuning::Never) else { return };
     // 2^31 + 2^21 elements of q, in place; head 0 of the last tokens is checked.
     let (tokens, heads, dim) = ((1 << 19) + 512, 32, 128);
@@ -104,6 +120,7 @@ fn a_graph_captured_beside_tuning_is_sound() {
     use half::bf16;
     use ropejit::args::{Args, Operand, Positions, Tables, Tensor};
 
+    let _alone = CAPTURES.write().unwrap_or_else(PoisonError::into_inner);
     let Some(engine) = engine("a_graph_captured_beside_tuning_is_sound", Tuning::Background) else { return };
     let context = cudarc::driver::CudaContext::new(0).expect("the device is there");
     let stream = context.new_stream().expect("made");

@@ -18,7 +18,8 @@ use crate::{bench_picture, output};
 /// Measure the shapes of common models against a device-to-device copy of the same bytes.
 ///
 /// Every shape is tuned if it is not in the cache, then timed: launches recorded into a graph and replayed, over buffers
-/// that are rotated past the last-level cache, kernel and copy in turn, medians. 1.00 is the speed of the copy.
+/// that are rotated past the last-level cache (one table serves all of them, as it serves all layers of a model), kernel
+/// and copy in turn, medians. 1.00 is the speed of the copy.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -151,15 +152,14 @@ impl Bench {
         in_place: bool,
     ) -> Result<Case> {
         let device = engine.device();
-        let make = || Workload::new(engine, chosen, batch as usize, tokens as usize, head_major);
-        let first = make()?;
+        let first = Workload::new(engine, chosen, batch as usize, tokens as usize, head_major)?;
         let bytes = first.bytes();
         // As many sets of tensors as exceed the last-level cache, within reason for the smallest.
         let wanted = (3 * engine.facts().l2_bytes).div_ceil(bytes as u64).clamp(2, 128) as usize;
         let limit = (device.measuring().scratch_bytes / bytes as u64).max(1) as usize;
         let mut works = vec![first];
         while works.len() < wanted.min(limit) {
-            works.push(make()?);
+            works.push(works[0].another(engine)?);
         }
         let works = Arc::new(works);
         let rope = engine.rope(&chosen.spec)?;

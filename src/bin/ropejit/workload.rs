@@ -3,6 +3,7 @@
 #![allow(unsafe_code)] // tensors at addresses of memory that the workload owns
 
 use std::ffi::c_void;
+use std::sync::Arc;
 
 use ropejit::args::{Args, Operand, PositionIds, Positions, Tables, Tensor};
 use ropejit::device::Memory;
@@ -24,28 +25,66 @@ pub struct Workload {
     input: Box<dyn Memory>,
     output: Box<dyn Memory>,
     k_starts: usize,
-    table: [Box<dyn Memory>; 2],
-    ids: Box<dyn Memory>,
+    /// cos, sin, and position ids: what the calls of one model share.
+    shared: Arc<Shared>,
+}
+
+/// cos, sin, and position ids.
+type Shared = [Box<dyn Memory>; 3];
+
+/// Tables and positions of one model, on the device.
+fn shared(engine: &Engine, chosen: &Chosen, tokens: usize) -> Result<Shared> {
+    let spec = &chosen.spec;
+    let (cos, sin) = cos_sin_table(&chosen.frequencies, 0..tokens as u64, TableMode::Accurate);
+    let (half, width) = (spec.rotary_dim as usize / 2, spec.table_width() as usize);
+    let table = |values: &[f32]| {
+        let mut bytes = vec![0u8; tokens * width * spec.table.dtype.size()];
+        for (row, values) in values.chunks_exact(half).enumerate() {
+            for i in 0..width {
+                spec.table.dtype.write(&mut bytes, row * width + i, values[i % half]);
+            }
+        }
+        bytes
+    };
+    let ids: Vec<u8> = match spec.positions {
+        PositionForm::Ids32 => (0..tokens as i32).flat_map(i32::to_ne_bytes).collect(),
+        _ => (0..tokens as i64).flat_map(i64::to_ne_bytes).collect(),
+    };
+    let upload = |bytes: &[u8]| {
+        let memory = engine.device().alloc(bytes.len())?;
+        memory.upload(0, bytes)?;
+        Ok::<_, Error>(memory)
+    };
+    Ok([upload(&table(&cos))?, upload(&table(&sin))?, upload(&ids)?])
 }
 
 impl Workload {
     /// Allocates and fills; q and k as `[B,S,H,D]`, or `[B,H,S,D]` when `head_major`.
     pub fn new(engine: &Engine, chosen: &Chosen, batch: usize, tokens: usize, head_major: bool) -> Result<Self> {
-        let spec = chosen.spec.clone();
-        let device = engine.device();
+        let spec = &chosen.spec;
         let dim = spec.head_dim as usize;
         let layouts = [spec.num_heads, spec.num_kv_heads].map(|heads| {
             let heads = heads as usize;
             if head_major { Layout::bhsd(batch, heads, tokens, dim) } else { Layout::bshd(batch, tokens, heads, dim) }
         });
-        let size = spec.dtype.size();
         let elements = layouts.iter().map(|l| l.shape.iter().map(|&n| n as f64).product::<f64>()).sum::<f64>();
-        if elements * size as f64 > MOST_BYTES {
+        if elements * spec.dtype.size() as f64 > MOST_BYTES {
             return Err(Error::argument(
                 "--tokens",
                 format!("{elements:.1e} elements of q and k are too many to address"),
             ));
         }
+        Self::with(engine, spec, layouts, Arc::new(shared(engine, chosen, tokens)?))
+    }
+
+    /// Other tensors of the same shapes, with the same tables: another layer of the model.
+    pub fn another(&self, engine: &Engine) -> Result<Self> {
+        Self::with(engine, &self.spec, self.layouts, Arc::clone(&self.shared))
+    }
+
+    fn with(engine: &Engine, spec: &RopeSpec, layouts: [Layout; 2], shared: Arc<Shared>) -> Result<Self> {
+        let device = engine.device();
+        let size = spec.dtype.size();
         let k_starts = (layouts[0].len() * size).next_multiple_of(256);
         let bytes = k_starts + layouts[1].len() * size;
         let (input, output) = (device.alloc(bytes)?, device.alloc(bytes)?);
@@ -65,28 +104,8 @@ impl Workload {
             device.copy((input.as_ref(), filled), (input.as_ref(), 0), part, device.stream())?;
             filled += part;
         }
-        let (cos, sin) = cos_sin_table(&chosen.frequencies, 0..tokens as u64, TableMode::Accurate);
-        let half = spec.rotary_dim as usize / 2;
-        let table = [cos, sin].map(|values| {
-            let width = spec.table_width() as usize;
-            let mut bytes = vec![0u8; tokens * width * spec.table.dtype.size()];
-            for (row, values) in values.chunks_exact(half).enumerate() {
-                for i in 0..width {
-                    spec.table.dtype.write(&mut bytes, row * width + i, values[i % half]);
-                }
-            }
-            let memory = device.alloc(bytes.len())?;
-            memory.upload(0, &bytes)?;
-            Ok::<_, Error>(memory)
-        });
-        let [cos, sin] = table;
-        let ids: Vec<u8> = match spec.positions {
-            PositionForm::Ids32 => (0..tokens as i32).flat_map(i32::to_ne_bytes).collect(),
-            _ => (0..tokens as i64).flat_map(i64::to_ne_bytes).collect(),
-        };
-        let memory = device.alloc(ids.len())?;
-        memory.upload(0, &ids)?;
-        Ok(Self { spec, batch, tokens, layouts, input, output, k_starts, table: [cos?, sin?], ids: memory })
+        let [batch, tokens, ..] = layouts[0].shape;
+        Ok(Self { spec: spec.clone(), batch, tokens, layouts, input, output, k_starts, shared })
     }
 
     /// Copies the inputs over the outputs on the device: the same bytes.
@@ -121,7 +140,7 @@ impl Workload {
             let output = unsafe { Tensor::from_raw(at(self.output.as_ref(), offset), spec.dtype, layout) };
             Operand::out_of_place(input, output)
         };
-        let [cos, sin] = &self.table;
+        let [cos, sin, ids] = self.shared.as_ref();
         let args = Args {
             q: operand(0),
             k: (spec.num_kv_heads > 0).then(|| operand(1)),
@@ -142,7 +161,7 @@ impl Workload {
                 form => {
                     let wide = form == PositionForm::Ids64;
                     // SAFETY: a number for each token, shared by the batch.
-                    Positions::Ids(unsafe { PositionIds::from_raw(at(self.ids.as_ref(), 0), wide, [0, 1]) })
+                    Positions::Ids(unsafe { PositionIds::from_raw(at(ids.as_ref(), 0), wide, [0, 1]) })
                 }
             },
         };
@@ -157,8 +176,8 @@ impl Workload {
         self.input.download(0, &mut bytes[0])?;
         self.output.download(0, &mut bytes[1])?;
         let [cos, sin] = [0, 1].map(|i: usize| {
-            let mut bytes = vec![0u8; self.table[i].bytes()];
-            self.table[i].download(0, &mut bytes).map(|()| bytes)
+            let mut bytes = vec![0u8; self.shared[i].bytes()];
+            self.shared[i].download(0, &mut bytes).map(|()| bytes)
         });
         let (cos, sin) = (cos?, sin?);
         let (mut worst, mut allowed) = (0.0f64, 0.0f64);

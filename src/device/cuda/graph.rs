@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{result, sys};
 
-use super::{BesideCaptures, Context, OwnStream, failed};
+use super::{Context, OwnStream, failed};
 use crate::device::{Stream, TimedLaunch, Timer};
 use crate::error::Result;
 
@@ -141,8 +141,7 @@ impl Drop for Recorder {
 
 /// Prepares launches to be timed together.
 pub(super) fn timer(stream: &Arc<OwnStream>, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>> {
-    let _current = stream.context.make_current()?;
-    let _beside = BesideCaptures::begin()?;
+    let _aside = stream.context.aside()?;
     let recorder = Recorder::new(&stream.context)?;
     let into = Stream { raw: stream.raw, recorder: Some(&recorder), lives: std::marker::PhantomData };
     (0..launches).try_for_each(|i| launch(i, into))?;
@@ -176,7 +175,7 @@ struct GraphTimer {
 
 impl Timer for GraphTimer {
     fn sample(&mut self) -> Result<f64> {
-        let _current = self.stream.context.make_current()?;
+        let _aside = self.stream.context.aside()?;
         let stream = self.stream.raw;
         // SAFETY: events, graph and stream live as long as `self`.
         unsafe { result::event::record(self.start.raw, stream) }.map_err(|e| failed("cuEventRecord", &e))?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{result, sys};
 
-use super::{BesideCaptures, Context, failed};
+use super::{Context, failed};
 use crate::device::{Binary, Kernel, Params, Stream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::Variant;
@@ -13,8 +13,7 @@ use crate::jit::render::ENTRY;
 
 /// Loads a compiled kernel: its cubin, else its PTX.
 pub(super) fn load(context: &Arc<Context>, binary: &Binary, variant: Variant) -> Result<Arc<dyn Kernel>> {
-    let _current = context.make_current()?;
-    let _beside = BesideCaptures::begin()?;
+    let _aside = context.aside()?;
     let raw = load_image(&binary.image).or_else(|refused| {
         // A cubin of another architecture or a newer toolkit: the driver can still compile the PTX.
         tracing::debug!("the driver refused the cubin ({refused}), loading its PTX");

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use cudarc::driver::{result, sys};
 
-use super::{BesideCaptures, Context, OwnStream, failed};
+use super::{Context, OwnStream, failed};
 use crate::device::{FaultWord, Memory, range};
 use crate::error::Result;
 
@@ -20,8 +20,7 @@ struct CudaMemory {
 
 /// Allocates device memory, which is filled and read on `stream`.
 pub(super) fn alloc(stream: &Arc<OwnStream>, bytes: usize) -> Result<Box<dyn Memory>> {
-    let _current = stream.context.make_current()?;
-    let _beside = BesideCaptures::begin()?;
+    let _aside = stream.context.aside()?;
     // SAFETY: what is written and read there is up to those who launch.
     let address = unsafe { result::malloc_sync(bytes.max(1)) }
         .map_err(|e| failed("cuMemAlloc", &e).subject_is(format!("{bytes} bytes")))?;
@@ -39,7 +38,7 @@ impl Memory for CudaMemory {
 
     fn upload(&self, offset: usize, data: &[u8]) -> Result<()> {
         let at = range(self, offset, data.len())?;
-        let _current = self.stream.context.make_current()?;
+        let _aside = self.stream.context.aside()?;
         // SAFETY: the range lies inside the allocation, and `data` lives until the stream was waited for.
         unsafe { result::memcpy_htod_async(at, data, self.stream.raw) }.map_err(|e| failed("cuMemcpyHtoDAsync", &e))?;
         self.stream.wait("cuMemcpyHtoDAsync")
@@ -47,7 +46,7 @@ impl Memory for CudaMemory {
 
     fn download(&self, offset: usize, data: &mut [u8]) -> Result<()> {
         let at = range(self, offset, data.len())?;
-        let _current = self.stream.context.make_current()?;
+        let _aside = self.stream.context.aside()?;
         // SAFETY: the range lies inside the allocation, and `data` lives until the stream was waited for.
         unsafe { result::memcpy_dtoh_async(data, at, self.stream.raw) }.map_err(|e| failed("cuMemcpyDtoHAsync", &e))?;
         self.stream.wait("a kernel, or the copy of its output,")
@@ -56,7 +55,7 @@ impl Memory for CudaMemory {
 
 impl Drop for CudaMemory {
     fn drop(&mut self) {
-        if let (Ok(_current), Ok(_beside)) = (self.stream.context.make_current(), BesideCaptures::begin()) {
+        if let Ok(_aside) = self.stream.context.aside() {
             // SAFETY: allocated once, freed once; the driver waits for work in flight.
             let _ = unsafe { result::free_sync(self.address) };
         }
@@ -72,8 +71,7 @@ struct CudaFaultWord {
 /// Makes a fault word. It is never freed: a kernel in flight may still write it, and to wait for all kernels would break a
 /// graph that is being captured.
 pub(super) fn fault_word(context: &Context) -> Result<Box<dyn FaultWord>> {
-    let _current = context.make_current()?;
-    let _beside = BesideCaptures::begin()?;
+    let _aside = context.aside()?;
     let (mut host, mut device) = (std::ptr::null_mut(), 0);
     let flags = sys::CU_MEMHOSTALLOC_DEVICEMAP | sys::CU_MEMHOSTALLOC_PORTABLE;
     // SAFETY: `host` is valid for a write.

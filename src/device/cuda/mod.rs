@@ -59,6 +59,11 @@ impl Context {
         unsafe { sys::cuCtxPushCurrent_v2(self.raw) }.result().map_err(|e| failed("cuCtxPushCurrent", &e))?;
         Ok(Current { pushed: true })
     }
+
+    /// Makes the context current for work beside the caller's own: anything but a launch on the caller's stream.
+    fn aside(&self) -> Result<(Current, BesideCaptures)> {
+        Ok((self.make_current()?, BesideCaptures::begin()?))
+    }
 }
 
 impl Drop for Current {
@@ -71,7 +76,7 @@ impl Drop for Current {
     }
 }
 
-/// Lets this thread allocate and load while another captures a graph; puts back what was set. The driver refuses such calls
+/// Lets this thread allocate, load, copy and wait for a stream while another captures a graph; puts back what was set. The driver refuses such calls
 /// by default, and what is captured would be lost.
 struct BesideCaptures(sys::CUstreamCaptureMode);
 
@@ -189,7 +194,7 @@ impl Device for Cuda {
     }
 
     fn free_memory(&self) -> Result<u64> {
-        let _current = self.context.make_current()?;
+        let _aside = self.context.aside()?;
         result::mem_get_info().map(|(free, _)| free as u64).map_err(|e| failed("cuMemGetInfo", &e))
     }
 
@@ -216,7 +221,7 @@ impl Device for Cuda {
         if let Some(recorder) = stream.recorder {
             return recorder.copy(to, from, bytes);
         }
-        let _current = self.context.make_current()?;
+        let _aside = self.context.aside()?;
         // SAFETY: both ranges are inside memory of this device, and freeing memory waits for work in flight.
         unsafe { result::memcpy_dtod_async(to, from, bytes, stream.raw) }.map_err(|e| failed("cuMemcpyDtoDAsync", &e))
     }
