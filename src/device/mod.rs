@@ -208,6 +208,11 @@ pub trait Device: Send + Sync {
     /// A word for kernels to report a fault in.
     fn fault_word(&self) -> Result<Box<dyn FaultWord>>;
 
+    /// While the returned value lives, this thread may do what it likes beside a graph that another thread captures.
+    fn aside(&self) -> Result<Box<dyn std::any::Any>> {
+        Ok(Box::new(()))
+    }
+
     /// A stream of its own, for what is done beside the caller's work.
     fn stream(&self) -> Stream<'_> {
         Stream::DEFAULT

@@ -11,8 +11,10 @@ use crate::rope::{DType, Layout, PositionForm, RopeSpec};
 const PAST_CACHE: u64 = 3;
 /// Sets at most: more would not fit one sample.
 const MAX_SETS: u64 = 128;
-/// Tensors start at multiples of this.
-const TENSOR_STARTS: u64 = 256;
+/// Small tensors start at multiples of this, large ones at multiples of that: so PyTorch's allocator places them. Where a
+/// tensor starts decides which memory channels are read and written at one time (benches/NOTES.md, 4).
+const SMALL_STARTS: usize = 512;
+const LARGE_STARTS: usize = 2 << 20;
 
 /// Tensors, tables and positions for the calls of one measurement.
 pub(super) struct Scratch {
@@ -25,7 +27,10 @@ pub(super) struct Scratch {
     fault: u64,
     pub tokens: u64,
     pub sets: usize,
-    set_bytes: usize,
+    /// Where k starts in a half.
+    k_starts: usize,
+    /// Bytes of a half: the inputs of a set, or its outputs.
+    half: usize,
 }
 
 /// Bytes of q, k, in and out, for one token.
@@ -46,11 +51,13 @@ impl Scratch {
         if tokens == 0 {
             return Err(Error::new(ErrorKind::Device, "too little free memory to measure in"));
         }
-        // Every tensor starts at a multiple of 256 bytes, as separate allocations would.
-        let set_bytes = (tokens * per_token + 2 * TENSOR_STARTS).next_multiple_of(4 * TENSOR_STARTS);
-        let wanted = (PAST_CACHE * device.facts().l2_bytes).div_ceil(set_bytes).max(2);
-        let sets = wanted.min(MAX_SETS).min((limit / set_bytes).max(1));
-        let data = device.alloc((sets * set_bytes) as usize)?;
+        let head = tokens as usize * spec.head_dim as usize * spec.dtype.size();
+        let aligned = |bytes: usize| bytes.next_multiple_of(if bytes < 1 << 20 { SMALL_STARTS } else { LARGE_STARTS });
+        let k_starts = aligned(head * spec.num_heads as usize);
+        let half = k_starts + aligned(head * spec.num_kv_heads as usize);
+        let wanted = (PAST_CACHE * device.facts().l2_bytes).div_ceil(2 * half as u64).max(2);
+        let sets = wanted.min(MAX_SETS).min((limit / (2 * half as u64)).max(1)) as usize;
+        let data = device.alloc(sets * 2 * half)?;
         let width = spec.table_width() as usize;
         let tables = device.alloc(2 * (tokens as usize * width * spec.table.dtype.size()).next_multiple_of(256))?;
         let mut noise = Noise(0x9e37_79b9_7f4a_7c15);
@@ -68,8 +75,7 @@ impl Scratch {
                 Ok::<_, Error>(memory)
             })
             .transpose()?;
-        let set_bytes = set_bytes as usize;
-        Ok(Self { data, tables, ids, spec: spec.clone(), class, fault, tokens, sets: sets as usize, set_bytes })
+        Ok(Self { data, tables, ids, spec: spec.clone(), class, fault, tokens, sets, k_starts, half })
     }
 
     /// Launches `plan` on set `set` with `batch` sequences of `tokens` tokens.
@@ -84,17 +90,15 @@ impl Scratch {
                 Layout::bshd(batch, tokens, heads, dim)
             }
         };
-        let base = set % self.sets * self.set_bytes;
+        let base = set % self.sets * 2 * self.half;
         let operand = |heads: u32, offset: usize| {
             let tensor = |at| Tensor::in_memory(self.data.as_ref(), at, spec.dtype, layout(heads));
             let input = tensor(base + offset)?;
             if self.in_place() {
                 return Ok::<_, Error>(Operand::in_place(input));
             }
-            Ok(Operand::out_of_place(input, tensor(base + self.set_bytes / 2 + offset)?))
+            Ok(Operand::out_of_place(input, tensor(base + self.half + offset)?))
         };
-        let q_bytes = layout(spec.num_heads).len() * spec.dtype.size();
-        let k_starts = q_bytes.next_multiple_of(TENSOR_STARTS as usize);
         let width = spec.table_width() as usize;
         let positions = match &self.ids {
             None => Positions::Offset(0),
@@ -105,7 +109,7 @@ impl Scratch {
         };
         let args = Args {
             q: operand(spec.num_heads, 0)?,
-            k: (spec.num_kv_heads > 0).then(|| operand(spec.num_kv_heads, k_starts)).transpose()?,
+            k: (spec.num_kv_heads > 0).then(|| operand(spec.num_kv_heads, self.k_starts)).transpose()?,
             tables: Tables::in_memory(self.tables.as_ref(), spec.table.dtype, self.tokens as usize, width)?,
             positions,
         };
@@ -122,32 +126,33 @@ impl Scratch {
 
     /// Copies the inputs of a set to its outputs: the same bytes, moved by the device itself.
     pub fn copy(&self, device: &dyn Device, stream: Stream<'_>, set: usize) -> Result<()> {
-        let base = set % self.sets * self.set_bytes;
+        let base = set % self.sets * 2 * self.half;
         let bytes = (self.tokens * bytes_per_token(&self.spec) / 2) as usize;
-        device.copy((self.data.as_ref(), base + self.set_bytes / 2), (self.data.as_ref(), base), bytes, stream)
-    }
-
-    /// Where the outputs of a check of this many tokens lie: offset and bytes.
-    fn output(&self, tokens: u64) -> (usize, usize) {
-        let bytes = (tokens * bytes_per_token(&self.spec) / 2 + TENSOR_STARTS) as usize;
-        if self.in_place() { (0, bytes) } else { (self.set_bytes / 2, bytes) }
+        device.copy((self.data.as_ref(), base + self.half), (self.data.as_ref(), base), bytes, stream)
     }
 
     /// Launches `plan` on a few tokens and returns all bits of its output; what it does not write stays poisoned.
     pub fn run_small(&self, device: &dyn Device, plan: &Plan) -> Result<Vec<u8>> {
-        let tokens = self.tokens.min(194);
+        let tokens = self.tokens.min(194) as usize;
         let (batch, per_sequence) = if tokens >= 2 { (2, tokens / 2) } else { (1, 1) };
-        let (offset, bytes) = self.output(batch * per_sequence);
-        let mut output = vec![0xff; bytes];
-        if offset == 0 {
-            // In place the input is overwritten: every check starts from the same values.
-            let mut noise = Noise(7);
-            noise.fill(self.spec.dtype, &mut output);
+        let bytes =
+            |heads: u32| batch * per_sequence * heads as usize * self.spec.head_dim as usize * self.spec.dtype.size();
+        let start = if self.in_place() { 0 } else { self.half };
+        let parts = [(start, bytes(self.spec.num_heads)), (start + self.k_starts, bytes(self.spec.num_kv_heads))];
+        let mut outputs = parts.map(|(_, len)| vec![0xff; len]);
+        // In place the input is overwritten: every check starts from the same values.
+        let mut noise = Noise(7);
+        for ((at, _), output) in parts.iter().zip(&mut outputs) {
+            if self.in_place() {
+                noise.fill(self.spec.dtype, output);
+            }
+            self.data.upload(*at, output)?;
         }
-        self.data.upload(offset, &output)?;
-        self.launch(plan, device.stream(), 0, batch as usize, per_sequence as usize)?;
-        self.data.download(offset, &mut output)?;
-        Ok(output)
+        self.launch(plan, device.stream(), 0, batch, per_sequence)?;
+        for ((at, _), output) in parts.iter().zip(&mut outputs) {
+            self.data.download(*at, output)?;
+        }
+        Ok(outputs.concat())
     }
 }
 

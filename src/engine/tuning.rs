@@ -28,6 +28,7 @@ pub(super) fn tune(
     let started = Instant::now();
     let spec = &state.spec;
     let compiler = shared.device.compiler()?;
+    let _aside = shared.device.aside()?;
     let variants = variant::space(spec, class, bucket, shared.device.abilities());
     // An earlier run that was cut short has left its samples.
     let mut candidates: Vec<Candidate> = match shared.choices.read_own(spec, bucket, class) {

@@ -122,6 +122,8 @@ fn a_graph_captured_beside_tuning_is_sound() {
 
     let _alone = CAPTURES.write().unwrap_or_else(PoisonError::into_inner);
     let Some(engine) = engine("a_graph_captured_beside_tuning_is_sound", Tuning::Background) else { return };
+    #[cfg(feature = "cli")]
+    let _ = tracing_subscriber::fmt().with_writer(std::io::stderr).try_init();
     let context = cudarc::driver::CudaContext::new(0).expect("the device is there");
     let stream = context.new_stream().expect("made");
     let (tokens, heads, dim) = (2048, 32, 128);

@@ -85,7 +85,8 @@ impl Workload {
     fn with(engine: &Engine, spec: &RopeSpec, layouts: [Layout; 2], shared: Arc<Shared>) -> Result<Self> {
         let device = engine.device();
         let size = spec.dtype.size();
-        let k_starts = (layouts[0].len() * size).next_multiple_of(256);
+        // As separate allocations would lie.
+        let k_starts = (layouts[0].len() * size).next_multiple_of(2 << 20);
         let bytes = k_starts + layouts[1].len() * size;
         let (input, output) = (device.alloc(bytes)?, device.alloc(bytes)?);
         let mut state = 0x2545_f491_4f6c_dd1d_u64;

@@ -26,6 +26,12 @@ pub(super) fn load(context: &Arc<Context>, binary: &Binary, variant: Variant) ->
     // SAFETY: the module is loaded.
     let function =
         unsafe { result::module::get_function(module.raw, name) }.map_err(|e| failed("cuModuleGetFunction", &e))?;
+    // The driver loads a kernel's code at its first use, and to load it may have to wait for the context: not at a launch.
+    // SAFETY: the function is of the loaded module.
+    unsafe {
+        result::function::get_function_attribute(function, sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)
+    }
+    .map_err(|e| failed("cuFuncGetAttribute", &e))?;
     Ok(Arc::new(CudaKernel { function, threads: variant.threads.into(), overlap: variant.overlap, module }))
 }
 

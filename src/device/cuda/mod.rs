@@ -206,6 +206,10 @@ impl Device for Cuda {
         graph::timer(&self.stream, launches, launch)
     }
 
+    fn aside(&self) -> Result<Box<dyn std::any::Any>> {
+        Ok(Box::new(self.context.aside()?))
+    }
+
     fn stream(&self) -> Stream<'_> {
         Stream { raw: self.stream.raw, recorder: None, lives: std::marker::PhantomData }
     }
