@@ -85,8 +85,9 @@ impl Workload {
     fn with(engine: &Engine, spec: &RopeSpec, layouts: [Layout; 2], shared: Arc<Shared>) -> Result<Self> {
         let device = engine.device();
         let size = spec.dtype.size();
-        // As separate allocations would lie.
-        let k_starts = (layouts[0].len() * size).next_multiple_of(2 << 20);
+        // As an allocator would place them.
+        let q_bytes = layouts[0].len() * size;
+        let k_starts = q_bytes.next_multiple_of(if q_bytes < 1 << 20 { 512 } else { 2 << 20 });
         let bytes = k_starts + layouts[1].len() * size;
         let (input, output) = (device.alloc(bytes)?, device.alloc(bytes)?);
         let mut state = 0x2545_f491_4f6c_dd1d_u64;
@@ -111,7 +112,7 @@ impl Workload {
 
     /// Copies the inputs over the outputs on the device: the same bytes.
     pub fn copy(&self, engine: &Engine, stream: Stream<'_>) -> Result<()> {
-        let bytes = self.input.bytes();
+        let bytes = self.bytes() / 2;
         engine.device().copy((self.output.as_ref(), 0), (self.input.as_ref(), 0), bytes, stream)
     }
 
