@@ -39,17 +39,6 @@ template <typename W> ROPE_INLINE void store_word(W* p, W x) {
 
 template <typename W> ROPE_INLINE W load_constant(const W* p) { return __ldg(p); }
 
-#if ROPE_LOAD_HINT == 2 || (ROPE_LOAD_HINT == 3 && __CUDA_ARCH__ < 800)
-template <> ROPE_INLINE uint4 load_word<uint4>(const uint4* p) {
-    uint4 x;
-    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-                 : "l"(p)
-                 : "memory");
-    return x;
-}
-#endif
-
 #if __CUDA_ARCH__ >= 800
 ROPE_INLINE u64 evict_first() {
     u64 policy;
@@ -63,7 +52,7 @@ ROPE_INLINE u64 evict_last() {
     return policy;
 }
 
-#if ROPE_LOAD_HINT == 3
+#if ROPE_LOAD_HINT == 2
 template <> ROPE_INLINE uint4 load_word<uint4>(const uint4* p) {
     uint4 x;
     asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
@@ -74,7 +63,7 @@ template <> ROPE_INLINE uint4 load_word<uint4>(const uint4* p) {
 }
 #endif
 
-#if ROPE_STORE_HINT == 3
+#if ROPE_STORE_HINT == 2
 template <> ROPE_INLINE void store_word<uint4>(uint4* p, uint4 x) {
     asm volatile("st.global.L1::no_allocate.L2::cache_hint.v4.u32 [%0], {%1, %2, %3, %4}, %5;"
                  :

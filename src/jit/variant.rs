@@ -90,9 +90,7 @@ pub enum Hint {
     Default,
     /// Evict first everywhere (`.cs`).
     Streaming,
-    /// Keep out of the L1 (`L1::no_allocate`).
-    NoAllocate,
-    /// Keep out of the L1, evict first from the L2.
+    /// Keep out of the L1, evict first from the L2 (`L1::no_allocate` and an L2 policy; compute capability 8.0).
     EvictFirst,
 }
 
@@ -102,8 +100,7 @@ impl Hint {
         match self {
             Self::Default => 0,
             Self::Streaming => 1,
-            Self::NoAllocate => 2,
-            Self::EvictFirst => 3,
+            Self::EvictFirst => 2,
         }
     }
 
@@ -111,7 +108,6 @@ impl Hint {
         match self {
             Self::Default => "wb",
             Self::Streaming => "cs",
-            Self::NoAllocate => "na",
             Self::EvictFirst => "ef",
         }
     }
@@ -164,16 +160,18 @@ pub struct Abilities {
 
 /// The legal variants for a spec, class and bucket on a device; the first is the default.
 pub fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilities) -> Vec<Variant> {
-    use Hint::{Default, EvictFirst, NoAllocate, Streaming};
+    use Hint::{Default, EvictFirst, Streaming};
+    let heads_of_all = bucket.tokens() * u64::from(spec.num_heads + spec.num_kv_heads);
+    let few = heads_of_all <= 1 << 15 || can.dialect == Dialect::Host;
     let default = Variant {
         threads: 128,
         vec: widest_piece(spec, class),
         heads: 1,
         load: Default,
-        store: Default,
-        keep_tables: false,
+        store: if few { Default } else { Streaming },
+        keep_tables: !few,
         overlap: can.overlap,
-        prefetch: false,
+        prefetch: few && can.overlap,
     };
     let mut all = vec![default];
     let mut push = |v: Variant| {
@@ -190,29 +188,27 @@ pub fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilities) -> V
         return all;
     }
     let (whole, half) = (default.vec, (default.vec / 2).max(1));
-    let heads_of_all = bucket.tokens() * u64::from(spec.num_heads + spec.num_kv_heads);
     if heads_of_all <= 1 << 17 && can.overlap {
         // Few tokens: latency decides. The work is spread thin, and its memory is asked for ahead of time.
         for (threads, vec) in [(64, whole), (128, whole), (256, whole), (64, half), (128, half), (256, half)] {
-            push(Variant { threads, vec, prefetch: true, ..default });
+            push(Variant { threads, vec, store: Default, keep_tables: false, prefetch: true, ..default });
         }
     }
-    if heads_of_all <= 1 << 15 && !can.overlap {
+    if few && !can.overlap {
         for (threads, heads) in [(64, 1), (64, 2), (128, 2), (256, 2)] {
             push(Variant { threads, heads, ..default });
         }
         push(Variant { threads: 256, heads: 2, load: Streaming, store: Streaming, ..default });
         push(Variant { vec: half, ..default });
     }
-    if heads_of_all > 1 << 15 {
+    if !few {
         // Many: what the memory does decides.
         for (threads, load, store, keep_tables) in [
-            (128, Default, Streaming, false),
-            (256, Default, Streaming, false),
-            (128, Default, Streaming, true),
-            (128, NoAllocate, Streaming, true),
+            (128, Default, Default, true),
+            (256, Default, Streaming, true),
+            (512, Default, Default, true),
             (128, EvictFirst, EvictFirst, false),
-            (256, EvictFirst, EvictFirst, false),
+            (192, EvictFirst, EvictFirst, false),
         ] {
             push(Variant { threads, load, store, keep_tables, ..default });
         }

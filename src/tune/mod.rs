@@ -37,9 +37,12 @@ pub struct Policy {
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { min_rounds: 3, max_rounds: 9, drop_ratio: 1.06, tie: 0.005, budget: Duration::from_secs(10) }
+        Self { min_rounds: 3, max_rounds: 15, drop_ratio: 1.06, tie: 0.005, budget: Duration::from_secs(10) }
     }
 }
+
+/// Noise beyond this fraction of the best makes no tie: a choice must not cost more.
+const MOST_NOISE: f64 = 0.01;
 
 /// What a search found.
 #[derive(Debug, Clone, PartialEq)]
@@ -123,7 +126,7 @@ fn choose(samples: &[Vec<f64>], active: &[usize], policy: &Policy) -> Option<(us
     let mut ties: Vec<usize> = measured
         .iter()
         .filter(|&&(i, ns)| {
-            let noise = noise.max(deviation(&samples[i]).unwrap_or(0.0)).min(best_ns * 0.02);
+            let noise = noise.max(deviation(&samples[i]).unwrap_or(0.0)).min(best_ns * MOST_NOISE);
             ns - best_ns <= (policy.tie * best_ns).max(noise)
         })
         .map(|&(i, _)| i)
