@@ -64,7 +64,7 @@ pub mod rope;
 pub mod store;
 pub mod tune;
 
-pub use args::{Args, Input, Operand, PositionIds, Positions, Tables, Tensor};
+pub use args::{Args, CuSeqlens, Input, Offsets, Operand, PositionIds, Positions, Tables, Tensor};
 pub use device::{DeviceChoice, Stream};
 pub use engine::{Engine, Rope, Stats, Tuning};
 pub use error::{Error, ErrorKind, Result};

@@ -268,22 +268,65 @@ fn positions(
             Ok(())
         }
         (PositionForm::Ids32 | PositionForm::Ids64, Positions::Ids(ids)) => {
-            if ids.wide != (spec.positions == PositionForm::Ids64) {
-                let (got, want) = if ids.wide { ("i64", "i32") } else { ("i32", "i64") };
-                return Err(Error::argument("position_ids", format!("are {got}, the spec says {want}")));
-            }
-            if ids.place() != place && ids.place() != Place::Raw {
-                return Err(Error::argument("position_ids", "are in memory that the engine's device cannot reach"));
-            }
-            if ids.shape.is_some_and(|[b, t]| (b != 1 && b != batch) || t != tokens) {
-                let what = format!("are for {:?} sequences and tokens, q has {:?}", ids.shape, [batch, tokens]);
+            width("position_ids", ids.wide, spec.positions == PositionForm::Ids64)?;
+            reachable("position_ids", ids.place(), place)?;
+            let axes = if spec.mrope.is_some() { 3 } else { 1 };
+            if ids.shape.is_some_and(|[a, b, t]| a != axes || (b != 1 && b != batch) || t != tokens) {
+                let what = format!("are of shape {:?}, [{axes}, {batch}, {tokens}] is needed", ids.shape);
                 return Err(Error::argument("position_ids", what));
             }
             params.position_ids = ids.address();
-            [params.position_batch_stride, params.position_token_stride] = ids.strides;
+            [params.position_axis_stride, params.position_batch_stride, params.position_token_stride] = ids.strides;
+            Ok(())
+        }
+        (PositionForm::Offsets32 | PositionForm::Offsets64, Positions::Offsets(offsets)) => {
+            width("offsets", offsets.wide, spec.positions == PositionForm::Offsets64)?;
+            reachable("offsets", offsets.place(), place)?;
+            enough("offsets", offsets.len, batch)?;
+            params.position_ids = offsets.address();
+            Ok(())
+        }
+        (PositionForm::CuSeqlens, Positions::Packed { cu_seqlens, offsets }) => {
+            reachable("cu_seqlens", cu_seqlens.place(), place)?;
+            if batch > 1 {
+                return Err(Error::argument(
+                    "q",
+                    format!("has a batch of {batch}, packed sequences are one of [T,H,D]"),
+                ));
+            }
+            if let Some(offsets) = offsets {
+                width("offsets", offsets.wide, false)?;
+                reachable("offsets", offsets.place(), place)?;
+                enough("offsets", offsets.len, cu_seqlens.sequences)?;
+                params.position_ids = offsets.address();
+            }
+            params.cu_seqlens = cu_seqlens.address();
+            params.packed_sequences = u64::from(u32::try_from(cu_seqlens.sequences).unwrap_or(u32::MAX));
             Ok(())
         }
         (want, _) => Err(Error::argument("positions", format!("are of another form than the spec's ({want:?})"))),
+    }
+}
+
+fn width(name: &str, wide: bool, wanted: bool) -> Result<()> {
+    let word = |wide| if wide { "i64" } else { "i32" };
+    if wide == wanted {
+        return Ok(());
+    }
+    Err(Error::argument(name, format!("are {}, the spec says {}", word(wide), word(wanted))))
+}
+
+fn reachable(name: &str, got: Place, place: Place) -> Result<()> {
+    if got == place || got == Place::Raw {
+        return Ok(());
+    }
+    Err(Error::argument(name, "are in memory that the engine's device cannot reach"))
+}
+
+fn enough(name: &str, len: Option<usize>, sequences: usize) -> Result<()> {
+    match len {
+        Some(len) if len < sequences => Err(Error::argument(name, format!("{len} numbers for {sequences} sequences"))),
+        _ => Ok(()),
     }
 }
 

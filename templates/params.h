@@ -7,6 +7,9 @@
 #define ROPE_IMPLICIT 0
 #define ROPE_IDS32 1
 #define ROPE_IDS64 2
+#define ROPE_OFFSETS32 3
+#define ROPE_OFFSETS64 4
+#define ROPE_CU_SEQLENS 5
 
 typedef unsigned short u16;
 typedef unsigned int u32;
@@ -35,12 +38,15 @@ struct RopeParams {
     i64 table_batch_stride;
     i64 table_row_stride;
     i64 table_rows;
-    const void* position_ids;
+    const void* position_ids;  // or offsets, one a sequence
+    const int* cu_seqlens;     // packed_sequences + 1 of them
+    i64 position_axis_stride;
     i64 position_batch_stride;
     i64 position_token_stride;
     i64 position_offset;
     u64* fault;         // receives 1 + index of a token whose position lies outside the table
     u64 tokens_total;   // tokens of a sequence, to number them across the batch
+    u64 packed_sequences;
     u32 batch_begin;    // the launch is for `sequences` sequences from here on,
     u32 sequences;
     u32 token_begin;    // and for `tokens.divisor` tokens of each from here on
@@ -48,4 +54,4 @@ struct RopeParams {
     Divider tokens;
 };
 
-static_assert(sizeof(RopeParams) == 248, "src/device/params.rs mirrors this struct");
+static_assert(sizeof(RopeParams) == 272, "src/device/params.rs mirrors this struct");

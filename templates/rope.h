@@ -59,20 +59,93 @@ ROPE_INLINE void rotate(Element& a, Element& b, float c, float s) {
 
 ROPE_INLINE u32 divide(u32 n, const Divider& d) { return (mul_high(n, d.multiplier) + n) >> d.shift; }
 
-// The row of the table for a token, or −1 when its position lies outside.
-ROPE_INLINE i64 table_row(const RopeParams& p, u32 batch, u32 token) {
-#if ROPE_POSITIONS == ROPE_IMPLICIT
-    return p.position_offset + token;  // the host has checked that it lies inside
+// A number of position_ids or of offsets.
+ROPE_INLINE i64 position_at(const RopeParams& p, i64 at) {
+#if ROPE_POSITIONS == ROPE_IDS64 || ROPE_POSITIONS == ROPE_OFFSETS64
+    return load_constant((const i64*)p.position_ids + at);
 #else
-    i64 at = batch * p.position_batch_stride + token * p.position_token_stride;
-#if ROPE_POSITIONS == ROPE_IDS32
-    i64 position = load_constant((const int*)p.position_ids + at);
-#else
-    i64 position = load_constant((const i64*)p.position_ids + at);
+    return load_constant((const int*)p.position_ids + at);
 #endif
-    if ((u64)position < (u64)p.table_rows) return position;
+}
+
+// The position of a token on one axis; below 0 for a packed token behind the last sequence.
+ROPE_INLINE i64 position_of(const RopeParams& p, u32 batch, u32 token, u32 axis) {
+#if ROPE_POSITIONS == ROPE_IMPLICIT
+    return p.position_offset + token;
+#elif ROPE_POSITIONS == ROPE_OFFSETS32 || ROPE_POSITIONS == ROPE_OFFSETS64
+    return position_at(p, batch) + token;
+#elif ROPE_POSITIONS == ROPE_CU_SEQLENS
+    // The last sequence that begins at or before the token.
+    u32 low = 0, high = (u32)p.packed_sequences;
+    while (low < high) {
+        u32 middle = (low + high) / 2;
+        if (load_constant(p.cu_seqlens + middle + 1) <= (i64)token) low = middle + 1;
+        else high = middle;
+    }
+    if (low == (u32)p.packed_sequences) return -1;
+    i64 offset = p.position_ids ? position_at(p, low) : 0;
+    return offset + token - load_constant(p.cu_seqlens + low);
+#else
+    return position_at(p, axis * p.position_axis_stride + batch * p.position_batch_stride +
+                              token * p.position_token_stride);
+#endif
+}
+
+// The row of the table for a token on one axis, or −1 when its position lies outside.
+ROPE_INLINE i64 table_row(const RopeParams& p, u32 batch, u32 token, u32 axis) {
+    i64 position = position_of(p, batch, token, axis);
+    // An implicit position has been checked by the host.
+    if (ROPE_POSITIONS == ROPE_IMPLICIT || (u64)position < (u64)p.table_rows) return position;
     *p.fault = (u64)batch * p.tokens_total + token + 1;
     return -1;
+}
+
+// cos and sin of the thread's pairs in one row.
+ROPE_INLINE void load_row(const RopeParams& p, u32 batch, i64 row, u32 lane, float (&c)[PAIRS], float (&s)[PAIRS]) {
+    if (row < 0) {
+        ROPE_UNROLL for (u32 i = 0; i < PAIRS; ++i) c[i] = s[i] = bits_float(0x7fffffffu);
+        return;
+    }
+    const i64 at = batch * p.table_batch_stride + row * p.table_row_stride + lane * PAIRS;
+    load_table(c, (const TableElement*)p.cos_table + at);
+    load_table(s, (const TableElement*)p.sin_table + at);
+}
+
+#if ROPE_MROPE
+// Which axis a pair follows: chunked, sections one after the other; interleaved, pair c follows h if c mod 3 = 1 and
+// c < 3·sections[1], w if c mod 3 = 2 and c < 3·sections[2], else t.
+ROPE_INLINE u32 axis_of(u32 pair) {
+    if (ROPE_MROPE == 2) {
+        if (pair % 3 == 1 && pair < 3 * ROPE_MROPE_H) return 1;
+        return pair % 3 == 2 && pair < 3 * ROPE_MROPE_W ? 2 : 0;
+    }
+    return pair < ROPE_MROPE_T ? 0 : pair < ROPE_MROPE_T + ROPE_MROPE_H ? 1 : 2;
+}
+#endif
+
+// cos and sin of the thread's pairs for a token.
+ROPE_INLINE void load_angles(const RopeParams& p, u32 batch, u32 token, u32 lane, float (&c)[PAIRS], float (&s)[PAIRS]) {
+#if ROPE_MROPE
+    // A token is outside as a whole when one of its axes is.
+    i64 rows[3];
+    ROPE_UNROLL for (u32 axis = 0; axis < 3; ++axis) rows[axis] = table_row(p, batch, token, axis);
+    const bool outside = (rows[0] | rows[1] | rows[2]) < 0;
+    const u32 first = lane * PAIRS;
+    ROPE_UNROLL for (u32 axis = 0; axis < 3; ++axis) {
+        bool used = false;
+        ROPE_UNROLL for (u32 i = 0; i < PAIRS; ++i) used |= axis_of(first + i) == axis;
+        if (!used) continue;
+        float ca[PAIRS], sa[PAIRS];
+        load_row(p, batch, outside ? -1 : rows[axis], lane, ca, sa);
+        ROPE_UNROLL for (u32 i = 0; i < PAIRS; ++i) {
+            if (axis_of(first + i) == axis) {
+                c[i] = ca[i];
+                s[i] = sa[i];
+            }
+        }
+    }
+#else
+    load_row(p, batch, table_row(p, batch, token, 0), lane, c, s);
 #endif
 }
 
@@ -113,20 +186,13 @@ ROPE_INLINE void rope_unit(const RopeParams& p, u32 unit) {
     }
     wait_for_previous();
 
-    const i64 row = turns ? table_row(p, batch, token) : 0;
     Piece<Element, VEC, ROPE_WORD> a[HEADS], b[HEADS];
     ROPE_UNROLL for (u32 h = 0; h < HEADS; ++h) {
         load(a[h], in[h] + at_a);
         if (two) load(b[h], in[h] + at_b);
     }
     float c[PAIRS], s[PAIRS];
-    if (turns && row >= 0) {
-        const i64 at = batch * p.table_batch_stride + row * p.table_row_stride + lane * PAIRS;
-        load_table(c, (const TableElement*)p.cos_table + at);
-        load_table(s, (const TableElement*)p.sin_table + at);
-    } else {
-        ROPE_UNROLL for (u32 i = 0; i < PAIRS; ++i) c[i] = s[i] = bits_float(0x7fffffffu);
-    }
+    if (turns) load_angles(p, batch, token, lane, c, s);
     ROPE_UNROLL for (u32 h = 0; h < HEADS; ++h) {
         if (turns) {
             ROPE_EACH_PAIR for (u32 i = 0; i < PAIRS; ++i) {

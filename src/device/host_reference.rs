@@ -16,18 +16,32 @@ impl ReferenceKernel {
         }
     }
 
-    /// The position of a token.
+    /// The position of a token on one axis; below 0 for a packed token behind the last sequence.
     ///
     /// # Safety
     /// As [`Kernel::launch`].
-    unsafe fn position(&self, p: &Params, batch: i64, token: i64) -> i64 {
-        let at = (batch * p.position_batch_stride + token * p.position_token_stride) as isize;
+    unsafe fn position(&self, p: &Params, axis: i64, batch: i64, token: i64) -> i64 {
+        let wide = matches!(self.spec.positions, PositionForm::Ids64 | PositionForm::Offsets64);
+        // SAFETY: the caller vouches for every number that a position needs.
+        let number = |at: i64| unsafe {
+            if wide {
+                (p.position_ids as *const i64).offset(at as isize).read()
+            } else {
+                (p.position_ids as *const i32).offset(at as isize).read().into()
+            }
+        };
+        // SAFETY: the caller vouches for `packed_sequences + 1` numbers.
+        let begins = |n: u64| i64::from(unsafe { (p.cu_seqlens as *const i32).add(n as usize).read() });
         match self.spec.positions {
             PositionForm::Implicit => p.position_offset + token,
-            // SAFETY: the caller vouches for the position of every token.
-            PositionForm::Ids32 => unsafe { (p.position_ids as *const i32).offset(at).read() }.into(),
-            // SAFETY: as above.
-            PositionForm::Ids64 => unsafe { (p.position_ids as *const i64).offset(at).read() },
+            PositionForm::Offsets32 | PositionForm::Offsets64 => number(batch) + token,
+            PositionForm::CuSeqlens => match (0..p.packed_sequences).find(|&n| begins(n + 1) > token) {
+                None => -1,
+                Some(n) => token - begins(n) + if p.position_ids == 0 { 0 } else { number(n as i64) },
+            },
+            PositionForm::Ids32 | PositionForm::Ids64 => number(
+                axis * p.position_axis_stride + batch * p.position_batch_stride + token * p.position_token_stride,
+            ),
         }
     }
 
@@ -35,7 +49,7 @@ impl ReferenceKernel {
     ///
     /// # Safety
     /// As [`Kernel::launch`].
-    unsafe fn head(&self, p: &Params, t: &TensorParams, at: [i64; 3], row: Option<i64>) {
+    unsafe fn head(&self, p: &Params, t: &TensorParams, at: [i64; 3], rows: Option<[i64; 3]>) {
         let dot = |strides: &[i64; 3]| strides.iter().zip(at).map(|(s, i)| s * i).sum::<i64>();
         let (from, to) = (dot(&t.in_stride), dot(&t.out_stride));
         let dtype = self.spec.dtype;
@@ -45,7 +59,9 @@ impl ReferenceKernel {
         let write = |i: usize, x: f32| unsafe { write_element(dtype, t.output, to + i as i64, x) };
         for i in 0..self.spec.rotary_dim as usize / 2 {
             let (first, second) = reference::pair(&self.spec, i);
-            let turned = row.map_or((f32::NAN, f32::NAN), |row| {
+            let axis = self.spec.mrope.map_or(0, |m| m.axis(i as u32));
+            let turned = rows.map_or((f32::NAN, f32::NAN), |rows| {
+                let row = rows[axis];
                 let entry = at[0] * p.table_batch_stride + row * p.table_row_stride + i as i64;
                 // SAFETY: the row lies inside the table.
                 let (c, s) = unsafe {
@@ -95,17 +111,18 @@ impl Kernel for ReferenceKernel {
     unsafe fn launch(&self, _: Stream<'_>, _: u32, p: &Params) -> Result<()> {
         for batch in i64::from(p.batch_begin)..i64::from(p.batch_begin) + i64::from(p.sequences) {
             for token in i64::from(p.token_begin)..i64::from(p.token_begin) + i64::from(p.tokens.divisor()) {
+                let axes = if self.spec.mrope.is_some() { 3 } else { 1 };
                 // SAFETY: this function's contract.
-                let position = unsafe { self.position(p, batch, token) };
-                let row = (0..p.table_rows).contains(&position).then_some(position);
-                if row.is_none() {
+                let row = |axis: i64| unsafe { self.position(p, axis.min(axes - 1), batch, token) };
+                let rows = Some([row(0), row(1), row(2)]).filter(|r| r.iter().all(|r| (0..p.table_rows).contains(r)));
+                if rows.is_none() {
                     // SAFETY: the fault word is valid for a write.
                     unsafe { (p.fault as *mut u64).write(batch as u64 * p.tokens_total + token as u64 + 1) };
                 }
                 for (tensor, heads) in [(&p.q, self.spec.num_heads), (&p.k, self.spec.num_kv_heads)] {
                     for head in 0..i64::from(heads) {
                         // SAFETY: this function's contract.
-                        unsafe { self.head(p, tensor, [batch, token, head], row) };
+                        unsafe { self.head(p, tensor, [batch, token, head], rows) };
                     }
                 }
             }

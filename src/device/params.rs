@@ -50,11 +50,14 @@ pub struct Params {
     pub table_row_stride: i64,
     pub table_rows: i64,
     pub position_ids: u64,
+    pub cu_seqlens: u64,
+    pub position_axis_stride: i64,
     pub position_batch_stride: i64,
     pub position_token_stride: i64,
     pub position_offset: i64,
     pub fault: u64,
     pub tokens_total: u64,
+    pub packed_sequences: u64,
     pub batch_begin: u32,
     pub sequences: u32,
     pub token_begin: u32,
@@ -63,7 +66,7 @@ pub struct Params {
 }
 
 // The same figure stands in templates/params.h, where the compilers check it.
-const _: () = assert!(size_of::<Params>() == 248 && align_of::<Params>() == 8);
+const _: () = assert!(size_of::<Params>() == 272 && align_of::<Params>() == 8);
 
 #[cfg(test)]
 mod tests {

@@ -206,8 +206,19 @@ fn prewarm_command(spec: &RopeSpec, bucket: Bucket, class: Class) -> String {
     flag(spec.rounding == Rounding::PerOp, "--rounding per-op");
     flag(spec.table.dtype != DType::F32, "--table same");
     flag(spec.table.width == TableWidth::Full, "--table-width full");
-    flag(spec.positions == PositionForm::Ids32, "--positions ids32");
-    flag(spec.positions == PositionForm::Ids64, "--positions ids64");
+    let positions = match spec.positions {
+        PositionForm::Implicit => None,
+        PositionForm::Ids32 => Some("ids32"),
+        PositionForm::Ids64 => Some("ids64"),
+        PositionForm::Offsets32 => Some("offsets32"),
+        PositionForm::Offsets64 => Some("offsets64"),
+        PositionForm::CuSeqlens => Some("cu-seqlens"),
+    };
+    flag(positions.is_some(), &format!("--positions {}", positions.unwrap_or_default()));
+    flag(
+        spec.mrope.is_some(),
+        "--model CONFIG.json   (in place of the numbers: three position axes come from a model)",
+    );
     flag(class.head_major, "--bhsd");
     command
 }

@@ -1,6 +1,6 @@
 //! Memory to measure on: never the caller's tensors, bounded in size, rotated past the last-level cache.
 
-use crate::args::{Args, Operand, Place, PositionIds, Positions, Tables, Tensor};
+use crate::args::{Args, CuSeqlens, Offsets, Operand, Place, PositionIds, Positions, Tables, Tensor};
 use crate::device::{Device, Memory, Stream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::{Bucket, Class};
@@ -63,11 +63,7 @@ impl Scratch {
         let mut noise = Noise(0x9e37_79b9_7f4a_7c15);
         fill(device, data.as_ref(), spec.dtype, &mut noise)?;
         fill(device, tables.as_ref(), spec.table.dtype, &mut noise)?;
-        let ids = match spec.positions {
-            PositionForm::Implicit => None,
-            PositionForm::Ids32 => Some((0..tokens as i32).flat_map(i32::to_ne_bytes).collect::<Vec<u8>>()),
-            PositionForm::Ids64 => Some((0..tokens as i64).flat_map(i64::to_ne_bytes).collect()),
-        };
+        let ids = position_numbers(spec, tokens as usize);
         let ids = ids
             .map(|bytes| {
                 let memory = device.alloc(bytes.len())?;
@@ -100,12 +96,17 @@ impl Scratch {
             Ok(Operand::out_of_place(input, tensor(base + self.half + offset)?))
         };
         let width = spec.table_width() as usize;
-        let positions = match &self.ids {
-            None => Positions::Offset(0),
-            Some(ids) => {
-                let wide = spec.positions == PositionForm::Ids64;
-                Positions::Ids(PositionIds::in_memory(ids.as_ref(), wide, tokens)?)
+        let positions = match (&self.ids, spec.positions) {
+            (None, _) => Positions::Offset(0),
+            (Some(ids), form @ (PositionForm::Ids32 | PositionForm::Ids64)) => {
+                let axes = if spec.mrope.is_some() { 3 } else { 1 };
+                let wide = form == PositionForm::Ids64;
+                Positions::Ids(PositionIds::in_memory(ids.as_ref(), wide, axes, tokens)?)
             }
+            (Some(ids), PositionForm::CuSeqlens) => {
+                Positions::Packed { cu_seqlens: CuSeqlens::in_memory(ids.as_ref()), offsets: None }
+            }
+            (Some(ids), form) => Positions::Offsets(Offsets::in_memory(ids.as_ref(), form == PositionForm::Offsets64)),
         };
         let args = Args {
             q: operand(spec.num_heads, 0)?,
@@ -134,7 +135,8 @@ impl Scratch {
     /// Launches `plan` on a few tokens and returns all bits of its output; what it does not write stays poisoned.
     pub fn run_small(&self, device: &dyn Device, plan: &Plan) -> Result<Vec<u8>> {
         let tokens = self.tokens.min(194) as usize;
-        let (batch, per_sequence) = if tokens >= 2 { (2, tokens / 2) } else { (1, 1) };
+        let two = tokens >= 2 && self.spec.positions != PositionForm::CuSeqlens;
+        let (batch, per_sequence) = if two { (2, tokens / 2) } else { (1, tokens) };
         let bytes =
             |heads: u32| batch * per_sequence * heads as usize * self.spec.head_dim as usize * self.spec.dtype.size();
         let start = if self.in_place() { 0 } else { self.half };
@@ -154,6 +156,22 @@ impl Scratch {
         }
         Ok(outputs.concat())
     }
+}
+
+/// The bytes of what says where tokens stand; `None` where that is implicit.
+fn position_numbers(spec: &RopeSpec, tokens: usize) -> Option<Vec<u8>> {
+    let axes = if spec.mrope.is_some() { 3 } else { 1 };
+    let numbers: Vec<i64> = match spec.positions {
+        PositionForm::Implicit => return None,
+        PositionForm::Ids32 | PositionForm::Ids64 => (0..axes).flat_map(|_| 0..tokens as i64).collect(),
+        PositionForm::Offsets32 | PositionForm::Offsets64 => vec![0; 2],
+        // Sequences of very different lengths.
+        PositionForm::CuSeqlens => [0, 1, 8, 64].into_iter().map(|part| (tokens * part / 64) as i64).collect(),
+    };
+    Some(match spec.positions {
+        PositionForm::Ids64 | PositionForm::Offsets64 => numbers.into_iter().flat_map(i64::to_ne_bytes).collect(),
+        _ => numbers.into_iter().flat_map(|n| (n as i32).to_ne_bytes()).collect(),
+    })
 }
 
 /// Fills memory with random values: a block from the host, copied on over the rest by the device.

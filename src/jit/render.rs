@@ -50,6 +50,9 @@ pub fn render(dialect: Dialect, spec: &RopeSpec, class: Class, v: Variant) -> St
         PositionForm::Implicit => "ROPE_IMPLICIT",
         PositionForm::Ids32 => "ROPE_IDS32",
         PositionForm::Ids64 => "ROPE_IDS64",
+        PositionForm::Offsets32 => "ROPE_OFFSETS32",
+        PositionForm::Offsets64 => "ROPE_OFFSETS64",
+        PositionForm::CuSeqlens => "ROPE_CU_SEQLENS",
     };
     let mut text = String::with_capacity(16 << 10);
     // Writing to a String cannot fail.
@@ -66,6 +69,12 @@ pub fn render(dialect: Dialect, spec: &RopeSpec, class: Class, v: Variant) -> St
     define("PER_OP", &u8::from(spec.rounding == Rounding::PerOp));
     define("BACKWARD", &u8::from(spec.direction == Direction::Backward));
     define("POSITIONS", &positions);
+    define("MROPE", &spec.mrope.map_or(0, |m| 1 + u8::from(m.interleaved)));
+    if let Some(mrope) = &spec.mrope {
+        for (axis, pairs) in ["MROPE_T", "MROPE_H", "MROPE_W"].into_iter().zip(&mrope.sections) {
+            define(axis, pairs);
+        }
+    }
     define("WORD", &class.word);
     define("TABLE_WORD", &class.table_word);
     define("HEAD_MAJOR", &u8::from(class.head_major));

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::DType;
+use super::scaling::Mrope;
 use crate::error::{Error, Result};
 
 /// Which elements of a head turn together.
@@ -71,6 +72,13 @@ pub enum PositionForm {
     Ids32,
     /// `position_ids` of type i64, one per token.
     Ids64,
+    /// `offset[b] + s` for token `s` of sequence `b`, offsets of type i32.
+    Offsets32,
+    /// `offset[b] + s` for token `s` of sequence `b`, offsets of type i64.
+    Offsets64,
+    /// Sequences packed one after the other, `cu_seqlens` of type i32 saying where each begins: token `t` of sequence `n`
+    /// stands at `t − cu_seqlens[n]`, plus an offset (i32) of its own where offsets are given.
+    CuSeqlens,
 }
 
 /// One rotary position embedding, stated completely: everything that decides a bit of the result or the form of an
@@ -105,6 +113,9 @@ pub struct RopeSpec {
     pub table: TableForm,
     /// Where positions come from.
     pub positions: PositionForm,
+    /// Three position axes (multimodal RoPE): `position_ids` are `[3, batch, tokens]`, and each pair follows one axis.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mrope: Option<Mrope>,
 }
 
 /// Largest supported `head_dim`.
@@ -127,6 +138,7 @@ impl RopeSpec {
             direction: Direction::default(),
             table: TableForm { dtype: DType::F32, width: TableWidth::default() },
             positions: PositionForm::default(),
+            mrope: None,
         }
     }
 
@@ -187,6 +199,16 @@ impl RopeSpec {
                 format!("must be f32 or the dtype of the tensors ({}), got {}", self.dtype, self.table.dtype),
             ));
         }
+        if let Some(mrope) = &self.mrope {
+            if mrope.pairs() != u64::from(self.rotary_dim / 2) {
+                let what =
+                    format!("{:?} sum to {}, rotary_dim / 2 is {}", mrope.sections, mrope.pairs(), self.rotary_dim / 2);
+                return Err(Error::argument("mrope.sections", what));
+            }
+            if !matches!(self.positions, PositionForm::Ids32 | PositionForm::Ids64) {
+                return Err(Error::argument("positions", "must be position_ids where there are three axes"));
+            }
+        }
         Ok(())
     }
 }
@@ -203,7 +225,14 @@ impl fmt::Display for RopeSpec {
         if self.direction == Direction::Backward {
             f.write_str(" backward")?;
         }
-        write!(f, " table={}/{} pos={}", self.table.dtype, word(&self.table.width), word(&self.positions))
+        write!(f, " table={}/{} pos={}", self.table.dtype, word(&self.table.width), word(&self.positions))?;
+        match &self.mrope {
+            None => Ok(()),
+            Some(m) => {
+                let [t, h, w] = m.sections;
+                write!(f, " mrope={t}/{h}/{w}{}", if m.interleaved { "/interleaved" } else { "" })
+            }
+        }
     }
 }
 
@@ -238,6 +267,9 @@ mod tests {
         assert_eq!(names(|s| s.rotary_dim = 3), "rotary_dim");
         assert_eq!(names(|s| s.num_heads = 0), "num_heads");
         assert_eq!(names(|s| s.table.dtype = DType::F16), "table.dtype");
+        let sections = |sections| Some(Mrope { sections, interleaved: false });
+        assert_eq!(names(|s| s.mrope = sections([16, 24, 25])), "mrope.sections");
+        assert_eq!(names(|s| s.mrope = sections([16, 24, 24])), "positions");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code)] // tensors at raw addresses: what a library around other memory does
 
-use ropejit::args::{Args, Operand, PositionIds, Positions, Tables, Tensor};
+use ropejit::args::{Args, CuSeqlens, Offsets, Operand, PositionIds, Positions, Tables, Tensor};
 use ropejit::rope::{Layout, reference};
 use ropejit::{DType, Engine, Origin, PositionForm, RopeSpec, Stream};
 
@@ -37,6 +37,8 @@ pub enum Order {
     Packed,
     /// Every stride stretched by odd amounts: aligned to one element only.
     Odd,
+    /// The last elements of heads that are nine times as wide.
+    Slice,
 }
 
 #[derive(Debug, Clone)]
@@ -52,6 +54,10 @@ pub struct Case {
     pub table_per_sequence: bool,
     /// Tokens (of the first sequence) whose position lies outside of the table.
     pub outside: Vec<usize>,
+    /// Packed sequences: where each begins, and where the last ends.
+    pub cu_seqlens: Vec<i32>,
+    /// Packed sequences have offsets of their own.
+    pub packed_offsets: bool,
 }
 
 impl Case {
@@ -65,6 +71,8 @@ impl Case {
             offset: 3,
             table_per_sequence: false,
             outside: Vec::new(),
+            cu_seqlens: vec![0, (tokens / 3) as i32, (tokens / 3) as i32, tokens as i32],
+            packed_offsets: false,
         }
     }
 
@@ -75,6 +83,10 @@ impl Case {
             Order::Bshd => Layout::bshd(b, s, h, d),
             Order::Bhsd => Layout::bhsd(b, h, s, d),
             Order::Packed => Layout::bshd(b, s, all, d).with_heads(h),
+            Order::Slice => {
+                let head = 9 * d as i64;
+                Layout::bshd(b, s, h, d).with_strides([s as i64 * h as i64 * head, h as i64 * head, head, 1])
+            }
             Order::Odd => {
                 let (head, token) = ((d + 1) as i64, (h * (d + 1) + 2) as i64);
                 Layout::bshd(b, s, h, d).with_strides([s as i64 * token + 5, token, head, 1])
@@ -97,6 +109,10 @@ pub struct Data {
 
 const POISON: u8 = 0x5a;
 
+fn axes(spec: &RopeSpec) -> usize {
+    if spec.mrope.is_some() { 3 } else { 1 }
+}
+
 impl Data {
     pub fn new(case: &Case, seed: u64) -> Self {
         let mut rng = Rng::new(seed);
@@ -116,9 +132,14 @@ impl Data {
                 }
             }
         }
-        let mut ids: Vec<i64> = (0..case.batch * case.tokens)
-            .map(|_| (case.offset as u64 + rng.next() % (case.tokens as u64 + 5)) as i64)
-            .collect();
+        let wanted = match spec.positions {
+            PositionForm::Offsets32 | PositionForm::Offsets64 => case.batch,
+            PositionForm::CuSeqlens => case.cu_seqlens.len() - 1,
+            _ => axes(spec) * case.batch * case.tokens,
+        };
+        // Offsets leave room for the longest sequence.
+        let room = if wanted < case.batch * case.tokens { 5 } else { case.tokens as u64 + 5 };
+        let mut ids: Vec<i64> = (0..wanted).map(|_| (case.offset as u64 + rng.next() % room) as i64).collect();
         for (n, &token) in case.outside.iter().enumerate() {
             ids[token] = if n % 2 == 0 { rows as i64 + n as i64 } else { -1 - n as i64 };
         }
@@ -150,11 +171,22 @@ impl Data {
         let width = spec.table_width() as usize;
         for b in 0..case.batch {
             for s in 0..case.tokens {
-                let position = match spec.positions {
+                let position = |axis: usize| match spec.positions {
                     PositionForm::Implicit => (case.offset + s) as i64,
-                    _ => self.ids[b * case.tokens + s],
+                    PositionForm::Offsets32 | PositionForm::Offsets64 => self.ids[b] + s as i64,
+                    PositionForm::CuSeqlens => {
+                        match case.cu_seqlens.windows(2).position(|w| (w[0]..w[1]).contains(&(s as i32))) {
+                            None => -1,
+                            Some(n) => {
+                                let offset = if case.packed_offsets { self.ids[n] } else { 0 };
+                                offset + s as i64 - i64::from(case.cu_seqlens[n])
+                            }
+                        }
+                    }
+                    _ => self.ids[(axis * case.batch + b) * case.tokens + s],
                 };
-                let row = usize::try_from(position).ok().filter(|&p| p < self.rows);
+                let row = |axis| usize::try_from(position(axis)).ok().filter(|&p| p < self.rows);
+                let inside = (0..axes(spec)).all(|axis| row(axis).is_some());
                 let table = if case.table_per_sequence { b * self.rows } else { 0 };
                 for h in 0..heads as usize {
                     let at = |i: usize| {
@@ -170,7 +202,8 @@ impl Data {
                         let (first, second) = reference::pair(spec, pair);
                         let (first, second) = (at(first), at(second));
                         let ab = (spec.dtype.read(&input, first), spec.dtype.read(&input, second));
-                        let cs = row.map(|row| {
+                        let axis = spec.mrope.map_or(0, |m| m.axis(pair as u32));
+                        let cs = row(axis).filter(|_| inside).map(|row| {
                             let entry = (table + row) * width + pair;
                             (spec.table.dtype.read(&self.cos, entry), spec.table.dtype.read(&self.sin, entry))
                         });
@@ -208,9 +241,11 @@ pub fn run(engine: &Engine, case: &Case, data: &Data) -> ropejit::Result<(Origin
     };
     let (cos, sin) = (upload(&data.cos)?, upload(&data.sin)?);
     let id_bytes: Vec<u8> = match spec.positions {
-        PositionForm::Ids32 => data.ids.iter().flat_map(|&p| (p as i32).to_ne_bytes()).collect(),
-        _ => data.ids.iter().flat_map(|&p| p.to_ne_bytes()).collect(),
+        PositionForm::Ids64 | PositionForm::Offsets64 => data.ids.iter().flat_map(|&p| p.to_ne_bytes()).collect(),
+        _ => data.ids.iter().flat_map(|&p| (p as i32).to_ne_bytes()).collect(),
     };
+    let cu_seqlens: Vec<u8> = case.cu_seqlens.iter().flat_map(|n| n.to_ne_bytes()).collect();
+    let cu_seqlens = upload(&cu_seqlens)?;
     let ids = upload(&id_bytes)?;
     let pointer = |memory: &dyn ropejit::device::Memory| memory.address() as *mut std::ffi::c_void;
     let operand = |which: usize, heads: u32| {
@@ -234,12 +269,21 @@ pub fn run(engine: &Engine, case: &Case, data: &Data) -> ropejit::Result<(Origin
         },
         positions: match spec.positions {
             PositionForm::Implicit => Positions::Offset(case.offset as i64),
-            form => {
-                // SAFETY: there is a number for each token.
-                let ids = unsafe {
-                    PositionIds::from_raw(pointer(ids.as_ref()), form == PositionForm::Ids64, [case.tokens as i64, 1])
-                };
+            form @ (PositionForm::Ids32 | PositionForm::Ids64) => {
+                let strides = [(case.batch * case.tokens) as i64, case.tokens as i64, 1];
+                // SAFETY: there is a number for each token of each axis.
+                let ids = unsafe { PositionIds::from_raw(pointer(ids.as_ref()), form == PositionForm::Ids64, strides) };
                 Positions::Ids(ids)
+            }
+            PositionForm::CuSeqlens => Positions::Packed {
+                // SAFETY: all of them were copied.
+                cu_seqlens: unsafe { CuSeqlens::from_raw(pointer(cu_seqlens.as_ref()), case.cu_seqlens.len() - 1) },
+                // SAFETY: there is a number for each sequence.
+                offsets: case.packed_offsets.then(|| unsafe { Offsets::from_raw(pointer(ids.as_ref()), false) }),
+            },
+            // SAFETY: there is a number for each sequence.
+            form => {
+                Positions::Offsets(unsafe { Offsets::from_raw(pointer(ids.as_ref()), form == PositionForm::Offsets64) })
             }
         },
     };

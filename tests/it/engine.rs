@@ -185,7 +185,7 @@ pub fn last_tokens(engine: &Engine, spec: &RopeSpec, layout: Layout) {
             q: Operand::in_place(Tensor::from_raw(at(data.as_ref()), spec.dtype, layout)),
             k: None,
             tables: Tables::from_raw(at(cos_m.as_ref()), at(sin_m.as_ref()), DType::F32, rows, half, [0, half as i64]),
-            positions: Positions::Ids(PositionIds::from_raw(at(ids_m.as_ref()), false, [0, 1])),
+            positions: Positions::Ids(PositionIds::from_raw(at(ids_m.as_ref()), false, [0, 0, 1])),
         }
     };
     let rope = engine.rope(spec).expect("valid");

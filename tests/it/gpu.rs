@@ -46,6 +46,13 @@ fn the_grid_is_bit_exact_and_near_f64() {
 }
 
 #[test]
+fn every_form_is_bit_exact_and_near_f64() {
+    let _beside = beside();
+    let Some(engine) = engine("every_form_is_bit_exact_and_near_f64", Tuning::Never) else { return };
+    crate::host::every_form(&engine);
+}
+
+#[test]
 fn equals_transformers_eager() {
     let _beside = beside();
     let Some(engine) = engine("equals_transformers_eager", Tuning::Never) else { return };

@@ -1,6 +1,9 @@
 //! The host device: the same templates, compiled by the system's C++ compiler. Needs a C++ compiler.
 
-use ropejit::{DType, DeviceChoice, Engine, PositionForm, RopeSpec, Rounding, TableWidth, Tuning};
+use ropejit::rope::scaling::Mrope;
+use ropejit::{
+    DType, DeviceChoice, Direction, Engine, PairStyle, PositionForm, RopeSpec, Rounding, TableWidth, Tuning,
+};
 
 use ropejit::engine::ChoiceMeta;
 use ropejit::jit::render::Dialect;
@@ -37,6 +40,69 @@ pub fn grid() -> Vec<Case> {
         }
     }
     cases
+}
+
+/// Everything that a spec can say: styles, partial rotary, both directions, k absent, every position form, three axes.
+pub fn forms() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut n = 0;
+    for style in [PairStyle::HalfSplit, PairStyle::Interleaved] {
+        for direction in [Direction::Forward, Direction::Backward] {
+            for (head_dim, rotary_dim) in [(128, 128), (128, 32), (80, 80), (96, 24), (64, 64), (6, 4), (576, 64)] {
+                let dtype = DType::ALL[n % 3];
+                // A slice of a wider head, as multi-head latent attention stores it, is a head of its own with strides.
+                let slice = head_dim > 512;
+                let mut spec = RopeSpec::new(dtype, if slice { 64 } else { head_dim }, 3, [1, 0, 3][n % 3]);
+                spec.rotary_dim = rotary_dim;
+                (spec.style, spec.direction) = (style, direction);
+                spec = spec.with_rounding([Rounding::Once, Rounding::PerOp][n / 2 % 2]);
+                spec = spec.with_table([dtype, DType::F32][n % 2], [TableWidth::Full, TableWidth::Half][n / 3 % 2]);
+                spec = spec.with_positions(POSITIONS[n % POSITIONS.len()]);
+                let batch = if spec.positions == PositionForm::CuSeqlens { 1 } else { 2 };
+                let mut case = Case::new(spec, batch, [9, 1, 23][n % 3]);
+                case.order = if slice { Order::Slice } else { [Order::Bshd, Order::Bhsd, Order::Packed][n / 2 % 3] };
+                case.in_place = n % 4 < 2;
+                case.packed_offsets = n % 2 == 0;
+                cases.push(case);
+                n += 1;
+            }
+        }
+    }
+    for (sections, interleaved) in [([16, 24, 24], false), ([24, 20, 20], true), ([3, 4, 5], false), ([4, 4, 4], true)]
+    {
+        for direction in [Direction::Forward, Direction::Backward] {
+            let head_dim = 2 * sections.iter().sum::<u32>();
+            let mut spec = RopeSpec::new(DType::BF16, head_dim, 4, 2).with_positions(PositionForm::Ids64);
+            (spec.mrope, spec.direction) = (Some(Mrope { sections, interleaved }), direction);
+            cases.push(Case { order: Order::Bhsd, ..Case::new(spec.clone(), 2, 11) });
+            spec.positions = PositionForm::Ids32;
+            cases.push(Case { in_place: true, outside: vec![4], ..Case::new(spec, 1, 11) });
+        }
+    }
+    cases
+}
+
+const POSITIONS: [PositionForm; 6] = [
+    PositionForm::Implicit,
+    PositionForm::Ids32,
+    PositionForm::CuSeqlens,
+    PositionForm::Offsets32,
+    PositionForm::Ids64,
+    PositionForm::Offsets64,
+];
+
+#[test]
+fn every_form_is_bit_exact_and_near_f64() {
+    every_form(&engine(Tuning::Never));
+}
+
+pub fn every_form(engine: &Engine) {
+    for (i, case) in forms().iter().enumerate() {
+        let data = Data::new(case, 100 + i as u64);
+        let (_, got) = run(engine, case, &data).unwrap_or_else(|e| panic!("{e}\n{case:?}"));
+        assert_bits(case, &got, &data.expected);
+        assert_near(case, &got, &data);
+    }
 }
 
 #[test]

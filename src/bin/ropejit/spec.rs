@@ -104,6 +104,12 @@ pub enum PositionArg {
     Ids32,
     /// A tensor of `position_ids`, i64.
     Ids64,
+    /// An offset per sequence, i32.
+    Offsets32,
+    /// An offset per sequence, i64.
+    Offsets64,
+    /// Packed sequences that begin where `cu_seqlens` (i32) says.
+    CuSeqlens,
 }
 
 /// A RoPE to run: a name for people, what is computed, and its frequencies.
@@ -183,9 +189,14 @@ impl FormArgs {
             spec.direction = Direction::Backward;
         }
         spec.positions = match self.positions {
+            // Models whose positions have three axes have position_ids.
+            PositionArg::Implicit if spec.mrope.is_some() => spec.positions,
             PositionArg::Implicit => PositionForm::Implicit,
             PositionArg::Ids32 => PositionForm::Ids32,
             PositionArg::Ids64 => PositionForm::Ids64,
+            PositionArg::Offsets32 => PositionForm::Offsets32,
+            PositionArg::Offsets64 => PositionForm::Offsets64,
+            PositionArg::CuSeqlens => PositionForm::CuSeqlens,
         };
         spec
     }

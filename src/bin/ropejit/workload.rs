@@ -5,7 +5,7 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use ropejit::args::{Args, Operand, PositionIds, Positions, Tables, Tensor};
+use ropejit::args::{Args, CuSeqlens, Offsets, Operand, PositionIds, Positions, Tables, Tensor};
 use ropejit::device::Memory;
 use ropejit::rope::scaling::{TableMode, cos_sin_table};
 use ropejit::rope::{Layout, reference};
@@ -33,7 +33,7 @@ pub struct Workload {
 type Shared = [Box<dyn Memory>; 3];
 
 /// Tables and positions of one model, on the device.
-fn shared(engine: &Engine, chosen: &Chosen, tokens: usize) -> Result<Shared> {
+fn shared(engine: &Engine, chosen: &Chosen, batch: usize, tokens: usize) -> Result<Shared> {
     let spec = &chosen.spec;
     let (cos, sin) = cos_sin_table(&chosen.frequencies, 0..tokens as u64, TableMode::Accurate);
     let (half, width) = (spec.rotary_dim as usize / 2, spec.table_width() as usize);
@@ -46,9 +46,16 @@ fn shared(engine: &Engine, chosen: &Chosen, tokens: usize) -> Result<Shared> {
         }
         bytes
     };
+    let axes = if spec.mrope.is_some() { 3 } else { 1 };
+    let numbers: Vec<i64> = match spec.positions {
+        PositionForm::Implicit => vec![0],
+        PositionForm::Ids32 | PositionForm::Ids64 => (0..axes).flat_map(|_| 0..tokens as i64).collect(),
+        PositionForm::Offsets32 | PositionForm::Offsets64 => vec![0; batch],
+        PositionForm::CuSeqlens => vec![0, tokens as i64],
+    };
     let ids: Vec<u8> = match spec.positions {
-        PositionForm::Ids32 => (0..tokens as i32).flat_map(i32::to_ne_bytes).collect(),
-        _ => (0..tokens as i64).flat_map(i64::to_ne_bytes).collect(),
+        PositionForm::Ids64 | PositionForm::Offsets64 => numbers.into_iter().flat_map(i64::to_ne_bytes).collect(),
+        _ => numbers.into_iter().flat_map(|n| (n as i32).to_ne_bytes()).collect(),
     };
     let upload = |bytes: &[u8]| {
         let memory = engine.device().alloc(bytes.len())?;
@@ -74,7 +81,7 @@ impl Workload {
                 format!("{elements:.1e} elements of q and k are too many to address"),
             ));
         }
-        Self::with(engine, spec, layouts, Arc::new(shared(engine, chosen, tokens)?))
+        Self::with(engine, spec, layouts, Arc::new(shared(engine, chosen, batch, tokens)?))
     }
 
     /// Other tensors of the same shapes, with the same tables: another layer of the model.
@@ -160,10 +167,20 @@ impl Workload {
             },
             positions: match spec.positions {
                 PositionForm::Implicit => Positions::Offset(0),
-                form => {
-                    let wide = form == PositionForm::Ids64;
-                    // SAFETY: a number for each token, shared by the batch.
-                    Positions::Ids(unsafe { PositionIds::from_raw(at(ids.as_ref(), 0), wide, [0, 1]) })
+                form @ (PositionForm::Ids32 | PositionForm::Ids64) => {
+                    let (wide, strides) = (form == PositionForm::Ids64, [self.tokens as i64, 0, 1]);
+                    // SAFETY: a number for each token of each axis, shared by the batch.
+                    Positions::Ids(unsafe { PositionIds::from_raw(at(ids.as_ref(), 0), wide, strides) })
+                }
+                form @ (PositionForm::Offsets32 | PositionForm::Offsets64) => {
+                    let wide = form == PositionForm::Offsets64;
+                    // SAFETY: a number for each sequence.
+                    Positions::Offsets(unsafe { Offsets::from_raw(at(ids.as_ref(), 0), wide) })
+                }
+                PositionForm::CuSeqlens => {
+                    // SAFETY: two numbers, for one sequence.
+                    let cu_seqlens = unsafe { CuSeqlens::from_raw(at(ids.as_ref(), 0), 1) };
+                    Positions::Packed { cu_seqlens, offsets: None }
                 }
             },
         };

@@ -25,7 +25,7 @@ pub use shipped::SHIPPED;
 
 use super::scaling::{Mrope, RopeParameters};
 use super::spec::MAX_HEADS;
-use super::{DType, PairStyle, RopeSpec};
+use super::{DType, PairStyle, PositionForm, RopeSpec};
 use crate::error::{Error, ErrorKind, Result};
 use families::{Family, Form};
 use keys::Keys;
@@ -121,6 +121,10 @@ impl ModelConfig {
         let mut spec = RopeSpec::new(dtype, rope.head_dim, self.num_heads, num_kv_heads);
         spec.rotary_dim = rope.rotary_dim;
         spec.style = self.style;
+        if let Some(mrope) = self.mrope {
+            spec.mrope = Some(mrope);
+            spec.positions = PositionForm::Ids64;
+        }
         spec.validate()?;
         Ok(spec)
     }

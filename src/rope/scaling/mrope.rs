@@ -1,9 +1,9 @@
 //! Multimodal rotary embedding: which of three position axes a pair follows.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// How the pairs of a head are divided among the temporal, height and width axes of a position.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Mrope {
     /// Pairs of the temporal, height and width axes (`mrope_section`); their sum is `rotary_dim / 2`.
     pub sections: [u32; 3],

@@ -3,6 +3,8 @@
 // Constructors of `from_raw` state what their callers vouch for; there is no unsafe block here.
 #![allow(unsafe_code)]
 
+mod positions;
+
 use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -12,6 +14,8 @@ use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop}
 use crate::device::Memory;
 use crate::error::{Error, Result};
 use crate::rope::{DType, Layout};
+
+pub use positions::{CuSeqlens, Offsets, PositionIds, Positions};
 
 /// An element type that tensors and tables can have: `f32`, [`half::f16`], [`half::bf16`].
 pub trait Element: sealed::Sealed + Copy {
@@ -62,6 +66,10 @@ impl Borrowed<'static> {
 }
 
 impl<'a> Borrowed<'a> {
+    fn host(pointer: *const c_void) -> Self {
+        Self { address: pointer as u64, place: Place::Host, _guard: None, lives: PhantomData }
+    }
+
     fn in_memory(memory: &'a dyn Memory, offset: usize) -> Self {
         let address = memory.address() + offset as u64;
         Self { address, place: Place::Raw, _guard: None, lives: PhantomData }
@@ -93,7 +101,7 @@ impl<'a> Tensor<'a> {
     /// When the layout reaches outside of the slice.
     pub fn host<T: Element>(data: &'a mut [T], layout: Layout) -> Result<Self> {
         fits(&layout, data.len())?;
-        Ok(Self::at(data.as_ptr() as u64, T::DTYPE, layout))
+        Ok(Self { memory: Borrowed::host(data.as_ptr().cast()), dtype: T::DTYPE, layout })
     }
 
     /// A tensor in host memory that is only read: the input of an out-of-place call.
@@ -102,7 +110,7 @@ impl<'a> Tensor<'a> {
     /// When the layout reaches outside of the slice.
     pub fn host_input<T: Element>(data: &'a [T], layout: Layout) -> Result<Input<'a>> {
         fits(&layout, data.len())?;
-        Ok(Input(Self::at(data.as_ptr() as u64, T::DTYPE, layout)))
+        Ok(Input(Self { memory: Borrowed::host(data.as_ptr().cast()), dtype: T::DTYPE, layout }))
     }
 
     /// A tensor in device memory, used on `stream`.
@@ -123,10 +131,6 @@ impl<'a> Tensor<'a> {
     pub(crate) fn in_memory(memory: &'a dyn Memory, offset: usize, dtype: DType, layout: Layout) -> Result<Self> {
         fits(&layout, memory.bytes().saturating_sub(offset) / dtype.size())?;
         Ok(Self { memory: Borrowed::in_memory(memory, offset), dtype, layout })
-    }
-
-    fn at(address: u64, dtype: DType, layout: Layout) -> Self {
-        Self { memory: Borrowed { address, place: Place::Host, _guard: None, lives: PhantomData }, dtype, layout }
     }
 
     pub(crate) fn address(&self) -> u64 {
@@ -216,12 +220,7 @@ impl<'a> Tables<'a> {
     /// # Errors
     /// When the two differ in length, or are no whole number of rows.
     pub fn host<T: Element>(cos: &'a [T], sin: &'a [T], batch: usize, width: usize) -> Result<Self> {
-        let at = |data: &[T]| Borrowed {
-            address: data.as_ptr() as u64,
-            place: Place::Host,
-            _guard: None,
-            lives: PhantomData,
-        };
+        let at = |data: &[T]| Borrowed::host(data.as_ptr().cast());
         Self::contiguous(at(cos), at(sin), T::DTYPE, [cos.len(), sin.len()], batch, width)
     }
 
@@ -279,79 +278,6 @@ impl<'a> Tables<'a> {
 
     pub(crate) fn places(&self) -> [Place; 2] {
         [self.cos.place, self.sin.place]
-    }
-}
-
-/// Where each token stands.
-pub enum Positions<'a> {
-    /// Token `s` of every sequence stands at `offset + s`.
-    Offset(i64),
-    /// One number per token.
-    Ids(PositionIds<'a>),
-}
-
-/// `position_ids`, i32 or i64.
-pub struct PositionIds<'a> {
-    memory: Borrowed<'a>,
-    pub(crate) wide: bool,
-    /// Batch, token; in elements.
-    pub(crate) strides: [i64; 2],
-    /// Sequences and tokens that have numbers; `None`: the caller vouches for it.
-    pub(crate) shape: Option<[usize; 2]>,
-}
-
-impl PositionIds<'static> {
-    /// i64 when `wide`, else i32, at an address of the engine's device; strides of batch and token in elements (a batch
-    /// stride of 0 shares them).
-    ///
-    /// # Safety
-    /// Until the stream has passed the call, the numbers of all its tokens are valid memory of that device.
-    pub unsafe fn from_raw(pointer: *const c_void, wide: bool, strides: [i64; 2]) -> Self {
-        Self { memory: Borrowed::raw(pointer), wide, strides, shape: None }
-    }
-}
-
-impl<'a> PositionIds<'a> {
-    /// i32 numbers in host memory: `[batch, tokens]`, or `[tokens]` for all sequences (`batch` 1).
-    ///
-    /// # Errors
-    /// When there are not `batch * tokens` of them.
-    pub fn host_i32(ids: &'a [i32], batch: usize, tokens: usize) -> Result<Self> {
-        Self::host(ids.as_ptr().cast(), ids.len(), false, batch, tokens)
-    }
-
-    /// i64 numbers in host memory: `[batch, tokens]`, or `[tokens]` for all sequences (`batch` 1).
-    ///
-    /// # Errors
-    /// When there are not `batch * tokens` of them.
-    pub fn host_i64(ids: &'a [i64], batch: usize, tokens: usize) -> Result<Self> {
-        Self::host(ids.as_ptr().cast(), ids.len(), true, batch, tokens)
-    }
-
-    /// Numbers of `tokens` tokens in a device's memory, for all sequences.
-    pub(crate) fn in_memory(memory: &'a dyn Memory, wide: bool, tokens: usize) -> Result<Self> {
-        let size = if wide { 8 } else { 4 };
-        if tokens.checked_mul(size).is_none_or(|bytes| bytes > memory.bytes()) {
-            return Err(Error::argument("position_ids", format!("{tokens} tokens in {} bytes", memory.bytes())));
-        }
-        Ok(Self { memory: Borrowed::in_memory(memory, 0), wide, strides: [0, 1], shape: Some([1, tokens]) })
-    }
-
-    fn host(data: *const c_void, len: usize, wide: bool, batch: usize, tokens: usize) -> Result<Self> {
-        if batch.checked_mul(tokens) != Some(len) {
-            return Err(Error::argument("position_ids", format!("{len} numbers for {batch} × {tokens} tokens")));
-        }
-        let strides = [if batch > 1 { tokens as i64 } else { 0 }, 1];
-        let memory = Borrowed { address: data as u64, place: Place::Host, _guard: None, lives: PhantomData };
-        Ok(Self { memory, wide, strides, shape: Some([batch, tokens]) })
-    }
-
-    pub(crate) fn address(&self) -> u64 {
-        self.memory.address
-    }
-
-    pub(crate) fn place(&self) -> Place {
-        self.memory.place
     }
 }
 
