@@ -3,13 +3,14 @@
 CARGO ?= cargo
 # The newest NVRTC whose PTX the oldest driver of CUDA 13 can load.
 NVRTC_PACKAGE := nvidia-cuda-nvrtc==13.0.88
-BIN := target/release/ropejit
+BIN := $(or $(CARGO_TARGET_DIR),target)/release/ropejit
 
-.PHONY: help build nvrtc demo test lint gpu-bundle clean
+.PHONY: help build nvrtc demo test test-transformers lint gpu-bundle clean
 
 help:
 	@echo "make demo        what it is about, in a minute (no GPU needed)"
 	@echo "make test        all tests that need no GPU"
+	@echo "make test-transformers  forms of RoPE, bit for bit with transformers on the CPU (installs PyTorch)"
 	@echo "make lint        format, clippy, documentation, feature combinations"
 	@echo "make gpu-bundle  stripped binaries and a script in .gpu/, for a GPU host without a toolchain"
 
@@ -30,6 +31,13 @@ test: nvrtc
 	$(CARGO) test --release --all-targets
 	$(CARGO) test --release --doc
 
+# transformers on the CPU over a grid of forms, bit for bit: PyTorch and transformers from PyPI, some gigabytes.
+test-transformers: build
+	@test -x .venv-transformers/bin/python || { python3 -m venv .venv-transformers && \
+		.venv-transformers/bin/pip install --quiet --disable-pip-version-check torch transformers; }
+	.venv-transformers/bin/python tests/data/make_eager.py target/eager
+	ROPEJIT_TEST_EAGER=$(CURDIR)/target/eager $(CARGO) test --release --test it eager -- --nocapture
+
 lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
@@ -41,4 +49,4 @@ gpu-bundle: nvrtc
 
 clean:
 	$(CARGO) clean
-	rm -rf .gpu .venv
+	rm -rf .gpu .venv .venv-transformers

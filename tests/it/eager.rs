@@ -1,81 +1,117 @@
-//! Bit for bit what transformers eager computes (stored by `tests/data/make_eager.py`), on any device.
+//! Bit for bit what transformers computes on a CPU (stored by `tests/data/make_eager.py`), on any device.
+//!
+//! `ROPEJIT_TEST_EAGER` names another folder of cases: `make test-transformers` fills one with a grid of forms.
 
 #![allow(unsafe_code)]
 
-use std::path::Path;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
-use ropejit::args::{Args, Operand, Positions, Tables, Tensor};
+use ropejit::args::{Args, Operand, PositionIds, Positions, Tables, Tensor};
 use ropejit::device::Memory;
-use ropejit::{DType, Engine, Layout, RopeSpec, Rounding, Stream, TableWidth};
+use ropejit::{Engine, Layout, PositionForm, RopeSpec, Stream};
+use serde::Deserialize;
 
-/// Runs every stored case on the engine's device; returns how many.
-pub fn check_all(engine: &Engine) -> usize {
+/// The line of JSON in front of the arrays.
+#[derive(Deserialize)]
+struct Stored {
+    spec: RopeSpec,
+    batch: usize,
+    tokens: usize,
+    rows: usize,
+    head_major: bool,
+    arrays: Vec<(String, usize)>,
+}
+
+fn folder() -> PathBuf {
+    if let Some(folder) = std::env::var_os("ROPEJIT_TEST_EAGER") {
+        return folder.into();
+    }
     // Beside the sources, or beside the test's binary where that was carried to a machine without sources.
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
     let beside = std::env::current_exe().expect("has a path").parent().expect("in a folder").join("data");
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
-    let folder = if folder.is_dir() { folder } else { beside };
+    if sources.is_dir() { sources } else { beside }
+}
+
+/// Runs every stored case on the engine's device, out of place and in place.
+pub fn check_all(engine: &Engine) {
     let mut paths: Vec<_> =
-        fs_err::read_dir(folder).expect("the data folder").map(|e| e.expect("an entry").path()).collect();
+        fs_err::read_dir(folder()).expect("the data folder").map(|e| e.expect("an entry").path()).collect();
     paths.sort();
     paths.retain(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("eager_")));
     for path in &paths {
-        check(engine, path);
+        check(engine, path, false);
+        check(engine, path, true);
     }
-    paths.len()
+    println!("{} cases equal transformers", paths.len());
+    assert!(paths.len() >= 15, "only {} stored cases", paths.len());
 }
 
-fn check(engine: &Engine, path: &Path) {
+fn check(engine: &Engine, path: &Path, in_place: bool) {
     let bytes = fs_err::read(path).expect("readable");
     let end = bytes.iter().position(|&b| b == b'\n').expect("a line of JSON");
-    let head: serde_json::Value = serde_json::from_slice(&bytes[..end]).expect("JSON");
-    let number = |name: &str| head[name].as_u64().expect("a number") as usize;
+    let Stored { spec, batch, tokens, rows, head_major, arrays } =
+        serde_json::from_slice(&bytes[..end]).expect("a head");
     let mut rest = &bytes[end + 1..];
-    // The order in the file is that of the script, which serde_json's map does not keep.
-    let mut array = |name: &str| {
-        let (data, tail) = rest.split_at(head["arrays"][name].as_u64().expect("a length") as usize);
+    let mut data = HashMap::new();
+    for (name, len) in arrays {
+        let (array, tail) = rest.split_at(len);
         rest = tail;
-        data.to_vec()
-    };
-    let [q, k, cos, sin, q_out, k_out] = ["q", "k", "cos", "sin", "q_out", "k_out"].map(&mut array);
-    let dtype: DType = head["dtype"].as_str().expect("a dtype").parse().expect("known");
-    let (batch, tokens, dim) = (number("batch"), number("tokens"), number("head_dim"));
-    let (heads, kv_heads) = (number("num_heads"), number("num_kv_heads"));
-    let rounding = if dtype == DType::F32 { Rounding::Once } else { Rounding::PerOp };
-    let spec = RopeSpec::new(dtype, dim as u32, heads as u32, kv_heads as u32)
-        .with_table(dtype, TableWidth::Full)
-        .with_rounding(rounding);
+        data.insert(name, array);
+    }
     let device = engine.device();
     let upload = |data: &[u8]| {
         let memory = device.alloc(data.len()).expect("allocated");
         memory.upload(0, data).expect("copied");
         memory
     };
-    let memories = [&q, &k, &cos, &sin].map(|data| upload(data));
+    let inputs = [upload(data["q"]), upload(data["k"])];
+    let outputs = [data["q"], data["k"]].map(|like| upload(&vec![0x5a; like.len()]));
+    let (cos, sin) = (upload(data["cos"]), upload(data["sin"]));
+    let ids = data.get("ids").map(|ids| upload(ids));
     let at = |m: &dyn Memory| m.address() as *mut std::ffi::c_void;
-    // SAFETY: each memory holds the whole tensor and outlives the call.
-    let tensor = |m: &dyn Memory, h| unsafe { Tensor::from_raw(at(m), dtype, Layout::bshd(batch, tokens, h, dim)) };
-    // SAFETY: the tables hold a row for every token of every sequence.
-    let tables = unsafe {
-        let strides = [(tokens * dim) as i64, dim as i64];
-        Tables::from_raw(at(memories[2].as_ref()), at(memories[3].as_ref()), dtype, tokens, dim, strides)
+    let (dim, width) = (spec.head_dim as usize, spec.table_width() as usize);
+    let operand = |which: usize, heads: u32| {
+        let heads = heads as usize;
+        let layout =
+            if head_major { Layout::bhsd(batch, heads, tokens, dim) } else { Layout::bshd(batch, tokens, heads, dim) };
+        // SAFETY: each memory holds the whole tensor and outlives the call.
+        let tensor = |m: &dyn Memory| unsafe { Tensor::from_raw(at(m), spec.dtype, layout) };
+        let input = tensor(inputs[which].as_ref());
+        if in_place { Operand::in_place(input) } else { Operand::out_of_place(input, tensor(outputs[which].as_ref())) }
     };
+    // By position one table serves all; else there is a row for every token of every sequence.
+    let batch_stride = if ids.is_some() { 0 } else { rows * width };
     let args = Args {
-        q: Operand::in_place(tensor(memories[0].as_ref(), heads)),
-        k: Some(Operand::in_place(tensor(memories[1].as_ref(), kv_heads))),
-        tables,
-        positions: Positions::Offset(0),
+        q: operand(0, spec.num_heads),
+        k: Some(operand(1, spec.num_kv_heads)),
+        // SAFETY: the tables hold that many rows.
+        tables: unsafe {
+            let strides = [batch_stride as i64, width as i64];
+            Tables::from_raw(at(cos.as_ref()), at(sin.as_ref()), spec.table.dtype, rows, width, strides)
+        },
+        positions: match &ids {
+            None => Positions::Offset(0),
+            Some(ids) => {
+                let wide = spec.positions == PositionForm::Ids64;
+                let strides = [(batch * tokens) as i64, tokens as i64, 1];
+                // SAFETY: three axes of numbers for all tokens.
+                Positions::Ids(unsafe { PositionIds::from_raw(at(ids.as_ref()), wide, strides) })
+            }
+        },
     };
     engine.rope(&spec).expect("valid").apply(Stream::DEFAULT, &args).expect("applied");
     device.synchronize().expect("ran");
-    for (name, memory, want) in [("q", &memories[0], &q_out), ("k", &memories[1], &k_out)] {
-        let mut got = vec![0; want.len()];
+    for (which, name) in ["q_out", "k_out"].into_iter().enumerate() {
+        let memory = if in_place { &inputs[which] } else { &outputs[which] };
+        let mut got = vec![0; data[name].len()];
         memory.download(0, &mut got).expect("copied");
-        assert!(&got == want, "{name} of {} differs from transformers eager", path.display());
+        let first = (0..got.len()).find(|&i| got[i] != data[name][i]).map(|i| i / spec.dtype.size());
+        assert!(first.is_none(), "{name}[{first:?}] of {} (in place: {in_place}) differs", path.display());
     }
 }
 
 #[test]
-fn host_equals_transformers_eager() {
-    let n = check_all(&crate::host::engine(ropejit::Tuning::Never));
-    assert!(n >= 6, "only {n} stored cases");
+fn host_equals_transformers() {
+    check_all(&crate::host::engine(ropejit::Tuning::Never));
 }
