@@ -1,5 +1,6 @@
 //! All integration tests, one binary. What a test needs is in its module's name: `pure`, `nvrtc`, `host`, `gpu`, `cli`.
 
+mod allocations;
 mod cases;
 #[cfg(all(feature = "cli", unix))]
 mod cli;

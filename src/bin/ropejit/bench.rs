@@ -80,6 +80,8 @@ pub struct Case {
     pub variant: String,
     /// Host time of one call.
     pub host_us: f64,
+    /// Host time of one launch of the same kernel by the driver alone.
+    pub bare_us: f64,
     /// The tuning run's candidates, as a ratio of its copy.
     pub landscape: Vec<Candidate>,
     /// How long tuning took, compiling included, when it was done.
@@ -185,7 +187,9 @@ impl Bench {
             copy_ns.push(copy.sample()?);
         }
         let (kernel_ns, copy_ns) = (median(kernel_ns), median(copy_ns));
-        let host_us = host_time(engine, &works[0], &rope, in_place)?;
+        let host_us = host_time(engine, || works[0].apply_to(&rope, Stream::DEFAULT, in_place).map(|_| ()))?;
+        let bare = works[0].bare_launch(engine, &rope, head_major && tokens > 1)?;
+        let bare_us = host_time(engine, bare)?;
         let serving = rope.serving(u64::from(batch) * u64::from(tokens), head_major && tokens > 1);
         let (landscape, tuning_ms) = landscape(engine, &chosen.spec, batch * tokens, head_major && tokens > 1)?;
         Ok(Case {
@@ -199,6 +203,7 @@ impl Bench {
             ratio: copy_ns / kernel_ns,
             variant: serving.map_or_else(String::new, |s| s.variant.to_string()),
             host_us,
+            bare_us,
             landscape,
             tuning_ms,
         })
@@ -211,14 +216,14 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 /// Host time of one call in microseconds: the median over batches of calls that the device keeps up with.
-fn host_time(engine: &Engine, work: &Workload, rope: &ropejit::Rope, in_place: bool) -> Result<f64> {
+fn host_time(engine: &Engine, call: impl Fn() -> Result<()>) -> Result<f64> {
     let calls = if engine.device().measuring().launches.0 > 1 { 100 } else { 1 };
     let mut samples = Vec::new();
     for _ in 0..7 {
         engine.device().synchronize()?;
         let start = Instant::now();
         for _ in 0..calls {
-            work.apply_to(rope, Stream::DEFAULT, in_place)?;
+            call()?;
         }
         samples.push(start.elapsed().as_secs_f64() * 1e6 / f64::from(calls));
     }
@@ -262,8 +267,10 @@ fn print(report: &Report) -> Result<()> {
             format!("{:.3}", c.ratio),
             if worst.is_finite() { format!("{worst:.3}") } else { "–".into() },
             format!("{:.2}", c.host_us),
+            format!("{:.2}", c.bare_us),
         ]
     });
-    let header = ["shape", "dtype", "layout", "place", "variant", "MB", "copy µs", "µs", "ratio", "worst", "host µs"];
-    output::table(&header, rows.collect(), 6)
+    let header =
+        ["shape", "dtype", "layout", "place", "variant", "MB", "copy µs", "µs", "ratio", "worst", "host µs", "bare µs"];
+    output::table(&header, rows.collect(), 7)
 }

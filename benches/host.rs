@@ -1,0 +1,46 @@
+//! What a call costs on the host: the keys and the source of a first call, the path of every later one.
+
+#![allow(missing_docs)] // what criterion_group! makes
+
+use std::hint::black_box;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use ropejit::args::{Args, Operand, Positions, Tables, Tensor};
+use ropejit::jit::render::{Dialect, render};
+use ropejit::jit::{Abilities, Bucket, Class, KeyFields, variant};
+use ropejit::{DType, DeviceChoice, Engine, Layout, RopeSpec, Stream, Tuning};
+
+fn first_call(c: &mut Criterion) {
+    let spec = RopeSpec::new(DType::BF16, 128, 32, 8);
+    let class = Class::contiguous(&spec, false, true);
+    let bucket = Bucket::of(8192);
+    let can = Abilities { dialect: Dialect::Cuda, overlap: true };
+    let v = variant::space(&spec, class, bucket, can)[0];
+    c.bench_function("choice key", |b| b.iter(|| KeyFields::choice(black_box(&spec), bucket, class, "device").key()));
+    c.bench_function("render", |b| b.iter(|| render(Dialect::Cuda, black_box(&spec), class, v)));
+    let source = render(Dialect::Cuda, &spec, class, v);
+    c.bench_function("artifact key", |b| {
+        b.iter(|| KeyFields::artifact(black_box(&source), &[], "compiler", "sm_90").key());
+    });
+}
+
+/// The smallest kernel there is, on the host device: what remains is the way to it.
+fn later_calls(c: &mut Criterion) {
+    let engine = Engine::builder().device(DeviceChoice::Host).in_memory().tuning(Tuning::Never).build().expect("opens");
+    let rope = engine.rope(&RopeSpec::new(DType::F32, 2, 1, 1)).expect("valid");
+    let (mut q, mut k, table) = ([1f32; 2], [1f32; 2], [1f32; 1]);
+    c.bench_function("apply, 1 token, 1 head of 2", |b| {
+        b.iter(|| {
+            let args = Args {
+                q: Operand::in_place(Tensor::host(&mut q, Layout::thd(1, 1, 2)).expect("fits")),
+                k: Some(Operand::in_place(Tensor::host(&mut k, Layout::thd(1, 1, 2)).expect("fits"))),
+                tables: Tables::host(&table, &table, 1, 1).expect("fits"),
+                positions: Positions::Offset(0),
+            };
+            rope.apply(Stream::DEFAULT, &args).expect("applied")
+        });
+    });
+}
+
+criterion_group!(benches, first_call, later_calls);
+criterion_main!(benches);
