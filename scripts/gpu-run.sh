@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU host what `make gpu-bundle` has collected, from the folder it lies in. Results go to the folder $1.
-#   run.sh OUT [tests] [warm] [bench] [sanitize]
+#   run.sh OUT [tests] [warm] [bench] [quality] [sanitize]
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=$1
@@ -24,8 +24,9 @@ warm() {
     cache=$(mktemp -d)
     ROPEJIT_CACHE_DIR=$cache "$ropejit" run --model llama-3.1-8b --tuning blocking --json >"$out/cold.json"
     for i in $(seq 10); do
-        ROPEJIT_CACHE_DIR=$cache "$ropejit" run --model llama-3.1-8b --json
+        ROPEJIT_LOG=ropejit=debug ROPEJIT_CACHE_DIR=$cache "$ropejit" run --model llama-3.1-8b --json 2>>"$out/warm.log"
     done >"$out/warm.json"
+    tail -3 "$out/warm.log"
     ROPEJIT_CACHE_DIR=$here/prewarmed ROPEJIT_TUNING=frozen "$ropejit" run --model llama-3.1-8b --json >"$out/frozen.json"
     ROPEJIT_CACHE_DIR=$(mktemp -d) ROPEJIT_TUNING=frozen "$ropejit" run --model llama-3.1-8b 2>&1 | tee "$out/frozen-empty.txt"
     "$ropejit" demo | tee "$out/demo.txt"
@@ -67,10 +68,35 @@ for name in ("bench", "bench-f32-tables"):
 PY
 }
 
+# Two tunings from empty caches: what each chose, and how far that is from the best in the other's measurements.
+quality() {
+    for i in 1 2; do
+        ROPEJIT_CACHE_DIR=$(mktemp -d) "$ropejit" bench --json --dtype bf16,f32 --samples 3 >"$out/quality-$i.json"
+    done
+    python3 - "$out" <<'PY'
+import json, sys
+runs = [json.load(open(f"{sys.argv[1]}/quality-{i}.json"))["cases"] for i in (1, 2)]
+worst, same, total = 0.0, 0, 0
+for a, b in zip(*runs):
+    if a["in_place"]:
+        continue
+    losses = []
+    for chosen, other in ((a, b), (b, a)):
+        ratio = {l["variant"]: l["ratio"] for l in other["landscape"]}
+        losses.append(max(ratio.values()) / ratio[chosen["variant"]] - 1 if chosen["variant"] in ratio else float("nan"))
+    same += a["variant"] == b["variant"]
+    total += 1
+    worst = max(worst, *losses)
+    if a["variant"] != b["variant"]:
+        print(f'{a["shape"]:18} {a["dtype"]} {a["layout"]}: {a["variant"]} / {b["variant"]}: {losses[0]:.2%} and {losses[1]:.2%} behind the best of the other run')
+print(f"{same} of {total} choices are the same; a choice is at most {worst:.2%} behind the best of the other run")
+PY
+}
+
 # Memory errors, races and reads of uninitialised memory in the GPU tests.
 sanitize() {
     for tool in memcheck racecheck initcheck; do
-        timeout 150 compute-sanitizer --tool $tool --error-exitcode 9 "$here/it" gpu::equals gpu::the_grid gpu::a_position >"$out/sanitizer-$tool.txt" 2>&1
+        timeout 150 compute-sanitizer --tool $tool --error-exitcode 9 "$here/it" gpu::equals gpu::the_grid gpu::every_form gpu::a_position >"$out/sanitizer-$tool.txt" 2>&1
         echo "compute-sanitizer $tool: exit $? $(grep -h 'ERROR SUMMARY' "$out/sanitizer-$tool.txt" | tail -1)"
     done
 }

@@ -1,6 +1,7 @@
 //! Compiled kernels: in memory, on disk, or compiled now. One kernel is compiled once, however many threads ask.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use dashmap::DashMap;
 use serde::{Deserialize, Serialize};
@@ -127,6 +128,7 @@ impl Kernels {
 
     /// Reads an artifact and loads it; `None` if it is not there, not trusted, not this source's, or refused.
     fn read(&self, key: Key, source: &str, variant: Variant) -> Option<Loaded> {
+        let started = Instant::now();
         let entry = match self.store.get(Kind::Artifact, key) {
             Lookup::Hit(entry) => entry,
             Lookup::Miss(miss) => {
@@ -148,8 +150,10 @@ impl Kernels {
                 return unusable(format!("it has another {name} than is wanted"));
             }
         }
+        let read = started.elapsed();
         match self.load(key, &Binary { ptx: entry.ptx, image: entry.image }, variant) {
             Ok(loaded) => {
+                tracing::debug!("artifact {key}: read in {read:?}, loaded after {:?}", started.elapsed());
                 self.counters.disk_hits.add();
                 Some(loaded)
             }

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use super::kernels::Loaded;
 use super::{BUDGET, Engine, Rope, RopeState, Shared, Tuning, tuning};
@@ -38,7 +39,9 @@ pub(super) fn resolve(rope: &Rope, stream: Stream<'_>, bucket: Bucket, class: Cl
         // Another thread has filled it meanwhile.
         return Ok(plan);
     }
+    let started = Instant::now();
     let plan = Arc::new(find_or_make(shared, state, bucket, class)?);
+    tracing::debug!("{}, {} tokens: {:?} in {:?}", state.spec, bucket.tokens(), plan.origin, started.elapsed());
     state.slot(bucket, class).store(Some(Arc::clone(&plan)));
     if shared.tuning == Tuning::Background && !plan.tuned && plan.origin != Origin::Reference {
         rope.worker.enqueue(Arc::clone(state), bucket, class);

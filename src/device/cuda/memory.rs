@@ -4,7 +4,7 @@
 //! break the capture, while somebody captures a graph.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use cudarc::driver::{result, sys};
 
@@ -62,28 +62,50 @@ impl Drop for CudaMemory {
     }
 }
 
-/// Pinned host memory that the GPU writes through the bus: reading it costs the host a load.
+/// Words in pinned host memory that the GPU writes through the bus: reading one costs the host a load.
+///
+/// They are made when the device is opened, since pinning takes longer than a first call should, and are never freed: a
+/// kernel in flight may still write them, and to wait for all kernels would break a graph that is being captured.
+pub(super) struct FaultWords {
+    words: &'static [AtomicU64],
+    device: u64,
+    next: AtomicUsize,
+}
+
+/// A page of them.
+const FAULT_WORDS: usize = 512;
+
+impl FaultWords {
+    pub(super) fn new(context: &Context) -> Result<Self> {
+        let _aside = context.aside()?;
+        let (mut host, mut device) = (std::ptr::null_mut(), 0);
+        let flags = sys::CU_MEMHOSTALLOC_DEVICEMAP | sys::CU_MEMHOSTALLOC_PORTABLE;
+        // SAFETY: `host` is valid for a write.
+        unsafe { sys::cuMemHostAlloc(&raw mut host, 8 * FAULT_WORDS, flags) }
+            .result()
+            .map_err(|e| failed("cuMemHostAlloc", &e))?;
+        // SAFETY: `host` was allocated for mapping above.
+        unsafe { sys::cuMemHostGetDevicePointer_v2(&raw mut device, host, 0) }
+            .result()
+            .map_err(|e| failed("cuMemHostGetDevicePointer", &e))?;
+        // SAFETY: aligned to a page, never freed; zero is a valid word, and from here on all accesses are atomic.
+        let words = unsafe {
+            host.write_bytes(0, 8 * FAULT_WORDS);
+            std::slice::from_raw_parts(host.cast::<AtomicU64>(), FAULT_WORDS)
+        };
+        Ok(Self { words, device, next: AtomicUsize::new(0) })
+    }
+
+    /// A word; when all are taken, one that others have as well, which then see each other's faults.
+    pub(super) fn take(&self) -> Box<dyn FaultWord> {
+        let index = self.next.fetch_add(1, Ordering::Relaxed) % FAULT_WORDS;
+        Box::new(CudaFaultWord { host: &self.words[index], device: self.device + 8 * index as u64 })
+    }
+}
+
 struct CudaFaultWord {
     host: &'static AtomicU64,
     device: u64,
-}
-
-/// Makes a fault word. It is never freed: a kernel in flight may still write it, and to wait for all kernels would break a
-/// graph that is being captured.
-pub(super) fn fault_word(context: &Context) -> Result<Box<dyn FaultWord>> {
-    let _aside = context.aside()?;
-    let (mut host, mut device) = (std::ptr::null_mut(), 0);
-    let flags = sys::CU_MEMHOSTALLOC_DEVICEMAP | sys::CU_MEMHOSTALLOC_PORTABLE;
-    // SAFETY: `host` is valid for a write.
-    unsafe { sys::cuMemHostAlloc(&raw mut host, 8, flags) }.result().map_err(|e| failed("cuMemHostAlloc", &e))?;
-    // SAFETY: `host` was allocated for mapping above.
-    unsafe { sys::cuMemHostGetDevicePointer_v2(&raw mut device, host, 0) }
-        .result()
-        .map_err(|e| failed("cuMemHostGetDevicePointer", &e))?;
-    // SAFETY: aligned to a page, never freed, and accessed atomically alone.
-    let host = unsafe { AtomicU64::from_ptr(host.cast()) };
-    host.store(0, Ordering::Relaxed);
-    Ok(Box::new(CudaFaultWord { host, device }))
 }
 
 impl FaultWord for CudaFaultWord {

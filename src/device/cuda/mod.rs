@@ -25,6 +25,7 @@ pub struct Cuda {
     facts: Facts,
     /// For what is done beside somebody's work.
     stream: Arc<OwnStream>,
+    fault_words: memory::FaultWords,
 }
 
 /// The device's primary context, which PyTorch and others share.
@@ -128,7 +129,8 @@ impl Cuda {
         let raw = unsafe { result::primary_ctx::retain(device) }.map_err(|e| failed("cuDevicePrimaryCtxRetain", &e))?;
         let context = Arc::new(Context { device, raw });
         let stream = Arc::new(OwnStream::new(&context)?);
-        Ok(Self { context, facts, stream })
+        let fault_words = memory::FaultWords::new(&context)?;
+        Ok(Self { context, facts, stream, fault_words })
     }
 }
 
@@ -199,7 +201,7 @@ impl Device for Cuda {
     }
 
     fn fault_word(&self) -> Result<Box<dyn FaultWord>> {
-        memory::fault_word(&self.context)
+        Ok(self.fault_words.take())
     }
 
     fn timer(&self, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>> {
