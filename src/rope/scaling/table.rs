@@ -63,9 +63,12 @@ mod tests {
             };
             cos.iter().zip(&sin).zip(angles).map(error).fold(0.0, f64::max)
         };
-        for (end, f32_error) in [(1 << 12, 1e-4..4e-4), (1 << 17, 4e-3..1e-2), (1 << 20, 0.03..0.06)] {
+        for end in [1 << 12, 1 << 17, 1 << 20] {
             assert!(worst(end, TableMode::Accurate) < 6e-8, "{end}: {}", worst(end, TableMode::Accurate));
-            assert!(f32_error.contains(&worst(end, TableMode::F32)), "{end}: {}", worst(end, TableMode::F32));
+            // Half a unit in the last place of angles up to `end`, which is what rounding p·ω to f32 may cost.
+            let rounding = end as f64 * 2f64.powi(-25);
+            let f32_error = worst(end, TableMode::F32) / rounding;
+            assert!((0.5..1.01).contains(&f32_error), "{end}: {f32_error} of what rounding explains");
         }
     }
 }
