@@ -135,7 +135,7 @@ impl Device for Host {
         let mut options: Vec<String> =
             ["-x", "c++", "-std=c++17", "-O3", "-fopenmp-simd", "-fPIC", "-shared", "-ffp-contract=off"]
                 .into_iter()
-                .chain(["-fno-strict-aliasing"])
+                .chain(["-fno-strict-aliasing", "-fwrapv"]) // positions wrap, as on a GPU, and are then outside
                 .map(String::from)
                 .collect();
         // For sanitizers and the like: part of the key, as all options are.

@@ -34,7 +34,7 @@ impl ReferenceKernel {
         let begins = |n: u64| i64::from(unsafe { (p.cu_seqlens as *const i32).add(n as usize).read() });
         match self.spec.positions {
             PositionForm::Implicit => p.position_offset + token,
-            PositionForm::Offsets32 | PositionForm::Offsets64 => number(batch) + token,
+            PositionForm::Offsets32 | PositionForm::Offsets64 => number(batch).wrapping_add(token),
             PositionForm::CuSeqlens => match (0..p.packed_sequences).find(|&n| begins(n + 1) > token) {
                 None => -1,
                 Some(n) => token - begins(n) + if p.position_ids == 0 { 0 } else { number(n as i64) },

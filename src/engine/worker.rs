@@ -92,12 +92,28 @@ fn work(shared: &Shared, (queue, changed): &(Mutex<Queue>, Condvar), stop: &Atom
                 }
             }
         };
+        let _done = Done { queue, changed };
         match tuning::tune(shared, &job.state, job.class, job.bucket, BUDGET, stop) {
             Ok(plan) => job.state.slot(job.bucket, job.class).store(Some(Arc::new(plan))),
             Err(_) if stop.load(Relaxed) => {}
             Err(e) => tracing::warn!("not tuned, the default serves on: {e}"),
         }
-        lock(queue).busy = false;
-        changed.notify_all();
+    }
+}
+
+/// Says that a job is over, however it ended: those who wait must not wait for ever.
+struct Done<'a> {
+    queue: &'a Mutex<Queue>,
+    changed: &'a Condvar,
+}
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        let mut queue = lock(self.queue);
+        queue.busy = false;
+        if std::thread::panicking() {
+            queue.thread = None; // nobody works any more; the next job starts another thread
+        }
+        self.changed.notify_all();
     }
 }
