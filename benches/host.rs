@@ -15,8 +15,11 @@ fn first_call(c: &mut Criterion) {
     let class = Class::contiguous(&spec, false, true);
     let bucket = Bucket::of(8192);
     let can = Abilities { dialect: Dialect::Cuda, overlap: true };
-    let v = variant::space(&spec, class, bucket, can)[0];
-    c.bench_function("choice key", |b| b.iter(|| KeyFields::choice(black_box(&spec), bucket, class, "device").key()));
+    let space = variant::space(&spec, class, bucket, can);
+    let v = space[0];
+    c.bench_function("choice key", |b| {
+        b.iter(|| KeyFields::choice(black_box(&spec), bucket, class, &space, "device").key());
+    });
     c.bench_function("render", |b| b.iter(|| render(Dialect::Cuda, black_box(&spec), class, v)));
     let source = render(Dialect::Cuda, &spec, class, v);
     c.bench_function("artifact key", |b| {

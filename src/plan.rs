@@ -4,8 +4,9 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use crate::args::{Args, Operand, Place, Positions, Tables};
-use crate::device::{Device, Divider, Kernel, Params, Stream, TensorParams};
+use crate::device::{Divider, Kernel, Params, Stream, TensorParams};
 use crate::error::{Error, ErrorKind, Result};
+use crate::jit::render::Dialect;
 use crate::jit::{Class, Variant};
 use crate::rope::{PairStyle, PositionForm, RopeSpec};
 
@@ -163,8 +164,8 @@ fn tensor(
     let output = operand.output.as_ref().unwrap_or(input);
     let [batch, tokens, got_heads, head_dim] = input.layout.shape;
     for tensor in [input, output] {
-        if tensor.place() != place && tensor.place() != Place::Raw {
-            return Err(Error::argument(name, "is in memory that the engine's device cannot reach"));
+        if !tensor.place().serves(place) {
+            return Err(Error::argument(name, UNREACHABLE));
         }
         if tensor.dtype != spec.dtype {
             return Err(Error::argument(name, format!("is {}, the spec says {}", tensor.dtype, spec.dtype)));
@@ -214,8 +215,8 @@ fn tables(
     params: &mut Params,
     mix: &mut u64,
 ) -> Result<()> {
-    if tables.places().iter().any(|&p| p != place && p != Place::Raw) {
-        return Err(Error::argument("cos, sin", "are in memory that the engine's device cannot reach"));
+    if !tables.places().iter().all(|p| p.serves(place)) {
+        return Err(Error::argument("cos, sin", UNREACHABLE));
     }
     if tables.dtype != spec.table.dtype || tables.width != spec.table_width() as usize {
         return Err(Error::argument(
@@ -317,10 +318,7 @@ fn width(name: &str, wide: bool, wanted: bool) -> Result<()> {
 }
 
 fn reachable(name: &str, got: Place, place: Place) -> Result<()> {
-    if got == place || got == Place::Raw {
-        return Ok(());
-    }
-    Err(Error::argument(name, "are in memory that the engine's device cannot reach"))
+    if got.serves(place) { Ok(()) } else { Err(Error::argument(name, UNREACHABLE)) }
 }
 
 fn enough(name: &str, len: Option<usize>, sequences: usize) -> Result<()> {
@@ -330,10 +328,13 @@ fn enough(name: &str, len: Option<usize>, sequences: usize) -> Result<()> {
     }
 }
 
-/// The place of a device's memory.
-pub(crate) fn place_of(device: &dyn Device) -> Place {
-    match device.dialect() {
-        crate::jit::render::Dialect::Cuda => Place::Cuda,
-        crate::jit::render::Dialect::Host => Place::Host,
+/// The place where a call on this device and stream runs.
+pub(crate) fn place_of(dialect: Dialect, context: u64, stream: Stream<'_>) -> Place {
+    match dialect {
+        Dialect::Cuda => Place::Cuda { context, stream: stream.id() },
+        Dialect::Host => Place::Host,
     }
 }
+
+const UNREACHABLE: &str =
+    "is in memory that the call cannot use: not of the engine's device, or borrowed for another stream";

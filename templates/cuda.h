@@ -30,14 +30,28 @@ template <> struct WordOf<4> { typedef u32 Type; };
 template <> struct WordOf<2> { typedef u16 Type; };
 
 // Accesses of one word. Hints by inline PTX exist for words of 16 bytes; narrower ones go without.
-template <typename W> ROPE_INLINE W load_word(const W* p) { return ROPE_LOAD_HINT == 1 ? __ldcs(p) : *p; }
+//
+// No load is of the read-only kind (`ld.global.nc`, __ldg) and every hinted one is volatile: the compiler may move such
+// loads to the front of griddepcontrol.wait, where the kernel ahead may still write what they read.
+template <typename W> ROPE_INLINE W load_word(const W* p) { return *p; }
 
 template <typename W> ROPE_INLINE void store_word(W* p, W x) {
     if (ROPE_STORE_HINT == 1) __stcs(p, x);
     else *p = x;
 }
 
-template <typename W> ROPE_INLINE W load_constant(const W* p) { return __ldg(p); }
+template <typename W> ROPE_INLINE W load_table_word(const W* p) { return *p; }
+
+#if ROPE_LOAD_HINT == 1
+template <> ROPE_INLINE uint4 load_word<uint4>(const uint4* p) {
+    uint4 x;
+    asm volatile("ld.global.cs.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "l"(p)
+                 : "memory");
+    return x;
+}
+#endif
 
 #if __CUDA_ARCH__ >= 800
 ROPE_INLINE u64 evict_first() {
@@ -73,11 +87,12 @@ template <> ROPE_INLINE void store_word<uint4>(uint4* p, uint4 x) {
 #endif
 
 #if ROPE_KEEP_TABLES
-template <> ROPE_INLINE uint4 load_constant<uint4>(const uint4* p) {
+template <> ROPE_INLINE uint4 load_table_word<uint4>(const uint4* p) {
     uint4 x;
-    asm("ld.global.nc.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
-        : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-        : "l"(p), "l"(evict_last()));
+    asm volatile("ld.global.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "l"(p), "l"(evict_last())
+                 : "memory");
     return x;
 }
 #endif
@@ -104,11 +119,13 @@ template <typename T, u32 N, u32 WIDEST> ROPE_INLINE void store(T* at, const Pie
     ROPE_UNROLL for (u32 w = 0; w < P::WORDS; ++w) store_word((typename P::Word*)at + w, from.words[w]);
 }
 
-// From memory that no kernel writes meanwhile.
-template <typename T, u32 N, u32 WIDEST> ROPE_INLINE void load_constants(Piece<T, N, WIDEST>& to, const T* at) {
+template <typename T, u32 N, u32 WIDEST> ROPE_INLINE void load_entries(Piece<T, N, WIDEST>& to, const T* at) {
     typedef Piece<T, N, WIDEST> P;
-    ROPE_UNROLL for (u32 w = 0; w < P::WORDS; ++w) to.words[w] = load_constant((const typename P::Word*)at + w);
+    ROPE_UNROLL for (u32 w = 0; w < P::WORDS; ++w) to.words[w] = load_table_word((const typename P::Word*)at + w);
 }
+
+// Any of several threads' reports will do.
+ROPE_INLINE void report(u64* fault, u64 what) { *fault = what; }
 
 // With ROPE_OVERLAP a kernel starts while the one ahead of it on the stream still runs, and waits for its end before it
 // touches memory.

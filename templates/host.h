@@ -54,11 +54,11 @@ template <typename T, u32 N, u32 WIDEST> ROPE_INLINE void store(T* at, const Pie
     __builtin_memcpy(at, from.elements, N * sizeof(T));
 }
 
-template <typename T, u32 N, u32 WIDEST> ROPE_INLINE void load_constants(Piece<T, N, WIDEST>& to, const T* at) {
+template <typename T, u32 N, u32 WIDEST> ROPE_INLINE void load_entries(Piece<T, N, WIDEST>& to, const T* at) {
     load(to, at);
 }
 
-template <typename T> ROPE_INLINE T load_constant(const T* at) { return *at; }
+ROPE_INLINE void report(u64* fault, u64 what) { __atomic_store_n(fault, what, __ATOMIC_RELAXED); }
 
 ROPE_INLINE void prefetch(const void*) {}
 ROPE_INLINE void wait_for_previous() {}

@@ -45,7 +45,7 @@ ROPE_INLINE float rounded(float x) { return ROPE_PER_OP ? widen(narrow(x)) : x; 
 // cos or sin of the thread's pairs.
 ROPE_INLINE void load_table(float (&values)[PAIRS], const TableElement* at) {
     Piece<TableElement, PAIRS, ROPE_TABLE_WORD> entries;
-    load_constants(entries, at);
+    load_entries(entries, at);
     ROPE_EACH_PAIR for (u32 i = 0; i < PAIRS; ++i) values[i] = rounded(widen_table(entries.elements[i]));
 }
 
@@ -62,9 +62,9 @@ ROPE_INLINE u32 divide(u32 n, const Divider& d) { return (mul_high(n, d.multipli
 // A number of position_ids or of offsets.
 ROPE_INLINE i64 position_at(const RopeParams& p, i64 at) {
 #if ROPE_POSITIONS == ROPE_IDS64 || ROPE_POSITIONS == ROPE_OFFSETS64
-    return load_constant((const i64*)p.position_ids + at);
+    return ((const i64*)p.position_ids)[at];
 #else
-    return load_constant((const int*)p.position_ids + at);
+    return ((const int*)p.position_ids)[at];
 #endif
 }
 
@@ -73,18 +73,18 @@ ROPE_INLINE i64 position_of(const RopeParams& p, u32 batch, u32 token, u32 axis)
 #if ROPE_POSITIONS == ROPE_IMPLICIT
     return p.position_offset + token;
 #elif ROPE_POSITIONS == ROPE_OFFSETS32 || ROPE_POSITIONS == ROPE_OFFSETS64
-    return position_at(p, batch) + token;
+    return (i64)((u64)position_at(p, batch) + token);
 #elif ROPE_POSITIONS == ROPE_CU_SEQLENS
     // The last sequence that begins at or before the token.
     u32 low = 0, high = (u32)p.packed_sequences;
     while (low < high) {
         u32 middle = (low + high) / 2;
-        if (load_constant(p.cu_seqlens + middle + 1) <= (i64)token) low = middle + 1;
+        if (p.cu_seqlens[middle + 1] <= (i64)token) low = middle + 1;
         else high = middle;
     }
     if (low == (u32)p.packed_sequences) return -1;
     i64 offset = p.position_ids ? position_at(p, low) : 0;
-    return offset + token - load_constant(p.cu_seqlens + low);
+    return offset + token - p.cu_seqlens[low];
 #else
     return position_at(p, axis * p.position_axis_stride + batch * p.position_batch_stride +
                               token * p.position_token_stride);
@@ -96,7 +96,7 @@ ROPE_INLINE i64 table_row(const RopeParams& p, u32 batch, u32 token, u32 axis) {
     i64 position = position_of(p, batch, token, axis);
     // An implicit position has been checked by the host.
     if (ROPE_POSITIONS == ROPE_IMPLICIT || (u64)position < (u64)p.table_rows) return position;
-    *p.fault = (u64)batch * p.tokens_total + token + 1;
+    report(p.fault, (u64)batch * p.tokens_total + token + 1);
     return -1;
 }
 

@@ -46,8 +46,23 @@ impl Element for half::bf16 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
     Host,
-    Cuda,
+    /// On the GPU of this context, borrowed for use on this stream.
+    Cuda {
+        context: u64,
+        stream: u64,
+    },
     Raw,
+}
+
+impl Place {
+    fn cuda(stream: &CudaStream) -> Self {
+        Self::Cuda { context: stream.context().cu_ctx() as u64, stream: stream.cu_stream() as u64 }
+    }
+
+    /// Whether a call that runs at `at` may use what is here.
+    pub fn serves(self, at: Self) -> bool {
+        self == Self::Raw || self == at
+    }
 }
 
 /// An address that is valid for as long as this lives.
@@ -121,7 +136,7 @@ impl<'a> Tensor<'a> {
         fits(&layout, data.len())?;
         let (address, guard) = data.device_ptr_mut(stream);
         Ok(Self {
-            memory: Borrowed { address, place: Place::Cuda, _guard: Some(guard), lives: PhantomData },
+            memory: Borrowed { address, place: Place::cuda(stream), _guard: Some(guard), lives: PhantomData },
             dtype: T::DTYPE,
             layout,
         })
@@ -238,7 +253,7 @@ impl<'a> Tables<'a> {
     ) -> Result<Self> {
         let at = |data: &'a CudaSlice<T>| {
             let (address, guard) = data.device_ptr(stream);
-            Borrowed { address, place: Place::Cuda, _guard: Some(guard), lives: PhantomData }
+            Borrowed { address, place: Place::cuda(stream), _guard: Some(guard), lives: PhantomData }
         };
         Self::contiguous(at(cos), at(sin), T::DTYPE, [cos.len(), sin.len()], batch, width)
     }

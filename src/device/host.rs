@@ -265,7 +265,8 @@ impl Drop for HostMemory {
     }
 }
 
-impl Memory for HostMemory {
+// SAFETY: allocated with this size, freed when dropped.
+unsafe impl Memory for HostMemory {
     fn address(&self) -> u64 {
         self.address
     }

@@ -1,5 +1,7 @@
 //! What serves on the host where there is no C++ compiler: the reference, driven by the same arguments as a kernel.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use super::{Kernel, Params, Stream, TensorParams};
 use crate::error::Result;
 use crate::rope::{DType, PositionForm, RopeSpec, TableWidth, reference};
@@ -117,7 +119,8 @@ impl Kernel for ReferenceKernel {
                 let rows = Some([row(0), row(1), row(2)]).filter(|r| r.iter().all(|r| (0..p.table_rows).contains(r)));
                 if rows.is_none() {
                     // SAFETY: the fault word is valid for a write.
-                    unsafe { (p.fault as *mut u64).write(batch as u64 * p.tokens_total + token as u64 + 1) };
+                    unsafe { AtomicU64::from_ptr(p.fault as *mut u64) }
+                        .store(batch as u64 * p.tokens_total + token as u64 + 1, Ordering::Relaxed);
                 }
                 for (tensor, heads) in [(&p.q, self.spec.num_heads), (&p.k, self.spec.num_kv_heads)] {
                     for head in 0..i64::from(heads) {

@@ -13,6 +13,7 @@ mod nvrtc;
 mod params;
 mod target;
 
+use std::io::Write as _;
 use std::marker::PhantomData;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -72,9 +73,21 @@ impl Facts {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binary {
     /// PTX; empty for a host.
-    pub ptx: Vec<u8>,
+    pub(crate) ptx: Vec<u8>,
     /// Cubin, or the host's shared library.
-    pub image: Vec<u8>,
+    pub(crate) image: Vec<u8>,
+}
+
+impl Binary {
+    /// PTX; empty for a host.
+    pub fn ptx(&self) -> &[u8] {
+        &self.ptx
+    }
+
+    /// Cubin, or the host's shared library.
+    pub fn image(&self) -> &[u8] {
+        &self.image
+    }
 }
 
 /// A stream to launch on. For the host device, which runs at once, any will do.
@@ -104,6 +117,13 @@ impl Stream<'static> {
     }
 }
 
+impl Stream<'_> {
+    /// Its handle, to tell one from another.
+    pub(crate) fn id(&self) -> u64 {
+        self.raw as u64
+    }
+}
+
 impl<'a> From<&'a cudarc::driver::CudaStream> for Stream<'a> {
     fn from(stream: &'a cudarc::driver::CudaStream) -> Self {
         Self { raw: stream.cu_stream(), recorder: None, lives: PhantomData }
@@ -121,7 +141,10 @@ pub trait Kernel: Send + Sync {
 }
 
 /// Memory of a device, freed when dropped.
-pub trait Memory: Send + Sync {
+///
+/// # Safety
+/// From `address()` on, `bytes()` bytes are valid on the device for as long as this lives.
+pub unsafe trait Memory: Send + Sync {
     /// Its address on the device.
     fn address(&self) -> u64;
     /// Its size in bytes.
@@ -234,7 +257,12 @@ pub trait Device: Send + Sync {
     /// Waits for all work on the device. Not while anybody captures a graph.
     fn synchronize(&self) -> Result<()>;
 
-    /// Whether the stream is being captured into a graph.
+    /// Identity of its memory, to tell one GPU's from another's; 0 for a host.
+    fn context(&self) -> u64 {
+        0
+    }
+
+    /// Whether the stream is, or may be, captured into a graph.
     fn is_capturing(&self, stream: Stream<'_>) -> bool;
 }
 
@@ -306,9 +334,13 @@ pub fn nvrtc_version() -> Result<(PathBuf, String)> {
 /// A failed compilation: keeps the source where a person can look at it, and says where.
 fn compile_error(compiler: &str, options: &[String], source: &str, log: &str) -> Error {
     let digest = crate::jit::key::source_digest(source);
-    let path = std::env::temp_dir().join(format!("ropejit-{}.cu", &digest[..16]));
-    let dumped = match fs_err::write(&path, source) {
-        Ok(()) => format!("source: {}", path.display()),
+    let prefix = format!("ropejit-{}-", &digest[..16]);
+    let dump = tempfile::Builder::new().prefix(&prefix).suffix(".cu").tempfile().and_then(|mut file| {
+        file.write_all(source.as_bytes())?;
+        Ok(file.keep()?.1)
+    });
+    let dumped = match dump {
+        Ok(path) => format!("source: {}", path.display()),
         Err(e) => format!("the source could not be kept: {e}"),
     };
     Error::new(

@@ -12,7 +12,6 @@ use super::worker::Worker;
 use super::{Engine, OnProgress, Progress, Shared, Tuning};
 use crate::device::{self, Device, DeviceChoice};
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::place_of;
 use crate::store::{self, Store, disk::Disk, memory::Memory};
 
 /// Options of an [`Engine`]. Unset ones come from the environment (`ROPEJIT_DEVICE`, `ROPEJIT_CACHE_DIR`,
@@ -107,9 +106,10 @@ impl Builder {
         };
         let counters = Arc::new(Counters::default());
         let shared = Arc::new(Shared {
-            choices: Choices::new(Arc::clone(&store), Arc::clone(&counters), device.facts()),
+            choices: Choices::new(Arc::clone(&store), Arc::clone(&counters), device.as_ref()),
             kernels: Kernels::new(Arc::clone(&device), Arc::clone(&store), Arc::clone(&counters)),
-            place: place_of(device.as_ref()),
+            dialect: device.dialect(),
+            context: device.context(),
             device,
             store,
             tuning,

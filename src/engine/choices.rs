@@ -8,9 +8,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::stats::Counters;
-use crate::device::Facts;
+use crate::device::Device;
 use crate::jit::key::{Key, KeyFields};
-use crate::jit::{Bucket, Class, Record};
+use crate::jit::{Abilities, Bucket, Class, Record, variant};
 use crate::rope::RopeSpec;
 use crate::store::{Entry, Kind, Lookup, Miss, Store};
 
@@ -37,16 +37,19 @@ pub(super) struct Choices {
     counters: Arc<Counters>,
     identity: String,
     arch: String,
+    can: Abilities,
 }
 
 impl Choices {
-    pub fn new(store: Arc<dyn Store>, counters: Arc<Counters>, facts: &Facts) -> Self {
-        Self { store, counters, identity: facts.identity(), arch: facts.arch.clone() }
+    pub fn new(store: Arc<dyn Store>, counters: Arc<Counters>, device: &dyn Device) -> Self {
+        let facts = device.facts();
+        Self { store, counters, identity: facts.identity(), arch: facts.arch.clone(), can: device.abilities() }
     }
 
     /// The keys that are looked up, in order, with the fields they hash.
     pub fn fields(&self, spec: &RopeSpec, bucket: Bucket, class: Class) -> [KeyFields; 2] {
-        [&self.identity, &self.arch].map(|device| KeyFields::choice(spec, bucket, class, device))
+        let space = variant::space(spec, class, bucket, self.can);
+        [&self.identity, &self.arch].map(|device| KeyFields::choice(spec, bucket, class, &space, device))
     }
 
     /// The choice for this device, else for its architecture.

@@ -18,11 +18,12 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use dashmap::DashMap;
 
-use crate::args::{Args, Place};
+use crate::args::Args;
 use crate::device::{Device, Facts, FaultWord, Stream};
 use crate::error::{Error, ErrorKind, Result};
+use crate::jit::render::Dialect;
 use crate::jit::{Bucket, Class, Variant};
-use crate::plan::{Call, Origin, Plan};
+use crate::plan::{Call, Origin, Plan, place_of};
 use crate::rope::RopeSpec;
 use crate::store::Store;
 
@@ -113,7 +114,9 @@ struct Shared {
     counters: Arc<Counters>,
     choices: Choices,
     kernels: Kernels,
-    place: Place,
+    /// Where calls run, but for their stream.
+    dialect: Dialect,
+    context: u64,
     ropes: DashMap<RopeSpec, Arc<RopeState>>,
     on_progress: Option<OnProgress>,
 }
@@ -129,17 +132,23 @@ impl Shared {
 /// What all handles of a spec share.
 struct RopeState {
     spec: RopeSpec,
-    /// A loaded kernel per bucket and class.
-    slots: Box<[ArcSwapOption<Plan>]>,
-    /// Held while a slot is filled, so that it is filled once.
-    resolving: Mutex<()>,
+    /// One per bucket and class.
+    slots: Box<[Slot]>,
     /// Calls served by a filled slot.
     hits: Counter,
     fault: Box<dyn FaultWord>,
 }
 
+/// Where a call of one bucket and class finds its kernel.
+#[derive(Default)]
+struct Slot {
+    plan: ArcSwapOption<Plan>,
+    /// Held while the slot is filled, so that it is filled once.
+    filling: Mutex<()>,
+}
+
 impl RopeState {
-    fn slot(&self, bucket: Bucket, class: Class) -> &ArcSwapOption<Plan> {
+    fn slot(&self, bucket: Bucket, class: Class) -> &Slot {
         &self.slots[bucket.index() * Class::COUNT + class.index()]
     }
 }
@@ -186,8 +195,7 @@ impl Engine {
         spec.validate()?;
         let state = Arc::new(RopeState {
             spec: spec.clone(),
-            slots: (0..Bucket::COUNT * Class::COUNT).map(|_| ArcSwapOption::empty()).collect(),
-            resolving: Mutex::new(()),
+            slots: (0..Bucket::COUNT * Class::COUNT).map(|_| Slot::default()).collect(),
             hits: Counter::default(),
             fault: self.shared.device.fault_word()?,
         });
@@ -265,15 +273,19 @@ impl Rope {
     /// Rotates q and k on the stream. Returns where the kernel came from: [`Origin::Memory`] from the second call of a
     /// bucket and layout on, which hashes, locks, allocates, waits for and logs nothing.
     ///
+    /// A graph that this call was captured into launches the kernel that was loaded then: keep this handle, or the engine,
+    /// for as long as the graph is replayed.
+    ///
     /// # Errors
     /// When an argument does not fit the spec, or (first calls only) no kernel can be had.
     pub fn apply(&self, stream: Stream<'_>, args: &Args<'_>) -> Result<Origin> {
         let state = self.state.as_ref();
-        let Some(call) = Call::new(&state.spec, args, self.shared.place, state.fault.address())? else {
+        let place = place_of(self.shared.dialect, self.shared.context, stream);
+        let Some(call) = Call::new(&state.spec, args, place, state.fault.address())? else {
             return Ok(Origin::Memory);
         };
         let slot = state.slot(Bucket::of(call.total_tokens()), call.class);
-        let loaded = slot.load();
+        let loaded = slot.plan.load();
         if let Some(plan) = loaded.as_deref() {
             state.hits.add();
             plan.launch(stream, &call)?;
@@ -287,7 +299,7 @@ impl Rope {
     /// What serves contiguous tensors with this many tokens in all, if it is loaded.
     pub fn serving(&self, tokens: u64, head_major: bool) -> Option<Serving> {
         let class = Class::contiguous(&self.state.spec, head_major, true);
-        let plan = self.state.slot(Bucket::of(tokens), class).load_full()?;
+        let plan = self.state.slot(Bucket::of(tokens), class).plan.load_full()?;
         Some(Serving { variant: plan.variant, origin: plan.origin, tuned: plan.tuned })
     }
 

@@ -33,8 +33,9 @@ pub(super) fn resolve(rope: &Rope, stream: Stream<'_>, bucket: Bucket, class: Cl
     if shared.device.is_capturing(stream) {
         return while_capturing(state, class);
     }
-    let _resolving = state.resolving.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(plan) = state.slot(bucket, class).load_full() {
+    let slot = state.slot(bucket, class);
+    let _filling = slot.filling.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(plan) = slot.plan.load_full() {
         state.hits.add();
         // Another thread has filled it meanwhile.
         return Ok(plan);
@@ -42,7 +43,7 @@ pub(super) fn resolve(rope: &Rope, stream: Stream<'_>, bucket: Bucket, class: Cl
     let started = Instant::now();
     let plan = Arc::new(find_or_make(shared, state, bucket, class)?);
     tracing::debug!("{}, {} tokens: {:?} in {:?}", state.spec, bucket.tokens(), plan.origin, started.elapsed());
-    state.slot(bucket, class).store(Some(Arc::clone(&plan)));
+    slot.plan.store(Some(Arc::clone(&plan)));
     if shared.tuning == Tuning::Background && !plan.tuned && plan.origin != Origin::Reference {
         rope.worker.enqueue(Arc::clone(state), bucket, class);
     }
@@ -51,7 +52,7 @@ pub(super) fn resolve(rope: &Rope, stream: Stream<'_>, bucket: Bucket, class: Cl
 
 /// During graph capture nothing may be compiled, loaded or allocated: any loaded kernel of the class is correct.
 fn while_capturing(state: &RopeState, class: Class) -> Result<Arc<Plan>> {
-    (0..Bucket::COUNT).filter_map(|b| state.slots[b * Class::COUNT + class.index()].load_full()).last().ok_or_else(
+    (0..Bucket::COUNT).filter_map(|b| state.slots[b * Class::COUNT + class.index()].plan.load_full()).last().ok_or_else(
         || {
             Error::new(
                 ErrorKind::Unsupported,
@@ -114,12 +115,17 @@ fn plan(
     Ok(Plan::new(spec, class, variant, kernel, origin, tuned))
 }
 
-/// Where a compiler is missing, what the device has in its place.
+/// Where nothing can be compiled or loaded, what the device has in its place.
 fn or_fallback(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: Class, made: Result<Plan>) -> Result<Plan> {
     match made {
-        Err(e) if e.kind() == ErrorKind::CompilerMissing => {
+        Err(e)
+            if matches!(
+                e.kind(),
+                ErrorKind::CompilerMissing | ErrorKind::Compile | ErrorKind::Io | ErrorKind::Device
+            ) =>
+        {
             let Some(kernel) = shared.device.fallback(spec) else { return Err(e) };
-            tracing::warn!("nothing can be compiled, the slow reference serves: {e}");
+            tracing::warn!("no kernel can be had, the slow reference serves: {e}");
             let default = default_variant(shared, spec, class, bucket);
             Ok(Plan::new(spec, class, default, kernel, Origin::Reference, false))
         }
@@ -239,10 +245,11 @@ pub(super) fn prewarm(engine: &Engine, spec: &RopeSpec, bucket: Bucket, class: C
     }
     if tune {
         let state = engine.state(spec)?;
-        let _resolving = state.resolving.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = state.slot(bucket, class);
+        let _filling = slot.filling.lock().unwrap_or_else(PoisonError::into_inner);
         let plan = tuning::tune(shared, &state, class, bucket, BUDGET, &AtomicBool::new(false))?;
         let done = Prewarmed { bucket, class, variant: plan.variant, tuned: plan.tuned, origin: plan.origin };
-        state.slot(bucket, class).store(Some(Arc::new(plan)));
+        slot.plan.store(Some(Arc::new(plan)));
         return Ok(done);
     }
     let default = default_variant(shared, spec, class, bucket);

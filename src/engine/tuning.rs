@@ -73,7 +73,7 @@ pub(super) fn tune(
     }
     record.winner = outcome.winner;
     record.near_ties = outcome.near_ties;
-    record.tuned = outcome.complete || !stop.load(Relaxed);
+    record.tuned = outcome.complete;
     record.took_ms = started.elapsed().as_secs_f64() * 1e3;
     let variant = variants[record.winner];
     let tuned = record.tuned;
@@ -87,7 +87,7 @@ pub(super) fn tune(
         .flatten()
         .and_then(|l| l.kernel)
         .ok_or_else(|| Error::new(ErrorKind::Device, "the winner was not loaded"))?;
-    Ok(Plan::new(spec, class, variant, kernel, Origin::Tuned, true))
+    Ok(Plan::new(spec, class, variant, kernel, Origin::Tuned, tuned))
 }
 
 /// Compiles and loads all candidates on as many threads as there are cores.
@@ -190,6 +190,12 @@ impl<'a> Run<'a> {
                 candidate.dropped = Some("its output differs from the default's".into());
             }
             plans.push(equal.then(|| Arc::new(plan)));
+        }
+        if !matches!(plans.first(), Some(Some(_))) {
+            // Without the default there is nothing to compare the others with.
+            let why = record.candidates.first().and_then(|c| c.dropped.clone()).unwrap_or_default();
+            let what = format!("the default variant does not run: {why}");
+            return Err(Error::new(ErrorKind::Device, what).subject_is(spec.to_string()));
         }
         let launches = launches_per_sample(shared, &scratch, &plans)?;
         let timer = |plan: &Option<Arc<Plan>>| plan.as_ref().map(|p| timer(shared, &scratch, p, launches)).transpose();

@@ -94,7 +94,7 @@ fn work(shared: &Shared, (queue, changed): &(Mutex<Queue>, Condvar), stop: &Atom
         };
         let _done = Done { queue, changed };
         match tuning::tune(shared, &job.state, job.class, job.bucket, BUDGET, stop) {
-            Ok(plan) => job.state.slot(job.bucket, job.class).store(Some(Arc::new(plan))),
+            Ok(plan) => job.state.slot(job.bucket, job.class).plan.store(Some(Arc::new(plan))),
             Err(_) if stop.load(Relaxed) => {}
             Err(e) => tracing::warn!("not tuned, the default serves on: {e}"),
         }

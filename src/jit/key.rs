@@ -13,7 +13,8 @@
 //! | | `bucket` | token bucket |
 //! | | `class` | layout legality class |
 //! | | `device` | identity of the device (below), or only its `arch` for a choice made without one |
-//! | | `policy` | version of the measurement policy and of the candidate space |
+//! | | `space` | all candidates, the default first |
+//! | | `policy` | version of the measurement policy |
 //!
 //! A device's identity is its name, compute capability, multiprocessors, L2 bytes, memory bus and clock, and MIG slice.
 //! The driver's version is *not* hashed: it is recorded, and a binary that the driver refuses is a miss. Not covered:
@@ -26,13 +27,13 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::render::{ENTRY, templates_digest};
-use super::variant::{Bucket, Class};
+use super::variant::{Bucket, Class, Variant};
 use crate::error::{Error, Result};
 use crate::rope::RopeSpec;
 
 /// Version of what an entry contains; part of every key and of the cache's path.
 pub const FORMAT_VERSION: u32 = 1;
-/// Version of how candidates are measured and of which there are.
+/// Version of how candidates are measured.
 pub const POLICY_VERSION: u32 = 1;
 
 /// A SHA-256 key.
@@ -129,7 +130,7 @@ impl KeyFields {
     }
 
     /// The fields of a choice: `device` is a device's identity, or an architecture.
-    pub fn choice(spec: &RopeSpec, bucket: Bucket, class: Class, device: &str) -> Self {
+    pub fn choice(spec: &RopeSpec, bucket: Bucket, class: Class, space: &[Variant], device: &str) -> Self {
         Self::of(
             "choice",
             [
@@ -140,6 +141,7 @@ impl KeyFields {
                 ("bucket", bucket.tokens().to_string()),
                 ("class", class.to_string()),
                 ("device", device.to_owned()),
+                ("space", space.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")),
                 ("policy", POLICY_VERSION.to_string()),
             ],
         )
@@ -177,7 +179,7 @@ mod tests {
         let class = Class::contiguous(&spec, false, true);
         for base in [
             KeyFields::artifact("source", &["-a".into(), "-b".into()], "nvrtc 13.0", "sm_90"),
-            KeyFields::choice(&spec, Bucket::of(8192), class, "H200"),
+            KeyFields::choice(&spec, Bucket::of(8192), class, &[], "H200"),
         ] {
             let mut seen = std::collections::HashSet::from([base.key()]);
             for i in 0..base.0.len() {

@@ -118,7 +118,8 @@ fn the_grid_is_bit_exact_and_near_f64() {
 
 /// Makes the engine serve a variant: a choice that names it, as a tuning run would leave behind.
 fn choose(engine: &Engine, spec: &RopeSpec, bucket: Bucket, class: Class, v: Variant) {
-    let fields = KeyFields::choice(spec, bucket, class, &engine.facts().identity());
+    let space = variant::space(spec, class, bucket, engine.device().abilities());
+    let fields = KeyFields::choice(spec, bucket, class, &space, &engine.facts().identity());
     let record = Record {
         tokens: bucket.tokens(),
         winner: 0,

@@ -47,12 +47,19 @@ fn every_variant_compiles_without_fma_or_spill() {
                         let (binary, log) = target
                             .compile_with(source, &["--ptxas-options=-v"])
                             .unwrap_or_else(|e| panic!("{arch}: {e}"));
-                        let ptx = String::from_utf8_lossy(&binary.ptx);
+                        let ptx = String::from_utf8_lossy(binary.ptx());
                         assert!(!ptx.contains("fma.") && !ptx.contains("mad.f"), "{arch}: fused operations\n{source}");
+                        // What the kernel ahead may still write is read after the wait for it.
+                        assert!(!ptx.contains(".nc."), "{arch}: a load that may move\n{source}");
+                        if let Some(wait) = ptx.find("griddepcontrol.wait") {
+                            let early = ptx[..wait].contains("ld.global") || ptx[..wait].contains("st.global");
+                            assert!(!early, "{arch}: an access in front of the wait\n{source}");
+                        }
+                        assert!(ptx.contains("griddepcontrol.wait") == target.abilities().overlap, "{arch}\n{source}");
                         assert!(!ptx.contains(".approx"), "{arch}: an approximation\n{source}");
                         assert!(!ptx.contains(".local"), "{arch}: local memory\n{source}");
                         assert!(log.contains("0 bytes spill stores, 0 bytes spill loads"), "{arch}: {log}\n{source}");
-                        assert!(binary.image.starts_with(b"\x7fELF"), "{arch}: no cubin");
+                        assert!(binary.image().starts_with(b"\x7fELF"), "{arch}: no cubin");
                     }
                 });
             }

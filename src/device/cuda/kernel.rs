@@ -60,7 +60,7 @@ unsafe impl Sync for Module {}
 
 impl Drop for Module {
     fn drop(&mut self) {
-        if let Ok(_current) = self.context.make_current() {
+        if let Ok(_aside) = self.context.aside() {
             // SAFETY: loaded once, unloaded once; the driver waits for kernels in flight.
             let _ = unsafe { result::module::unload(self.raw) };
         }

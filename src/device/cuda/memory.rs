@@ -27,7 +27,8 @@ pub(super) fn alloc(stream: &Arc<OwnStream>, bytes: usize) -> Result<Box<dyn Mem
     Ok(Box::new(CudaMemory { address, bytes, stream: Arc::clone(stream) }))
 }
 
-impl Memory for CudaMemory {
+// SAFETY: allocated with this size, freed when dropped.
+unsafe impl Memory for CudaMemory {
     fn address(&self) -> u64 {
         self.address
     }
@@ -70,13 +71,15 @@ pub(super) struct FaultWords {
     words: &'static [AtomicU64],
     device: u64,
     next: AtomicUsize,
+    /// The words go with it.
+    context: Arc<Context>,
 }
 
 /// A page of them.
 const FAULT_WORDS: usize = 512;
 
 impl FaultWords {
-    pub(super) fn new(context: &Context) -> Result<Self> {
+    pub(super) fn new(context: &Arc<Context>) -> Result<Self> {
         let _aside = context.aside()?;
         let (mut host, mut device) = (std::ptr::null_mut(), 0);
         let flags = sys::CU_MEMHOSTALLOC_DEVICEMAP | sys::CU_MEMHOSTALLOC_PORTABLE;
@@ -88,24 +91,26 @@ impl FaultWords {
         unsafe { sys::cuMemHostGetDevicePointer_v2(&raw mut device, host, 0) }
             .result()
             .map_err(|e| failed("cuMemHostGetDevicePointer", &e))?;
-        // SAFETY: aligned to a page, never freed; zero is a valid word, and from here on all accesses are atomic.
+        // SAFETY: aligned to a page, never freed while the context lives; zero is a valid word, and from here on all accesses are atomic.
         let words = unsafe {
             host.write_bytes(0, 8 * FAULT_WORDS);
             std::slice::from_raw_parts(host.cast::<AtomicU64>(), FAULT_WORDS)
         };
-        Ok(Self { words, device, next: AtomicUsize::new(0) })
+        Ok(Self { words, device, next: AtomicUsize::new(0), context: Arc::clone(context) })
     }
 
     /// A word; when all are taken, one that others have as well, which then see each other's faults.
     pub(super) fn take(&self) -> Box<dyn FaultWord> {
         let index = self.next.fetch_add(1, Ordering::Relaxed) % FAULT_WORDS;
-        Box::new(CudaFaultWord { host: &self.words[index], device: self.device + 8 * index as u64 })
+        let device = self.device + 8 * index as u64;
+        Box::new(CudaFaultWord { host: &self.words[index], device, _context: Arc::clone(&self.context) })
     }
 }
 
 struct CudaFaultWord {
     host: &'static AtomicU64,
     device: u64,
+    _context: Arc<Context>,
 }
 
 impl FaultWord for CudaFaultWord {

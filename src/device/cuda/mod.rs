@@ -208,6 +208,10 @@ impl Device for Cuda {
         graph::timer(&self.stream, launches, launch)
     }
 
+    fn context(&self) -> u64 {
+        self.context.raw as u64
+    }
+
     fn aside(&self) -> Result<Box<dyn std::any::Any>> {
         Ok(Box::new(self.context.aside()?))
     }
@@ -241,7 +245,7 @@ impl Device for Cuda {
         let Ok(_current) = self.context.make_current() else { return false };
         // SAFETY: a `Stream` is a live stream of this device.
         unsafe { result::stream::is_capturing(stream.raw) }
-            .is_ok_and(|s| s != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+            .map_or(true, |s| s != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
     }
 }
 
