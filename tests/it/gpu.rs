@@ -180,3 +180,14 @@ fn a_graph_captured_beside_tuning_is_sound() {
     assert_eq!(apply(&mut output), Origin::Memory);
     assert!(stream.clone_dtoh(&output).expect("copied") == want, "the tuned kernel's result differs");
 }
+
+/// Default variants first, then tuned ones.
+#[test]
+fn calls_back_to_back_see_what_the_one_ahead_wrote() {
+    let _beside = beside();
+    for tuning in [Tuning::Never, Tuning::BLOCKING] {
+        let Some(engine) = engine("calls_back_to_back_see_what_the_one_ahead_wrote", tuning) else { return };
+        crate::chains::turns_in_place(&engine);
+        crate::chains::ids_from_the_kernel_ahead(&engine);
+    }
+}

@@ -2,6 +2,7 @@
 
 mod allocations;
 mod cases;
+mod chains;
 #[cfg(all(feature = "cli", unix))]
 mod cli;
 mod eager;

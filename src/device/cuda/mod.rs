@@ -244,8 +244,9 @@ impl Device for Cuda {
     fn is_capturing(&self, stream: Stream<'_>) -> bool {
         let Ok(_current) = self.context.make_current() else { return false };
         // SAFETY: a `Stream` is a live stream of this device.
-        unsafe { result::stream::is_capturing(stream.raw) }
-            .map_or(true, |s| s != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+        let status = unsafe { result::stream::is_capturing(stream.raw) };
+        // The default stream answers with an error while another stream is captured.
+        status != Ok(sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
     }
 }
 
