@@ -63,8 +63,15 @@ ROPE_INLINE void report(u64* fault, u64 what) { __atomic_store_n(fault, what, __
 ROPE_INLINE void prefetch(const void*) {}
 ROPE_INLINE void wait_for_previous() {}
 
+// Compiled for wider vectors as well, which the loader takes where the processor has them. The same operations, the same bits.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+#define ROPE_CLONES __attribute__((target_clones("avx2", "default")))
+#else
+#define ROPE_CLONES
+#endif
+
 #define ROPE_ENTRY                                                                                                    \
-    extern "C" void rope_kernel(const RopeParams* p, u32 first_block, u32 last_block) {                               \
+    extern "C" ROPE_CLONES void rope_kernel(const RopeParams* p, u32 first_block, u32 last_block) {                   \
         for (u32 block = first_block; block < last_block; ++block)                                                    \
             for (u32 thread = 0; thread < ROPE_THREADS; ++thread) rope_thread(*p, block, thread);                     \
     }

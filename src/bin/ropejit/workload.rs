@@ -67,6 +67,18 @@ fn shared(engine: &Engine, chosen: &Chosen, batch: usize, tokens: usize) -> Resu
     Ok([upload(&table(&cos))?, upload(&table(&sin))?, upload(&ids)?])
 }
 
+/// Fills memory with repetitions of a block, copied on by the device.
+fn fill(engine: &Engine, memory: &dyn Memory, block: &[u8]) -> Result<()> {
+    memory.upload(0, block)?;
+    let mut filled = block.len();
+    while filled < memory.bytes() {
+        let part = filled.min(memory.bytes() - filled);
+        engine.device().copy((memory, filled), (memory, 0), part, engine.device().stream())?;
+        filled += part;
+    }
+    Ok(())
+}
+
 impl Workload {
     /// Allocates and fills; q and k as `[B,S,H,D]`, or `[B,H,S,D]` when `head_major`.
     pub fn new(engine: &Engine, chosen: &Chosen, batch: usize, tokens: usize, head_major: bool) -> Result<Self> {
@@ -107,14 +119,9 @@ impl Workload {
             state ^= state << 17;
             spec.dtype.write(&mut block, i, (state >> 40) as f32 / (1u64 << 22) as f32 - 2.0);
         }
-        input.upload(0, &block)?;
-        let mut filled = block.len();
-        while filled < bytes {
-            // The rest is copied on by the device: random enough, and soon done.
-            let part = filled.min(bytes - filled);
-            device.copy((input.as_ref(), filled), (input.as_ref(), 0), part, device.stream())?;
-            filled += part;
-        }
+        fill(engine, input.as_ref(), &block)?;
+        // NaN of every type, so that what is not written shows; and so its pages are there when time is taken.
+        fill(engine, output.as_ref(), &vec![0xff; block.len()])?;
         let [batch, tokens, ..] = layouts[0].shape;
         Ok(Self { spec: spec.clone(), batch, tokens, layouts, input, output, k_starts, shared })
     }
