@@ -160,18 +160,9 @@ fn legal_choice<'a>(
 fn keep_default(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: Class, default: Variant, loaded: &Loaded) {
     let candidate = Candidate { artifact: Some(loaded.artifact), ..Candidate::new(default) };
     let record = Record {
-        tokens: bucket.tokens(),
-        winner: 0,
-        tuned: false,
-        candidates: vec![candidate],
-        near_ties: Vec::new(),
-        copy_ns: None,
-        bytes: 0,
         device: shared.device.facts().name.clone(),
-        driver: String::new(),
         compiler: shared.device.compiler().unwrap_or_default(),
-        took_ms: 0.0,
-        created: std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        ..Record::new(bucket.tokens(), vec![candidate])
     };
     shared.choices.write(spec, bucket, class, record, false);
 }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use super::kernels::Loaded;
 use super::scratch::{Scratch, bytes_per_token};
@@ -39,19 +39,12 @@ pub(super) fn tune(
     if stop.load(Relaxed) {
         return Err(Error::new(ErrorKind::Unsupported, "tuning was cancelled"));
     }
+    let facts = shared.device.facts();
     let mut record = Record {
-        tokens: bucket.tokens(),
-        winner: 0,
-        tuned: false,
-        candidates,
-        near_ties: Vec::new(),
-        copy_ns: None,
-        bytes: 0,
-        device: shared.device.facts().name.clone(),
-        driver: shared.device.facts().driver.clone(),
+        device: facts.name.clone(),
+        driver: facts.driver.clone(),
         compiler,
-        took_ms: 0.0,
-        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        ..Record::new(bucket.tokens(), candidates)
     };
     let mut run = Run::prepare(shared, state, class, bucket, &kernels, &mut record)?;
     run.started = started;
@@ -191,13 +184,13 @@ impl<'a> Run<'a> {
             }
             plans.push(equal.then(|| Arc::new(plan)));
         }
-        if !matches!(plans.first(), Some(Some(_))) {
+        let Some(Some(default)) = plans.first() else {
             // Without the default there is nothing to compare the others with.
             let why = record.candidates.first().and_then(|c| c.dropped.clone()).unwrap_or_default();
             let what = format!("the default variant does not run: {why}");
             return Err(Error::new(ErrorKind::Device, what).subject_is(spec.to_string()));
-        }
-        let launches = launches_per_sample(shared, &scratch, &plans)?;
+        };
+        let launches = launches_per_sample(shared, &scratch, default)?;
         let timer = |plan: &Option<Arc<Plan>>| plan.as_ref().map(|p| timer(shared, &scratch, p, launches)).transpose();
         let timers = plans.iter().map(timer).collect::<Result<_>>()?;
         record.copy_ns = Some(copy_ns(shared, &scratch, launches)?);
@@ -207,13 +200,10 @@ impl<'a> Run<'a> {
 }
 
 /// How many launches a sample takes to be long enough.
-fn launches_per_sample(shared: &Shared, scratch: &Arc<Scratch>, plans: &[Option<Arc<Plan>>]) -> Result<usize> {
+fn launches_per_sample(shared: &Shared, scratch: &Arc<Scratch>, default: &Arc<Plan>) -> Result<usize> {
     let measuring = shared.device.measuring();
     let (least, most) = measuring.launches;
-    let Some(first) = plans.iter().flatten().next() else {
-        return Ok(least);
-    };
-    let ns = timer(shared, scratch, first, least)?.sample()?.max(1.0);
+    let ns = timer(shared, scratch, default, least)?.sample()?.max(1.0);
     Ok(((measuring.sample_ns / ns) as usize).clamp(least, most))
 }
 

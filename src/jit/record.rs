@@ -1,5 +1,7 @@
 //! What a choice leaves behind: which variant was chosen for a key, and why.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use serde::{Deserialize, Serialize};
 
 use super::key::Key;
@@ -73,6 +75,24 @@ pub struct Record {
 }
 
 impl Record {
+    /// A choice of the first candidate, of which nothing is measured yet, made now.
+    pub fn new(tokens: u64, candidates: Vec<Candidate>) -> Self {
+        Self {
+            tokens,
+            winner: 0,
+            tuned: false,
+            candidates,
+            near_ties: Vec::new(),
+            copy_ns: None,
+            bytes: 0,
+            device: String::new(),
+            driver: String::new(),
+            compiler: String::new(),
+            took_ms: 0.0,
+            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        }
+    }
+
     /// The chosen candidate; `None` for a record that names one it does not have.
     pub fn chosen(&self) -> Option<&Candidate> {
         self.candidates.get(self.winner)

@@ -224,9 +224,8 @@ fn widest_piece(spec: &RopeSpec, class: Class) -> u8 {
     };
     let rest = if class.copy_rest { spec.head_dim - spec.rotary_dim } else { 0 };
     let widest = 16 / spec.dtype.size() as u32;
-    let vec = 1 << (span | rest | widest).trailing_zeros();
-    // A wider piece than a word is moved in several accesses: better than one element at a time.
-    if class.word as usize >= spec.dtype.size() { vec as u8 } else { 1 }
+    // Where a word is narrower than that, the piece is moved in several accesses: better than one element at a time.
+    1 << (span | rest | widest).trailing_zeros()
 }
 
 /// Whether a variant is legal for a spec and class on a device.

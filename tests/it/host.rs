@@ -120,20 +120,7 @@ fn the_grid_is_bit_exact_and_near_f64() {
 fn choose(engine: &Engine, spec: &RopeSpec, bucket: Bucket, class: Class, v: Variant) {
     let space = variant::space(spec, class, bucket, engine.device().abilities());
     let fields = KeyFields::choice(spec, bucket, class, &space, &engine.facts().identity());
-    let record = Record {
-        tokens: bucket.tokens(),
-        winner: 0,
-        tuned: true,
-        candidates: vec![Candidate::new(v)],
-        near_ties: Vec::new(),
-        copy_ns: None,
-        bytes: 0,
-        device: String::new(),
-        driver: String::new(),
-        compiler: String::new(),
-        took_ms: 0.0,
-        created: 0,
-    };
+    let record = Record { tuned: true, ..Record::new(bucket.tokens(), vec![Candidate::new(v)]) };
     let meta = ChoiceMeta { fields, spec: spec.clone(), bucket, class, arch: String::new(), record };
     let key = meta.fields.key();
     let meta = serde_json::to_vec(&meta).expect("JSON");

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use ropejit::engine::ChoiceMeta;
 use ropejit::rope::scaling::RopeParameters;
 use ropejit::store::Kind;
+use ropejit::tune::median;
 use ropejit::{DType, Engine, Error, Result, RopeSpec, Stream, TableWidth, Tuning};
 use serde::Serialize;
 
@@ -186,7 +187,7 @@ impl Bench {
             kernel_ns.push(kernel.sample()?);
             copy_ns.push(copy.sample()?);
         }
-        let (kernel_ns, copy_ns) = (median(kernel_ns), median(copy_ns));
+        let (kernel_ns, copy_ns) = (median(&kernel_ns).unwrap_or(0.0), median(&copy_ns).unwrap_or(0.0));
         let host_us = host_time(engine, || works[0].apply_to(&rope, Stream::DEFAULT, in_place).map(|_| ()))?;
         let bare = works[0].bare_launch(engine, &rope, head_major && tokens > 1)?;
         let bare_us = host_time(engine, bare)?;
@@ -210,11 +211,6 @@ impl Bench {
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 /// Host time of one call in microseconds: the median over batches of calls that the device keeps up with.
 fn host_time(engine: &Engine, call: impl Fn() -> Result<()>) -> Result<f64> {
     let calls = if engine.device().measuring().launches.0 > 1 { 100 } else { 1 };
@@ -228,7 +224,7 @@ fn host_time(engine: &Engine, call: impl Fn() -> Result<()>) -> Result<f64> {
         samples.push(start.elapsed().as_secs_f64() * 1e6 / f64::from(calls));
     }
     engine.device().synchronize()?;
-    Ok(median(samples))
+    Ok(median(&samples).unwrap_or(0.0))
 }
 
 /// The candidates of the tuning run behind a case.

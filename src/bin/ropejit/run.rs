@@ -205,7 +205,6 @@ fn millis(since: Instant) -> f64 {
 fn time(engine: &Engine, launch: impl Fn(Stream<'_>) -> Result<()> + Send + 'static) -> Result<f64> {
     let launches = engine.device().measuring().launches.0;
     let mut timer = engine.device().timer(launches, Box::new(move |_, stream| launch(stream)))?;
-    let mut samples = (0..11).map(|_| timer.sample()).collect::<Result<Vec<_>>>()?;
-    samples.sort_by(f64::total_cmp);
-    Ok(samples[samples.len() / 2])
+    let samples = (0..11).map(|_| timer.sample()).collect::<Result<Vec<_>>>()?;
+    Ok(ropejit::tune::median(&samples).unwrap_or(0.0))
 }
