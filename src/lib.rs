@@ -66,7 +66,7 @@ pub mod tune;
 
 pub use args::{Args, CuSeqlens, Input, Offsets, Operand, PositionIds, Positions, Tables, Tensor};
 pub use device::{DeviceChoice, Stream};
-pub use engine::{Engine, Rope, Stats, Tuning};
+pub use engine::{Angles, Engine, Rope, Stats, Tuning};
 pub use error::{Error, ErrorKind, Result};
 pub use plan::Origin;
 pub use rope::{DType, Direction, Layout, PairStyle, PositionForm, RopeSpec, Rounding, TableForm, TableWidth};

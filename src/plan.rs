@@ -1,10 +1,9 @@
 //! The way from a call's arguments to a launch: what every call does, so no hash, lock, allocation, sync or log.
 
-use std::marker::PhantomData;
 use std::sync::Arc;
 
 use crate::args::{Args, Operand, Place, Positions, Tables};
-use crate::device::{Divider, Kernel, Params, Stream, TensorParams};
+use crate::device::{AngleParams, Divider, Kernel, Params, Stream, TensorParams};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::render::Dialect;
 use crate::jit::{Class, Variant};
@@ -47,7 +46,7 @@ pub(crate) struct Call<'a> {
     pub batch: u32,
     pub tokens: u32,
     params: Params,
-    lives: PhantomData<&'a ()>,
+    angles: &'a AngleParams,
 }
 
 impl Plan {
@@ -92,7 +91,7 @@ impl Plan {
                 // SAFETY: tensors, tables and positions are valid: a `Call` is made of `Args`, which consist of safe
                 // borrows that are still alive, or of parts for whose life on the stream the caller has vouched. The
                 // kernel was compiled for the call's spec and class.
-                unsafe { self.kernel.launch(stream, blocks, &params) }?;
+                unsafe { self.kernel.launch(stream, blocks, &params, call.angles) }?;
             }
         }
         Ok(())
@@ -125,7 +124,7 @@ impl<'a> Call<'a> {
         };
         let mut params = Params { q, k, fault, tokens_total: tokens as u64, ..Params::default() };
         let mut table_mix = 16u64;
-        tables(spec, &args.tables, batch, place, &mut params, &mut table_mix)?;
+        let angles = tables(spec, &args.tables, batch, place, &mut params, &mut table_mix)?;
         positions(spec, &args.positions, [batch, tokens], place, &mut params)?;
         let (Ok(batch), Ok(tokens)) = (u32::try_from(batch), u32::try_from(tokens)) else {
             return Err(Error::new(ErrorKind::Unsupported, "more than 2^32 sequences or tokens a sequence"));
@@ -135,11 +134,17 @@ impl<'a> Call<'a> {
         }
         let class = Class {
             word: word(mix, spec.dtype.size()),
-            table_word: word(table_mix, spec.table.dtype.size()),
+            table_word: if params.cos == 0 && angles.is_some() { 0 } else { word(table_mix, spec.table.dtype.size()) },
             head_major: args.q.tensor.layout.head_major(),
             copy_rest: spec.rotary_dim < spec.head_dim && (params.q.input != params.q.output || copy_k),
         };
-        Ok((batch > 0 && tokens > 0).then_some(Self { class, batch, tokens, params, lives: PhantomData }))
+        Ok((batch > 0 && tokens > 0).then_some(Self {
+            class,
+            batch,
+            tokens,
+            params,
+            angles: angles.unwrap_or(&AngleParams::NONE),
+        }))
     }
 
     pub fn total_tokens(&self) -> u64 {
@@ -207,14 +212,15 @@ fn tensor(
     Ok((params, batch, tokens))
 }
 
-fn tables(
+/// Returns what angles are computed from, if the spec wants that.
+fn tables<'a>(
     spec: &RopeSpec,
-    tables: &Tables<'_>,
+    tables: &'a Tables<'_>,
     batch: usize,
     place: Place,
     params: &mut Params,
     mix: &mut u64,
-) -> Result<()> {
+) -> Result<Option<&'a AngleParams>> {
     if !tables.places().iter().all(|p| p.serves(place)) {
         return Err(Error::argument("cos, sin", UNREACHABLE));
     }
@@ -234,6 +240,20 @@ fn tables(
         return Err(Error::argument("cos, sin", format!("are for {:?} sequences, q has {batch}", tables.batch)));
     }
     (params.cos, params.sin) = tables.addresses();
+    let angles = match (spec.angles, &tables.made) {
+        (None, None) => None,
+        (None, Some(_)) if params.cos != 0 => None, // tables like any others
+        (Some(mode), Some(made)) if made.mode == mode => Some(made.angles.as_ref()),
+        (Some(mode), made) => {
+            let got = made.as_ref().map_or_else(|| "the caller's".to_owned(), |m| format!("made as {:?}", m.mode));
+            return Err(Error::argument("cos, sin", format!("are {got}, the spec wants angles as {mode:?}"))
+                .hint("use tables of Engine::angles with the spec's mode"));
+        }
+        (None, Some(_)) => {
+            return Err(Error::argument("cos, sin", "are computed for this length, and the spec reads tables")
+                .hint("use RopeSpec::with_angles"));
+        }
+    };
     params.table_rows = i64::try_from(tables.rows).unwrap_or(i64::MAX);
     params.table_row_stride = tables.row_stride;
     params.table_batch_stride = tables.batch_stride;
@@ -242,7 +262,7 @@ fn tables(
     if batch > 1 {
         *mix |= tables.batch_stride.unsigned_abs() * size;
     }
-    Ok(())
+    Ok(angles)
 }
 
 fn positions(

@@ -7,6 +7,10 @@
 ROPE_INLINE float mul(float a, float b) { return __fmul_rn(a, b); }
 ROPE_INLINE float add(float a, float b) { return __fadd_rn(a, b); }
 ROPE_INLINE float sub(float a, float b) { return __fsub_rn(a, b); }
+ROPE_INLINE double mul(double a, double b) { return __dmul_rn(a, b); }
+ROPE_INLINE double add(double a, double b) { return __dadd_rn(a, b); }
+ROPE_INLINE double sub(double a, double b) { return __dadd_rn(a, -b); }
+ROPE_INLINE u64 double_bits(double x) { return (u64)__double_as_longlong(x); }
 ROPE_INLINE u32 mul_high(u32 a, u32 b) { return __umulhi(a, b); }
 ROPE_INLINE u32 float_bits(float x) { return __float_as_uint(x); }
 ROPE_INLINE float bits_float(u32 x) { return __uint_as_float(x); }
@@ -148,8 +152,14 @@ ROPE_INLINE void wait_for_previous() {
 #endif
 }
 
+#if ROPE_TABLELESS
+#define ROPE_ARGUMENTS const __grid_constant__ RopeParams p, const __grid_constant__ RopeAngles angles
+#else
+#define ROPE_ARGUMENTS const __grid_constant__ RopeParams p
+#endif
+
 #define ROPE_ENTRY                                                                                                    \
-    extern "C" __global__ void __launch_bounds__(ROPE_THREADS) rope_kernel(const __grid_constant__ RopeParams p) {    \
+    extern "C" __global__ void __launch_bounds__(ROPE_THREADS) rope_kernel(ROPE_ARGUMENTS) {                          \
         let_next_start();                                                                                             \
-        rope_thread(p, blockIdx.x, threadIdx.x);                                                                      \
+        rope_thread(p, ROPE_ANGLES(angles), blockIdx.x, threadIdx.x);                                                 \
     }

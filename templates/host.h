@@ -8,11 +8,20 @@
 ROPE_INLINE float mul(float a, float b) { return a * b; }
 ROPE_INLINE float add(float a, float b) { return a + b; }
 ROPE_INLINE float sub(float a, float b) { return a - b; }
+ROPE_INLINE double mul(double a, double b) { return a * b; }
+ROPE_INLINE double add(double a, double b) { return a + b; }
+ROPE_INLINE double sub(double a, double b) { return a - b; }
 ROPE_INLINE u32 mul_high(u32 a, u32 b) { return (u32)(((u64)a * b) >> 32); }
 
 ROPE_INLINE u32 float_bits(float x) {
     u32 y;
     __builtin_memcpy(&y, &x, 4);
+    return y;
+}
+
+ROPE_INLINE u64 double_bits(double x) {
+    u64 y;
+    __builtin_memcpy(&y, &x, 8);
     return y;
 }
 
@@ -71,7 +80,9 @@ ROPE_INLINE void wait_for_previous() {}
 #endif
 
 #define ROPE_ENTRY                                                                                                    \
-    extern "C" ROPE_CLONES void rope_kernel(const RopeParams* p, u32 first_block, u32 last_block) {                   \
+    extern "C" ROPE_CLONES void rope_kernel(const RopeParams* p, const RopeAngles* angles, u32 first_block,           \
+                                            u32 last_block) {                                                         \
+        (void)angles;                                                                                                 \
         for (u32 block = first_block; block < last_block; ++block)                                                    \
-            for (u32 thread = 0; thread < ROPE_THREADS; ++thread) rope_thread(*p, block, thread);                     \
+            for (u32 thread = 0; thread < ROPE_THREADS; ++thread) rope_thread(*p, ROPE_ANGLES(*angles), block, thread); \
     }

@@ -54,4 +54,13 @@ struct RopeParams {
     Divider tokens;
 };
 
-static_assert(sizeof(RopeParams) == 272, "src/device/params.rs mirrors this struct");
+// Where angles are computed and not read: the frequency of each pair, and the factor on cos and sin.
+struct RopeAngles {
+    float factor;
+    float inv_freq[256];
+};
+
+// For kernels that read their tables.
+struct NoAngles {};
+
+static_assert(sizeof(RopeParams) == 272 && sizeof(RopeAngles) == 1028, "src/device/params.rs mirrors these structs");

@@ -29,6 +29,14 @@ typedef Element TableElement;
 ROPE_INLINE float widen_table(TableElement x) { return widen(x); }
 #endif
 
+#if ROPE_TABLELESS
+typedef RopeAngles Angles;
+#define ROPE_ANGLES(given) given
+#else
+typedef NoAngles Angles;
+#define ROPE_ANGLES(given) NoAngles()
+#endif
+
 constexpr u32 VEC = ROPE_VEC;                                          // elements in a piece
 constexpr u32 PAIRS = ROPE_INTERLEAVED ? VEC / 2 : VEC;                // pairs that a thread turns in one head
 constexpr u32 HALF = ROPE_ROTARY_DIM / 2;
@@ -100,15 +108,23 @@ ROPE_INLINE i64 table_row(const RopeParams& p, u32 batch, u32 token, u32 axis) {
     return -1;
 }
 
-// cos and sin of the thread's pairs in one row.
-ROPE_INLINE void load_row(const RopeParams& p, u32 batch, i64 row, u32 lane, float (&c)[PAIRS], float (&s)[PAIRS]) {
+// cos and sin of the thread's pairs in one row, or at the position that would be its number.
+ROPE_INLINE void load_row(const RopeParams& p, const Angles& angles, u32 batch, i64 row, u32 lane, float (&c)[PAIRS], float (&s)[PAIRS]) {
     if (row < 0) {
         ROPE_UNROLL for (u32 i = 0; i < PAIRS; ++i) c[i] = s[i] = bits_float(0x7fffffffu);
         return;
     }
+#if ROPE_TABLELESS
+    ROPE_EACH_PAIR for (u32 i = 0; i < PAIRS; ++i) {
+        angle(row, angles.inv_freq[lane * PAIRS + i], angles.factor, c[i], s[i]);
+        c[i] = rounded(c[i]);
+        s[i] = rounded(s[i]);
+    }
+#else
     const i64 at = batch * p.table_batch_stride + row * p.table_row_stride + lane * PAIRS;
     load_table(c, (const TableElement*)p.cos_table + at);
     load_table(s, (const TableElement*)p.sin_table + at);
+#endif
 }
 
 #if ROPE_MROPE
@@ -124,7 +140,8 @@ ROPE_INLINE u32 axis_of(u32 pair) {
 #endif
 
 // cos and sin of the thread's pairs for a token.
-ROPE_INLINE void load_angles(const RopeParams& p, u32 batch, u32 token, u32 lane, float (&c)[PAIRS], float (&s)[PAIRS]) {
+ROPE_INLINE void load_angles(const RopeParams& p, const Angles& angles, u32 batch, u32 token, u32 lane,
+                             float (&c)[PAIRS], float (&s)[PAIRS]) {
 #if ROPE_MROPE
     // A token is outside as a whole when one of its axes is.
     i64 rows[3];
@@ -136,7 +153,7 @@ ROPE_INLINE void load_angles(const RopeParams& p, u32 batch, u32 token, u32 lane
         ROPE_UNROLL for (u32 i = 0; i < PAIRS; ++i) used |= axis_of(first + i) == axis;
         if (!used) continue;
         float ca[PAIRS], sa[PAIRS];
-        load_row(p, batch, outside ? -1 : rows[axis], lane, ca, sa);
+        load_row(p, angles, batch, outside ? -1 : rows[axis], lane, ca, sa);
         ROPE_UNROLL for (u32 i = 0; i < PAIRS; ++i) {
             if (axis_of(first + i) == axis) {
                 c[i] = ca[i];
@@ -145,11 +162,11 @@ ROPE_INLINE void load_angles(const RopeParams& p, u32 batch, u32 token, u32 lane
         }
     }
 #else
-    load_row(p, batch, table_row(p, batch, token, 0), lane, c, s);
+    load_row(p, angles, batch, table_row(p, batch, token, 0), lane, c, s);
 #endif
 }
 
-ROPE_INLINE void rope_unit(const RopeParams& p, u32 unit) {
+ROPE_INLINE void rope_unit(const RopeParams& p, const Angles& angles, u32 unit) {
     u32 rest = unit / LANES, lane = unit - rest * LANES;
 #if ROPE_HEAD_MAJOR
     u32 outer = divide(rest, p.tokens), token = rest - outer * p.tokens.divisor;
@@ -192,7 +209,7 @@ ROPE_INLINE void rope_unit(const RopeParams& p, u32 unit) {
         if (two) load(b[h], in[h] + at_b);
     }
     float c[PAIRS], s[PAIRS];
-    if (turns) load_angles(p, batch, token, lane, c, s);
+    if (turns) load_angles(p, angles, batch, token, lane, c, s);
     ROPE_UNROLL for (u32 h = 0; h < HEADS; ++h) {
         if (turns) {
             ROPE_EACH_PAIR for (u32 i = 0; i < PAIRS; ++i) {
@@ -208,9 +225,9 @@ ROPE_INLINE void rope_unit(const RopeParams& p, u32 unit) {
     }
 }
 
-ROPE_INLINE void rope_thread(const RopeParams& p, u32 block, u32 thread) {
+ROPE_INLINE void rope_thread(const RopeParams& p, const Angles& angles, u32 block, u32 thread) {
     u32 unit = block * ROPE_THREADS + thread;
-    if (unit < p.units) rope_unit(p, unit);
+    if (unit < p.units) rope_unit(p, angles, unit);
 }
 
 ROPE_ENTRY

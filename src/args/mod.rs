@@ -5,14 +5,16 @@
 
 mod positions;
 
+use std::borrow::Cow;
 use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
 
-use crate::device::Memory;
+use crate::device::{AngleParams, Memory};
 use crate::error::{Error, Result};
+use crate::rope::scaling::TableMode;
 use crate::rope::{DType, Layout};
 
 pub use positions::{CuSeqlens, Offsets, PositionIds, Positions};
@@ -51,6 +53,10 @@ pub(crate) enum Place {
         context: u64,
         stream: u64,
     },
+    /// The engine's own, on the device of this context (0 for the host): any stream may use it.
+    Own {
+        context: u64,
+    },
     Raw,
 }
 
@@ -61,7 +67,12 @@ impl Place {
 
     /// Whether a call that runs at `at` may use what is here.
     pub fn serves(self, at: Self) -> bool {
-        self == Self::Raw || self == at
+        match (self, at) {
+            (Self::Raw, _) => true,
+            (Self::Own { context: 0 }, at) => at == Self::Host,
+            (Self::Own { context }, Self::Cuda { context: there, .. }) => context == there,
+            _ => self == at,
+        }
     }
 }
 
@@ -208,6 +219,14 @@ pub struct Tables<'a> {
     pub(crate) batch_stride: i64,
     /// Sequences that have rows of their own; `None`: the caller vouches for it.
     pub(crate) batch: Option<usize>,
+    /// What they are made of, when the engine has made them.
+    pub(crate) made: Option<Made<'a>>,
+}
+
+/// What cos and sin are made of.
+pub(crate) struct Made<'a> {
+    pub mode: TableMode,
+    pub angles: Cow<'a, AngleParams>,
 }
 
 impl Tables<'static> {
@@ -225,7 +244,7 @@ impl Tables<'static> {
         [batch_stride, row_stride]: [i64; 2],
     ) -> Self {
         let (cos, sin) = (Borrowed::raw(cos), Borrowed::raw(sin));
-        Self { cos, sin, dtype, rows, width, row_stride, batch_stride, batch: None }
+        Self { cos, sin, dtype, rows, width, row_stride, batch_stride, batch: None, made: None }
     }
 }
 
@@ -266,6 +285,28 @@ impl<'a> Tables<'a> {
         Self::contiguous(cos, sin, dtype, [rows * width; 2], 1, width)
     }
 
+    /// Rows `[cos | sin]` that an engine has made, from `address` on, in memory that it keeps for as long as what `made`
+    /// borrows.
+    pub(crate) fn made(address: u64, context: u64, rows: usize, width: usize, made: Made<'a>) -> Self {
+        let place = Place::Own { context };
+        let [cos, sin] = [0, 4 * width as u64].map(|offset| Borrowed {
+            address: address + offset,
+            place,
+            _guard: None,
+            lives: PhantomData,
+        });
+        let row_stride = 2 * width as i64;
+        let (dtype, batch, made) = (DType::F32, Some(1), Some(made));
+        Self { cos, sin, dtype, rows, width, row_stride, batch_stride: 0, batch, made }
+    }
+
+    /// No rows at all: angles are computed, and no position is outside.
+    pub(crate) fn computed(width: usize, made: Made<'a>) -> Self {
+        let none = || Borrowed { address: 0, place: Place::Raw, _guard: None, lives: PhantomData };
+        let (dtype, rows, row_stride, batch_stride, batch) = (DType::F32, i64::MAX as usize, 0, 0, Some(1));
+        Self { cos: none(), sin: none(), dtype, rows, width, row_stride, batch_stride, batch, made: Some(made) }
+    }
+
     fn contiguous(
         cos: Borrowed<'a>,
         sin: Borrowed<'a>,
@@ -284,7 +325,17 @@ impl<'a> Tables<'a> {
         };
         let rows = cos_len / step;
         let batch_stride = if batch > 1 { (rows * width) as i64 } else { 0 };
-        Ok(Self { cos, sin, dtype, rows, width, row_stride: width as i64, batch_stride, batch: Some(batch) })
+        Ok(Self {
+            cos,
+            sin,
+            dtype,
+            rows,
+            width,
+            row_stride: width as i64,
+            batch_stride,
+            batch: Some(batch),
+            made: None,
+        })
     }
 
     pub(crate) fn addresses(&self) -> (u64, u64) {

@@ -16,8 +16,8 @@ use rayon::prelude::*;
 
 use super::host_reference::ReferenceKernel;
 use super::{
-    Binary, Device, Facts, FaultWord, Kernel, Measuring, Memory, Params, Stream, TimedLaunch, Timer, compile_error,
-    range,
+    AngleParams, Binary, Device, Facts, FaultWord, Kernel, Measuring, Memory, Params, Stream, TimedLaunch, Timer,
+    compile_error, range,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::Variant;
@@ -227,7 +227,7 @@ impl Device for Host {
 }
 
 /// Runs blocks `first..last`.
-type HostEntry = unsafe extern "C" fn(params: *const Params, first: u32, last: u32);
+type HostEntry = unsafe extern "C" fn(params: *const Params, angles: *const AngleParams, first: u32, last: u32);
 
 struct HostKernel {
     entry: HostEntry,
@@ -236,10 +236,10 @@ struct HostKernel {
 }
 
 impl Kernel for HostKernel {
-    unsafe fn launch(&self, _: Stream<'_>, blocks: u32, params: &Params) -> Result<()> {
+    unsafe fn launch(&self, _: Stream<'_>, blocks: u32, params: &Params, angles: &AngleParams) -> Result<()> {
         let run = |first: u32, last: u32| {
             // SAFETY: this function's contract; threads of a launch write disjoint elements.
-            unsafe { (self.entry)(params, first, last) };
+            unsafe { (self.entry)(params, angles, first, last) };
         };
         let chunk = blocks.div_ceil(4 * rayon::current_num_threads() as u32).max(16);
         if blocks <= chunk {

@@ -2,8 +2,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Kernel, Params, Stream, TensorParams};
+use super::{AngleParams, Kernel, Params, Stream, TensorParams};
 use crate::error::Result;
+use crate::rope::scaling::cos_sin;
 use crate::rope::{DType, PositionForm, RopeSpec, TableWidth, reference};
 
 /// The reference as a kernel.
@@ -51,7 +52,7 @@ impl ReferenceKernel {
     ///
     /// # Safety
     /// As [`Kernel::launch`].
-    unsafe fn head(&self, p: &Params, t: &TensorParams, at: [i64; 3], rows: Option<[i64; 3]>) {
+    unsafe fn head(&self, p: &Params, angles: &AngleParams, t: &TensorParams, at: [i64; 3], rows: Option<[i64; 3]>) {
         let dot = |strides: &[i64; 3]| strides.iter().zip(at).map(|(s, i)| s * i).sum::<i64>();
         let (from, to) = (dot(&t.in_stride), dot(&t.out_stride));
         let dtype = self.spec.dtype;
@@ -64,6 +65,10 @@ impl ReferenceKernel {
             let axis = self.spec.mrope.map_or(0, |m| m.axis(i as u32));
             let turned = rows.map_or((f32::NAN, f32::NAN), |rows| {
                 let row = rows[axis];
+                if let (Some(mode), 0) = (self.spec.angles, p.cos) {
+                    let angle = cos_sin(mode, row, angles.inv_freq[i], angles.factor);
+                    return reference::rotate(&self.spec, (read(first), read(second)), angle);
+                }
                 let entry = at[0] * p.table_batch_stride + row * p.table_row_stride + i as i64;
                 // SAFETY: the row lies inside the table.
                 let (c, s) = unsafe {
@@ -110,7 +115,7 @@ unsafe fn write_element(dtype: DType, address: u64, index: i64, x: f32) {
 }
 
 impl Kernel for ReferenceKernel {
-    unsafe fn launch(&self, _: Stream<'_>, _: u32, p: &Params) -> Result<()> {
+    unsafe fn launch(&self, _: Stream<'_>, _: u32, p: &Params, angles: &AngleParams) -> Result<()> {
         for batch in i64::from(p.batch_begin)..i64::from(p.batch_begin) + i64::from(p.sequences) {
             for token in i64::from(p.token_begin)..i64::from(p.token_begin) + i64::from(p.tokens.divisor()) {
                 let axes = if self.spec.mrope.is_some() { 3 } else { 1 };
@@ -125,7 +130,7 @@ impl Kernel for ReferenceKernel {
                 for (tensor, heads) in [(&p.q, self.spec.num_heads), (&p.k, self.spec.num_kv_heads)] {
                     for head in 0..i64::from(heads) {
                         // SAFETY: this function's contract.
-                        unsafe { self.head(p, tensor, [batch, token, head], rows) };
+                        unsafe { self.head(p, angles, tensor, [batch, token, head], rows) };
                     }
                 }
             }

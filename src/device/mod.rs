@@ -25,7 +25,7 @@ use crate::jit::render::Dialect;
 use crate::jit::{Abilities, Variant};
 use crate::rope::RopeSpec;
 
-pub use params::{Divider, Params, TensorParams};
+pub use params::{AngleParams, Divider, Params, TensorParams};
 pub use target::Target;
 
 /// What is known of a device.
@@ -132,12 +132,12 @@ impl<'a> From<&'a cudarc::driver::CudaStream> for Stream<'a> {
 
 /// A loaded kernel.
 pub trait Kernel: Send + Sync {
-    /// Launches `blocks` blocks of the kernel's threads on the stream.
+    /// Launches `blocks` blocks of the kernel's threads on the stream. `angles` is for kernels that compute theirs.
     ///
     /// # Safety
     /// Every address in `params` is valid on the device for all that the kernel reads and writes with these `params`,
     /// until the stream has passed the launch.
-    unsafe fn launch(&self, stream: Stream<'_>, blocks: u32, params: &Params) -> Result<()>;
+    unsafe fn launch(&self, stream: Stream<'_>, blocks: u32, params: &Params, angles: &AngleParams) -> Result<()>;
 }
 
 /// Memory of a device, freed when dropped.

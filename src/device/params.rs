@@ -38,7 +38,7 @@ pub struct TensorParams {
     pub out_stride: [i64; 3],
 }
 
-/// The one argument of every kernel.
+/// The first argument of every kernel.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
 pub struct Params {
@@ -65,8 +65,21 @@ pub struct Params {
     pub tokens: Divider,
 }
 
+/// Frequencies of at most 256 pairs and the factor on cos and sin, for kernels that compute their angles.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(C)]
+pub struct AngleParams {
+    pub factor: f32,
+    pub inv_freq: [f32; 256],
+}
+
+impl AngleParams {
+    /// For kernels that read their tables.
+    pub const NONE: Self = Self { factor: 0.0, inv_freq: [0.0; 256] };
+}
+
 // The same figure stands in templates/params.h, where the compilers check it.
-const _: () = assert!(size_of::<Params>() == 272 && align_of::<Params>() == 8);
+const _: () = assert!(size_of::<Params>() == 272 && align_of::<Params>() == 8 && size_of::<AngleParams>() == 1028);
 
 #[cfg(test)]
 mod tests {

@@ -114,6 +114,7 @@ impl Builder {
             store,
             tuning,
             counters,
+            angles: std::sync::Mutex::default(),
             ropes: DashMap::new(),
             on_progress: self.on_progress,
         });

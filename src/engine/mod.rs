@@ -3,6 +3,7 @@
 //! [`Engine`] holds one device and one cache. [`Engine::rope`] gives a [`Rope`] for a spec, and [`Rope::apply`] launches.
 //! The first call of a bucket and layout class finds a kernel (memory, disk, compile); every later one loads a pointer.
 
+mod angles;
 mod builder;
 mod choices;
 mod kernels;
@@ -27,6 +28,7 @@ use crate::plan::{Call, Origin, Plan, place_of};
 use crate::rope::RopeSpec;
 use crate::store::Store;
 
+pub use angles::Angles;
 pub use builder::Builder;
 pub use choices::ChoiceMeta;
 use choices::Choices;
@@ -118,6 +120,8 @@ struct Shared {
     dialect: Dialect,
     context: u64,
     ropes: DashMap<RopeSpec, Arc<RopeState>>,
+    /// Tables of parameters: few, and looked for by comparing.
+    angles: Mutex<Vec<Arc<angles::Kept>>>,
     on_progress: Option<OnProgress>,
 }
 
@@ -216,7 +220,20 @@ impl Engine {
             let class = Class::contiguous(spec, head_major, out);
             resolve::prewarm(self, spec, Bucket::of(tokens), class, tune)
         };
-        classes.into_iter().map(prepare).collect()
+        let mut done: Vec<Prewarmed> = classes.iter().map(|&out| prepare(out)).collect::<Result<_>>()?;
+        if let Some(mode) = spec.angles {
+            // For what has no table: lengths with frequencies of their own, and tables, which are made so.
+            let tableless =
+                |spec: &RopeSpec, head_major, out| Class { table_word: 0, ..Class::contiguous(spec, head_major, out) };
+            for &out in &classes {
+                let class = tableless(spec, head_major, out);
+                done.push(resolve::prewarm(self, spec, Bucket::of(tokens), class, tune)?);
+            }
+            let maker = angles::maker_spec(spec.rotary_dim, mode);
+            let class = tableless(&maker, false, true);
+            done.push(resolve::prewarm(self, &maker, angles::maker_bucket(), class, false)?);
+        }
+        Ok(done)
     }
 
     /// Waits until no tuning is queued or running in the background.
@@ -291,7 +308,7 @@ impl Rope {
             plan.launch(stream, &call)?;
             return Ok(Origin::Memory);
         }
-        let plan = resolve::resolve(self, stream, Bucket::of(call.total_tokens()), call.class)?;
+        let plan = resolve::resolve(self, stream, Bucket::of(call.total_tokens()), call.class, self.shared.tuning)?;
         plan.launch(stream, &call)?;
         Ok(plan.origin)
     }

@@ -10,6 +10,7 @@ use crate::device::Stream;
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::{Bucket, Candidate, Class, Record, Variant, variant};
 use crate::plan::{Origin, Plan};
+use crate::rope::scaling::TableMode;
 use crate::rope::{DType, Direction, PairStyle, PositionForm, RopeSpec, Rounding, TableWidth};
 
 /// What a prewarm has done for one spec, bucket and class.
@@ -28,7 +29,13 @@ pub struct Prewarmed {
 }
 
 /// Fills a slot and returns what is in it.
-pub(super) fn resolve(rope: &Rope, stream: Stream<'_>, bucket: Bucket, class: Class) -> Result<Arc<Plan>> {
+pub(super) fn resolve(
+    rope: &Rope,
+    stream: Stream<'_>,
+    bucket: Bucket,
+    class: Class,
+    tuning: Tuning,
+) -> Result<Arc<Plan>> {
     let (shared, state) = (rope.shared.as_ref(), &rope.state);
     if shared.device.is_capturing(stream) {
         return while_capturing(state, class);
@@ -41,10 +48,10 @@ pub(super) fn resolve(rope: &Rope, stream: Stream<'_>, bucket: Bucket, class: Cl
         return Ok(plan);
     }
     let started = Instant::now();
-    let plan = Arc::new(find_or_make(shared, state, bucket, class)?);
+    let plan = Arc::new(find_or_make(shared, state, bucket, class, tuning)?);
     tracing::debug!("{}, {} tokens: {:?} in {:?}", state.spec, bucket.tokens(), plan.origin, started.elapsed());
     slot.plan.store(Some(Arc::clone(&plan)));
-    if shared.tuning == Tuning::Background && !plan.tuned && plan.origin != Origin::Reference {
+    if tuning == Tuning::Background && !plan.tuned && plan.origin != Origin::Reference {
         rope.worker.enqueue(Arc::clone(state), bucket, class);
     }
     Ok(plan)
@@ -65,14 +72,16 @@ fn while_capturing(state: &RopeState, class: Class) -> Result<Arc<Plan>> {
 }
 
 /// A kernel from the cache, a compiled or a tuned one; the device's fallback where nothing can be compiled.
-fn find_or_make(shared: &Shared, state: &RopeState, bucket: Bucket, class: Class) -> Result<Plan> {
+fn find_or_make(shared: &Shared, state: &RopeState, bucket: Bucket, class: Class, tuning: Tuning) -> Result<Plan> {
     let spec = &state.spec;
-    if let Some(plan) = find(shared, spec, bucket, class).transpose() {
+    if let Some(plan) = find(shared, spec, bucket, class, tuning).transpose() {
         return or_fallback(shared, spec, bucket, class, plan);
     }
-    let made = match shared.tuning {
+    let made = match tuning {
         Tuning::Frozen => return Err(not_cached(shared, spec, bucket, class)),
-        Tuning::Blocking { budget } => tuning::tune(shared, state, class, bucket, budget, &AtomicBool::new(false)),
+        Tuning::Blocking { budget } => {
+            super::tuning::tune(shared, state, class, bucket, budget, &AtomicBool::new(false))
+        }
         Tuning::Background | Tuning::Never => {
             let default = default_variant(shared, spec, class, bucket);
             shared.kernels.obtain(spec, class, default, None).and_then(|(loaded, origin)| {
@@ -85,13 +94,13 @@ fn find_or_make(shared: &Shared, state: &RopeState, bucket: Bucket, class: Class
 }
 
 /// What the cache's choice names. Where its kernel is gone or damaged it is made again, not tuned again.
-fn find(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: Class) -> Result<Option<Plan>> {
+fn find(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: Class, tuning: Tuning) -> Result<Option<Plan>> {
     let Some(record) = shared.choices.read(spec, bucket, class) else { return Ok(None) };
-    if !record.tuned && matches!(shared.tuning, Tuning::Blocking { .. }) {
+    if !record.tuned && matches!(tuning, Tuning::Blocking { .. }) {
         return Ok(None);
     }
     let Some(chosen) = legal_choice(shared, spec, class, bucket, &record) else { return Ok(None) };
-    let found = match (shared.tuning, chosen.artifact) {
+    let found = match (tuning, chosen.artifact) {
         (Tuning::Frozen, None) => None,
         (Tuning::Frozen, Some(key)) => shared.kernels.find(spec, class, chosen.variant, key)?,
         (_, named) => Some(shared.kernels.obtain(spec, class, chosen.variant, named)?),
@@ -214,6 +223,12 @@ fn prewarm_command(spec: &RopeSpec, bucket: Bucket, class: Class) -> String {
         PositionForm::Offsets64 => Some("offsets64"),
         PositionForm::CuSeqlens => Some("cu-seqlens"),
     };
+    let angles = match spec.angles {
+        Some(TableMode::F32) => "--angles f32",
+        Some(TableMode::Accurate) => "--angles accurate",
+        None => "",
+    };
+    flag(spec.angles.is_some(), angles);
     flag(positions.is_some(), &format!("--positions {}", positions.unwrap_or_default()));
     flag(
         spec.mrope.is_some(),

@@ -1,10 +1,13 @@
 //! Memory to measure on: never the caller's tensors, bounded in size, rotated past the last-level cache.
 
-use crate::args::{Args, CuSeqlens, Offsets, Operand, Place, PositionIds, Positions, Tables, Tensor};
-use crate::device::{Device, Memory, Stream};
+use std::borrow::Cow;
+
+use crate::args::{Args, CuSeqlens, Made, Offsets, Operand, Place, PositionIds, Positions, Tables, Tensor};
+use crate::device::{AngleParams, Device, Memory, Stream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::{Bucket, Class};
 use crate::plan::{Call, Plan};
+use crate::rope::scaling::{RopeParameters, cos_sin_table};
 use crate::rope::{DType, Layout, PositionForm, RopeSpec};
 
 /// How often the rotated sets together exceed the last-level cache.
@@ -16,15 +19,21 @@ const MAX_SETS: u64 = 128;
 const SMALL_STARTS: usize = 512;
 const LARGE_STARTS: usize = 2 << 20;
 
+/// Tokens at most whose bits are compared.
+const COMPARED: usize = 194;
+
 /// Tensors, tables and positions for the calls of one measurement.
 pub(super) struct Scratch {
     /// `sets` times (q in, k in, q out, k out).
     data: Box<dyn Memory>,
     tables: Box<dyn Memory>,
     ids: Option<Box<dyn Memory>>,
+    /// For specs whose angles are the engine's.
+    angles: AngleParams,
     spec: RopeSpec,
     class: Class,
     fault: u64,
+    context: u64,
     pub tokens: u64,
     pub sets: usize,
     /// Where k starts in a half.
@@ -63,6 +72,7 @@ impl Scratch {
         let mut noise = Noise(0x9e37_79b9_7f4a_7c15);
         fill(device, data.as_ref(), spec.dtype, &mut noise)?;
         fill(device, tables.as_ref(), spec.table.dtype, &mut noise)?;
+        let angles = engine_angles(spec, tables.as_ref())?;
         let ids = position_numbers(spec, tokens as usize);
         let ids = ids
             .map(|bytes| {
@@ -71,7 +81,20 @@ impl Scratch {
                 Ok::<_, Error>(memory)
             })
             .transpose()?;
-        Ok(Self { data, tables, ids, spec: spec.clone(), class, fault, tokens, sets, k_starts, half })
+        Ok(Self {
+            data,
+            tables,
+            ids,
+            angles,
+            spec: spec.clone(),
+            class,
+            fault,
+            context: device.context(),
+            tokens,
+            sets,
+            k_starts,
+            half,
+        })
     }
 
     /// Launches `plan` on set `set` with `batch` sequences of `tokens` tokens.
@@ -111,13 +134,25 @@ impl Scratch {
         let args = Args {
             q: operand(spec.num_heads, 0)?,
             k: (spec.num_kv_heads > 0).then(|| operand(spec.num_kv_heads, self.k_starts)).transpose()?,
-            tables: Tables::in_memory(self.tables.as_ref(), spec.table.dtype, self.tokens as usize, width)?,
+            tables: self.tables(width)?,
             positions,
         };
         match Call::new(spec, &args, Place::Raw, self.fault)? {
             Some(call) => plan.launch(stream, &call),
             None => Err(Error::argument("tokens", "there is nothing to measure")),
         }
+    }
+
+    fn tables(&self, width: usize) -> Result<Tables<'_>> {
+        let rows = self.tokens as usize;
+        let Some(mode) = self.spec.angles else {
+            return Tables::in_memory(self.tables.as_ref(), self.spec.table.dtype, rows, width);
+        };
+        let made = Made { mode, angles: Cow::Borrowed(&self.angles) };
+        if self.class.table_word == 0 {
+            return Ok(Tables::computed(width, made));
+        }
+        Ok(Tables::made(self.tables.address(), self.context, rows, width, made))
     }
 
     /// Partial rotary in place: nothing is copied, and outputs lie where inputs lay.
@@ -134,7 +169,7 @@ impl Scratch {
 
     /// Launches `plan` on a few tokens and returns all bits of its output; what it does not write stays poisoned.
     pub fn run_small(&self, device: &dyn Device, plan: &Plan) -> Result<Vec<u8>> {
-        let tokens = self.tokens.min(194) as usize;
+        let tokens = self.tokens.min(COMPARED as u64) as usize;
         let two = tokens >= 2 && self.spec.positions != PositionForm::CuSeqlens;
         let (batch, per_sequence) = if two { (2, tokens / 2) } else { (1, tokens) };
         let bytes =
@@ -156,6 +191,24 @@ impl Scratch {
         }
         Ok(outputs.concat())
     }
+}
+
+/// Frequencies of a usual model; the rows of the table that a comparison of bits reads are theirs.
+fn engine_angles(spec: &RopeSpec, table: &dyn Memory) -> Result<AngleParams> {
+    let mut angles = AngleParams::NONE;
+    let Some(mode) = spec.angles else { return Ok(angles) };
+    let frequencies = RopeParameters::new(1e4, spec.rotary_dim).frequencies(None)?;
+    angles.factor = 1.0;
+    for (to, from) in angles.inv_freq.iter_mut().zip(&frequencies.inv_freq) {
+        *to = *from;
+    }
+    let pairs = spec.rotary_dim as usize / 2;
+    let rows = COMPARED.min(table.bytes() / (8 * pairs)) as u64;
+    let (cos, sin) = cos_sin_table(&frequencies, 0..rows, mode);
+    let row = |i: usize| [&cos, &sin].into_iter().flat_map(move |t| &t[i * pairs..(i + 1) * pairs]);
+    let bytes: Vec<u8> = (0..rows as usize).flat_map(row).flat_map(|x| x.to_ne_bytes()).collect();
+    table.upload(0, &bytes)?;
+    Ok(angles)
 }
 
 /// The bytes of what says where tokens stand; `None` where that is implicit.

@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 use sha2::{Digest, Sha256};
 
 use super::variant::{Class, Variant};
+use crate::rope::scaling::TableMode;
 use crate::rope::{DType, Direction, PairStyle, PositionForm, RopeSpec, Rounding};
 
 /// The name of every kernel's entry point.
@@ -24,13 +25,14 @@ const PARAMS: &str = include_str!("../../templates/params.h");
 const CUDA: &str = include_str!("../../templates/cuda.h");
 const HOST: &str = include_str!("../../templates/host.h");
 const NUMERIC: &str = include_str!("../../templates/numeric.h");
+const ANGLES: &str = include_str!("../../templates/angles.h");
 const ROPE: &str = include_str!("../../templates/rope.h");
 
 /// SHA-256 over all templates, in hexadecimal: a choice made for other templates is not taken over.
 pub fn templates_digest() -> &'static str {
     static DIGEST: LazyLock<String> = LazyLock::new(|| {
         let mut hasher = Sha256::new();
-        for text in [PARAMS, CUDA, HOST, NUMERIC, ROPE] {
+        for text in [PARAMS, CUDA, HOST, NUMERIC, ANGLES, ROPE] {
             hasher.update((text.len() as u64).to_le_bytes());
             hasher.update(text);
         }
@@ -76,7 +78,7 @@ pub fn render(dialect: Dialect, spec: &RopeSpec, class: Class, v: Variant) -> St
         }
     }
     define("WORD", &class.word);
-    define("TABLE_WORD", &class.table_word);
+    define("TABLE_WORD", &class.table_word.max(2));
     define("HEAD_MAJOR", &u8::from(class.head_major));
     define("COPY_REST", &u8::from(class.copy_rest));
     define("THREADS", &v.threads);
@@ -85,13 +87,15 @@ pub fn render(dialect: Dialect, spec: &RopeSpec, class: Class, v: Variant) -> St
     define("LOAD_HINT", &v.load.code());
     define("STORE_HINT", &v.store.code());
     define("KEEP_TABLES", &u8::from(v.keep_tables));
+    define("TABLELESS", &u8::from(v.tableless));
+    define("ACCURATE", &u8::from(spec.angles == Some(TableMode::Accurate)));
     define("OVERLAP", &u8::from(v.overlap));
     define("PREFETCH", &u8::from(v.prefetch));
     let device = match dialect {
         Dialect::Cuda => ("cuda.h", CUDA),
         Dialect::Host => ("host.h", HOST),
     };
-    for (name, body) in [("params.h", PARAMS), device, ("numeric.h", NUMERIC), ("rope.h", ROPE)] {
+    for (name, body) in [("params.h", PARAMS), device, ("numeric.h", NUMERIC), ("angles.h", ANGLES), ("rope.h", ROPE)] {
         let _ = writeln!(text, "#line 1 \"templates/{name}\"");
         text.push_str(body);
     }

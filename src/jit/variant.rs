@@ -40,7 +40,7 @@ impl Bucket {
 pub struct Class {
     /// Bytes by which every head of q and k is aligned, in and out: 2 to 16.
     pub word: u8,
-    /// Bytes by which every row of the tables is aligned: 2 to 16.
+    /// Bytes by which every row of the tables is aligned: 2 to 16; 0 when there is no table and angles are computed.
     pub table_word: u8,
     /// `[B,H,S,D]` rather than `[B,S,H,D]` in memory.
     pub head_major: bool,
@@ -65,6 +65,7 @@ impl Class {
 
     /// Its number, below [`Class::COUNT`].
     pub fn index(self) -> usize {
+        // No table shares its number with rows aligned to 2 bytes: a spec has the one or the other.
         let log2 = |word: u8| (word.clamp(2, 16).trailing_zeros() - 1) as usize;
         log2(self.word) << 4
             | log2(self.table_word) << 2
@@ -77,7 +78,10 @@ impl fmt::Display for Class {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let order = if self.head_major { "bhsd" } else { "bshd" };
         let rest = if self.copy_rest { "+rest" } else { "" };
-        write!(f, "{order}/{}B/t{}B{rest}", self.word, self.table_word)
+        match self.table_word {
+            0 => write!(f, "{order}/{}B/no-table{rest}", self.word),
+            word => write!(f, "{order}/{}B/t{word}B{rest}", self.word),
+        }
     }
 }
 
@@ -114,6 +118,7 @@ impl Hint {
 }
 
 /// One way to run the kernel. All give the same bits.
+#[allow(clippy::struct_excessive_bools)] // independent switches, each of them tuned
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Variant {
     /// Threads per block.
@@ -131,6 +136,9 @@ pub struct Variant {
     /// Launched before the kernel ahead of it on the stream has ended (programmatic dependent launch): its blocks are
     /// placed and its indices computed while that one drains; it waits before it reads or writes.
     pub overlap: bool,
+    /// Computes its angles in place of reading them from a table, for specs whose angles are the engine's.
+    #[serde(default)]
+    pub tableless: bool,
     /// With `overlap`: asks for its inputs to be brought into the L2 before it waits. The L2 is where memory is coherent,
     /// so what the kernel ahead still writes is seen.
     pub prefetch: bool,
@@ -140,7 +148,9 @@ impl fmt::Display for Variant {
     /// Such as `t128 v8 h2 cs/wb keep pdl`: threads, elements, heads, hints of loads and stores, and what is switched on.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "t{} v{} h{} {}/{}", self.threads, self.vec, self.heads, self.load.name(), self.store.name())?;
-        for (name, on) in [("keep", self.keep_tables), ("pdl", self.overlap), ("pf", self.prefetch)] {
+        for (name, on) in
+            [("keep", self.keep_tables), ("tableless", self.tableless), ("pdl", self.overlap), ("pf", self.prefetch)]
+        {
             if on {
                 write!(f, " {name}")?;
             }
@@ -169,7 +179,8 @@ pub fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilities) -> V
         heads: 1,
         load: Default,
         store: if few { Default } else { Streaming },
-        keep_tables: !few,
+        keep_tables: !few && class.table_word > 0,
+        tableless: class.table_word == 0,
         overlap: can.overlap,
         prefetch: few && can.overlap,
     };
@@ -186,6 +197,16 @@ pub fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilities) -> V
             push(Variant { threads, heads, ..default });
         }
         return all;
+    }
+    if spec.angles.is_some() {
+        // Angles are computed once for the heads of a thread.
+        for heads in [1, 2, 4, 8] {
+            let tableless = Variant { heads, tableless: true, keep_tables: false, ..default };
+            push(tableless);
+            if !few {
+                push(Variant { load: EvictFirst, store: EvictFirst, ..tableless });
+            }
+        }
     }
     let (whole, half) = (default.vec, (default.vec / 2).max(1));
     if heads_of_all <= 1 << 17 && can.overlap {
@@ -257,6 +278,12 @@ pub fn check(spec: &RopeSpec, class: Class, v: Variant, can: Abilities) -> Resul
     }
     if v.overlap && !can.overlap {
         return bad("overlap", "needs compute capability 9.0 and a driver of CUDA 12.3");
+    }
+    if v.tableless && spec.angles.is_none() {
+        return bad("tableless", "needs a spec whose angles come from the engine");
+    }
+    if !v.tableless && class.table_word == 0 {
+        return bad("tableless", "must be on where there is no table");
     }
     if v.prefetch && !v.overlap {
         return bad("prefetch", "means nothing without overlap");

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::DType;
-use super::scaling::Mrope;
+use super::scaling::{Mrope, TableMode};
 use crate::error::{Error, Result};
 
 /// Which elements of a head turn together.
@@ -113,6 +113,10 @@ pub struct RopeSpec {
     pub table: TableForm,
     /// Where positions come from.
     pub positions: PositionForm,
+    /// cos and sin come from the engine ([`Engine::angles`](crate::Engine::angles)), made in this mode: read from a table
+    /// or computed by the kernel, whichever is faster, with the same bits. `None`: tables are the caller's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub angles: Option<TableMode>,
     /// Three position axes (multimodal RoPE): `position_ids` are `[3, batch, tokens]`, and each pair follows one axis.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mrope: Option<Mrope>,
@@ -138,6 +142,7 @@ impl RopeSpec {
             direction: Direction::default(),
             table: TableForm { dtype: DType::F32, width: TableWidth::default() },
             positions: PositionForm::default(),
+            angles: None,
             mrope: None,
         }
     }
@@ -154,6 +159,13 @@ impl RopeSpec {
     pub fn with_positions(mut self, positions: PositionForm) -> Self {
         self.positions = positions;
         self
+    }
+
+    /// The same with cos and sin from the engine.
+    #[must_use]
+    pub fn with_angles(mut self, mode: TableMode) -> Self {
+        self.angles = Some(mode);
+        self.with_table(DType::F32, TableWidth::Half)
     }
 
     /// The same with another rounding contract.
@@ -199,6 +211,9 @@ impl RopeSpec {
                 format!("must be f32 or the dtype of the tensors ({}), got {}", self.dtype, self.table.dtype),
             ));
         }
+        if self.angles.is_some() && self.table != (TableForm { dtype: DType::F32, width: TableWidth::Half }) {
+            return Err(Error::argument("table", "must be f32 of half width where cos and sin come from the engine"));
+        }
         if let Some(mrope) = &self.mrope {
             if mrope.pairs() != u64::from(self.rotary_dim / 2) {
                 let what =
@@ -225,7 +240,11 @@ impl fmt::Display for RopeSpec {
         if self.direction == Direction::Backward {
             f.write_str(" backward")?;
         }
-        write!(f, " table={}/{} pos={}", self.table.dtype, word(&self.table.width), word(&self.positions))?;
+        match self.angles {
+            None => write!(f, " table={}/{}", self.table.dtype, word(&self.table.width))?,
+            Some(mode) => write!(f, " angles={}", word(&mode))?,
+        }
+        write!(f, " pos={}", word(&self.positions))?;
         match &self.mrope {
             None => Ok(()),
             Some(m) => {

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)] // tensors at raw addresses: what a library around other memory does
 
 use ropejit::args::{Args, CuSeqlens, Offsets, Operand, PositionIds, Positions, Tables, Tensor};
+use ropejit::rope::scaling::{RopeParameters, cos_sin_table};
 use ropejit::rope::{Layout, reference};
 use ropejit::{DType, Engine, Origin, PositionForm, RopeSpec, Stream};
 
@@ -58,6 +59,8 @@ pub struct Case {
     pub cu_seqlens: Vec<i32>,
     /// Packed sequences have offsets of their own.
     pub packed_offsets: bool,
+    /// cos and sin are the engine's, of these parameters, for sequences of this length; the mode is the spec's.
+    pub angles: Option<(RopeParameters, u64)>,
 }
 
 impl Case {
@@ -73,6 +76,7 @@ impl Case {
             outside: Vec::new(),
             cu_seqlens: vec![0, (tokens / 3) as i32, (tokens / 3) as i32, tokens as i32],
             packed_offsets: false,
+            angles: None,
         }
     }
 
@@ -109,6 +113,10 @@ pub struct Data {
 
 const POISON: u8 = 0x5a;
 
+fn bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|x| x.to_ne_bytes()).collect()
+}
+
 fn axes(spec: &RopeSpec) -> usize {
     if spec.mrope.is_some() { 3 } else { 1 }
 }
@@ -131,6 +139,11 @@ impl Data {
                     spec.table.dtype.write(&mut sin, at, angle.sin() as f32);
                 }
             }
+        }
+        if let (Some((parameters, seq_len)), Some(mode)) = (&case.angles, spec.angles) {
+            let frequencies = parameters.frequencies(Some(*seq_len)).expect("frequencies");
+            let (c, s) = cos_sin_table(&frequencies, 0..rows as u64, mode);
+            (cos, sin) = (bytes(&c), bytes(&s));
         }
         let wanted = match spec.positions {
             PositionForm::Offsets32 | PositionForm::Offsets64 => case.batch,
@@ -244,6 +257,8 @@ pub fn run(engine: &Engine, case: &Case, data: &Data) -> ropejit::Result<(Origin
         PositionForm::Ids64 | PositionForm::Offsets64 => data.ids.iter().flat_map(|&p| p.to_ne_bytes()).collect(),
         _ => data.ids.iter().flat_map(|&p| (p as i32).to_ne_bytes()).collect(),
     };
+    let angles = case.angles.as_ref().zip(spec.angles);
+    let angles = angles.map(|((p, len), mode)| engine.angles(p, mode).map(|a| (a, *len))).transpose()?;
     let cu_seqlens: Vec<u8> = case.cu_seqlens.iter().flat_map(|n| n.to_ne_bytes()).collect();
     let cu_seqlens = upload(&cu_seqlens)?;
     let ids = upload(&id_bytes)?;
@@ -262,10 +277,21 @@ pub fn run(engine: &Engine, case: &Case, data: &Data) -> ropejit::Result<(Origin
     let args = Args {
         q: operand(0, spec.num_heads),
         k: (spec.num_kv_heads > 0).then(|| operand(1, spec.num_kv_heads)),
-        // SAFETY: the tables hold `rows` rows a sequence.
-        tables: unsafe {
-            let strides = [batch_stride as i64, width as i64];
-            Tables::from_raw(pointer(cos.as_ref()), pointer(sin.as_ref()), spec.table.dtype, data.rows, width, strides)
+        tables: if let Some((angles, seq_len)) = &angles {
+            angles.tables(*seq_len)?
+        } else {
+            // SAFETY: the tables hold `rows` rows a sequence.
+            unsafe {
+                let strides = [batch_stride as i64, width as i64];
+                Tables::from_raw(
+                    pointer(cos.as_ref()),
+                    pointer(sin.as_ref()),
+                    spec.table.dtype,
+                    data.rows,
+                    width,
+                    strides,
+                )
+            }
         },
         positions: match spec.positions {
             PositionForm::Implicit => Positions::Offset(case.offset as i64),

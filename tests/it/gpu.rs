@@ -7,6 +7,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use ropejit::engine::ChoiceMeta;
 use ropejit::jit::Bucket;
+use ropejit::rope::scaling::TableMode;
 use ropejit::store::Kind;
 use ropejit::{DType, DeviceChoice, Engine, ErrorKind, Layout, Origin, PositionForm, RopeSpec, Tuning};
 
@@ -53,6 +54,14 @@ fn every_form_is_bit_exact_and_near_f64() {
 }
 
 #[test]
+fn engine_angles_are_bit_exact_and_follow_the_length() {
+    let _beside = beside();
+    let Some(engine) = engine("engine_angles_are_bit_exact_and_follow_the_length", Tuning::Never) else { return };
+    crate::angles::every_form(&engine);
+    crate::angles::far_positions(&engine);
+}
+
+#[test]
 fn equals_transformers_eager() {
     let _beside = beside();
     let Some(engine) = engine("equals_transformers_eager", Tuning::Never) else { return };
@@ -72,6 +81,15 @@ fn every_candidate_of_every_tuning_is_bit_equal_and_the_winner_is_right() {
     cases.push(Case { order: Order::Bhsd, ..Case::new(RopeSpec::new(DType::BF16, 96, 8, 2), 2, 129) });
     cases.push(Case { order: Order::Packed, ..Case::new(RopeSpec::new(DType::F16, 64, 12, 4), 3, 77) });
     cases.push(Case { order: Order::Odd, in_place: true, ..Case::new(RopeSpec::new(DType::BF16, 80, 5, 5), 2, 19) });
+    // Of specs whose angles are the engine's, candidates that compute and candidates that read.
+    for mode in [TableMode::F32, TableMode::Accurate] {
+        for (parameters, seq_len) in [crate::angles::plain(128), crate::angles::beyond_dynamic(128)] {
+            for tokens in [1, 300, 2048] {
+                let case = Case::new(RopeSpec::new(DType::BF16, 128, 32, 8).with_angles(mode), 1, tokens);
+                cases.push(Case { angles: Some((parameters.clone(), seq_len)), ..case });
+            }
+        }
+    }
     for (i, case) in cases.iter().enumerate() {
         let data = Data::new(case, i as u64);
         let (origin, got) = run(&engine, case, &data).unwrap_or_else(|e| panic!("{e}\n{case:?}"));
@@ -79,9 +97,13 @@ fn every_candidate_of_every_tuning_is_bit_equal_and_the_winner_is_right() {
         assert_bits(case, &got, &data.expected);
     }
     let records = engine.store().list(Kind::Choice).expect("listed");
-    assert_eq!(records.len(), cases.len());
+    // And one, not tuned, for each kernel that makes tables.
+    assert_eq!(records.len(), cases.len() + 2);
     for listed in records {
         let meta: ChoiceMeta = serde_json::from_slice(&listed.entry.expect("sound").meta).expect("readable");
+        if !meta.record.tuned && meta.spec.num_heads == 1 {
+            continue;
+        }
         assert!(meta.record.tuned && meta.record.copy_ns.is_some());
         for c in &meta.record.candidates {
             assert_eq!(c.bit_equal, Some(true), "{} for {}: {:?}", c.variant, meta.spec, c.dropped);

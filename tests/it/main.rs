@@ -1,6 +1,7 @@
 //! All integration tests, one binary. What a test needs is in its module's name: `pure`, `nvrtc`, `host`, `gpu`, `cli`.
 
 mod allocations;
+mod angles;
 mod cases;
 mod chains;
 #[cfg(all(feature = "cli", unix))]

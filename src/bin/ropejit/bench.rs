@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 use ropejit::engine::ChoiceMeta;
-use ropejit::rope::scaling::RopeParameters;
+use ropejit::rope::scaling::{RopeParameters, TableMode};
 use ropejit::store::Kind;
 use ropejit::tune::median;
 use ropejit::{DType, Engine, Error, Result, RopeSpec, Stream, TableWidth, Tuning};
@@ -30,7 +30,7 @@ pub struct Bench {
     /// Element types.
     #[arg(long, value_delimiter = ',', default_value = "bf16,f16,f32")]
     dtype: Vec<DType>,
-    /// Element type of the cos/sin tables: that of q and k (as transformers passes them), or f32.
+    /// The cos/sin tables: in the type of q and k (as transformers passes them), in f32, or made by the engine.
     #[arg(long, value_enum, default_value = "same")]
     table: Table,
     /// Only shapes whose name contains this, such as 8192 or 32/8.
@@ -51,6 +51,8 @@ pub struct Bench {
 enum Table {
     Same,
     F32,
+    /// By the engine, in f32; kernels that compute their angles compete with those that read.
+    Made,
 }
 
 /// batch, tokens, `num_heads`, `num_kv_heads`, `head_dim`.
@@ -117,9 +119,11 @@ impl Bench {
                     continue;
                 }
                 let table = if self.table == Table::Same { dtype } else { DType::F32 };
-                let spec = RopeSpec::new(dtype, dim, heads, kv_heads).with_table(table, TableWidth::Half);
-                let frequencies = RopeParameters::new(10_000.0, dim).frequencies(None)?;
-                let chosen = Chosen { name: name.clone(), spec, frequencies };
+                let mut spec = RopeSpec::new(dtype, dim, heads, kv_heads).with_table(table, TableWidth::Half);
+                spec.angles = (self.table == Table::Made).then_some(TableMode::Accurate);
+                let parameters = RopeParameters::new(10_000.0, dim);
+                let chosen =
+                    Chosen { name: name.clone(), spec, frequencies: parameters.frequencies(None)?, parameters };
                 for head_major in [false, true] {
                     for in_place in [false, true] {
                         bar.set_message(format!("{name} {dtype}"));
@@ -139,7 +143,11 @@ impl Bench {
         let report = Report {
             device: engine.facts().name.clone(),
             driver: engine.facts().driver.clone(),
-            table: if self.table == Table::Same { "the dtype of q and k" } else { "f32" }.into(),
+            table: match self.table {
+                Table::Same => "the dtype of q and k".into(),
+                Table::F32 => "f32".into(),
+                Table::Made => "f32, made by the engine".into(),
+            },
             cases,
             stats: engine.stats(),
         };

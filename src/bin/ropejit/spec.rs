@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use ropejit::rope::model::{ModelConfig, SHIPPED};
-use ropejit::rope::scaling::{Frequencies, RopeParameters};
+use ropejit::rope::scaling::{Frequencies, RopeParameters, TableMode};
 use ropejit::{
     DType, Direction, Error, ErrorKind, PairStyle, PositionForm, Result, RopeSpec, Rounding, TableForm, TableWidth,
 };
@@ -56,6 +56,9 @@ pub struct FormArgs {
     /// Columns of the cos/sin tables.
     #[arg(long, value_enum, default_value = "half")]
     pub table_width: WidthArg,
+    /// Tables made by the engine on the device, in this precision, in place of tables that the caller gives.
+    #[arg(long, value_enum, conflicts_with_all = ["table", "table_width"])]
+    pub angles: Option<AnglesArg>,
     /// Where positions come from.
     #[arg(long, value_enum, default_value = "implicit")]
     pub positions: PositionArg,
@@ -97,6 +100,14 @@ pub enum WidthArg {
 }
 
 #[derive(ValueEnum, Clone, Copy)]
+pub enum AnglesArg {
+    /// Angles in f32, as transformers has them.
+    F32,
+    /// Angles in f64: accurate at any position.
+    Accurate,
+}
+
+#[derive(ValueEnum, Clone, Copy)]
 pub enum PositionArg {
     /// 0, 1, 2, … in every sequence.
     Implicit,
@@ -117,6 +128,7 @@ pub struct Chosen {
     pub name: String,
     pub spec: RopeSpec,
     pub frequencies: Frequencies,
+    pub parameters: RopeParameters,
 }
 
 impl SpecArgs {
@@ -150,7 +162,7 @@ impl NumberArgs {
         let mut parameters = RopeParameters::new(10_000.0, head_dim);
         parameters.rotary_dim = spec.rotary_dim;
         let frequencies = parameters.frequencies(Some(tokens)).map_err(as_typed)?;
-        Ok(Chosen { name: "custom".into(), spec, frequencies })
+        Ok(Chosen { name: "custom".into(), spec, frequencies, parameters })
     }
 }
 
@@ -185,6 +197,10 @@ impl FormArgs {
                 WidthArg::Full => TableWidth::Full,
             },
         };
+        spec.angles = self.angles.map(|mode| match mode {
+            AnglesArg::F32 => TableMode::F32,
+            AnglesArg::Accurate => TableMode::Accurate,
+        });
         if self.backward {
             spec.direction = Direction::Backward;
         }
@@ -211,7 +227,8 @@ pub fn of_model(model: &str, form: &FormArgs, tokens: u64) -> Result<Vec<Chosen>
         let spec = form.apply(config.layer_spec(layer).map_err(named)?);
         spec.validate().map_err(named)?;
         let name = if config.layers.len() > 1 { format!("{model}/{layer}") } else { model.to_owned() };
-        all.push(Chosen { name, spec, frequencies: parameters.frequencies(Some(tokens)).map_err(named)? });
+        let frequencies = parameters.frequencies(Some(tokens)).map_err(named)?;
+        all.push(Chosen { name, spec, frequencies, parameters: parameters.clone() });
     }
     Ok(all)
 }

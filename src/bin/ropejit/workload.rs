@@ -6,12 +6,12 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use ropejit::args::{Args, CuSeqlens, Offsets, Operand, PositionIds, Positions, Tables, Tensor};
-use ropejit::device::{Memory, Params};
+use ropejit::device::{AngleParams, Memory, Params};
 use ropejit::jit::Class;
 use ropejit::jit::render::render;
 use ropejit::rope::scaling::{TableMode, cos_sin_table};
 use ropejit::rope::{Layout, reference};
-use ropejit::{DType, Engine, Error, ErrorKind, Origin, PositionForm, Result, Rope, RopeSpec, Stream};
+use ropejit::{Angles, DType, Engine, Error, ErrorKind, Origin, PositionForm, Result, Rope, RopeSpec, Stream};
 
 use crate::spec::Chosen;
 
@@ -27,17 +27,22 @@ pub struct Workload {
     input: Box<dyn Memory>,
     output: Box<dyn Memory>,
     k_starts: usize,
-    /// cos, sin, and position ids: what the calls of one model share.
+    /// What the calls of one model share.
     shared: Arc<Shared>,
 }
 
-/// cos, sin, and position ids.
-type Shared = [Box<dyn Memory>; 3];
+struct Shared {
+    /// cos, sin, and position ids.
+    memory: [Box<dyn Memory>; 3],
+    /// In place of the tables, when they are the engine's.
+    angles: Option<Angles>,
+}
 
 /// Tables and positions of one model, on the device.
 fn shared(engine: &Engine, chosen: &Chosen, batch: usize, tokens: usize) -> Result<Shared> {
     let spec = &chosen.spec;
-    let (cos, sin) = cos_sin_table(&chosen.frequencies, 0..tokens as u64, TableMode::Accurate);
+    let mode = spec.angles.unwrap_or(TableMode::Accurate);
+    let (cos, sin) = cos_sin_table(&chosen.frequencies, 0..tokens as u64, mode);
     let (half, width) = (spec.rotary_dim as usize / 2, spec.table_width() as usize);
     let table = |values: &[f32]| {
         let mut bytes = vec![0u8; tokens * width * spec.table.dtype.size()];
@@ -64,7 +69,8 @@ fn shared(engine: &Engine, chosen: &Chosen, batch: usize, tokens: usize) -> Resu
         memory.upload(0, bytes)?;
         Ok::<_, Error>(memory)
     };
-    Ok([upload(&table(&cos))?, upload(&table(&sin))?, upload(&ids)?])
+    let memory = [upload(&table(&cos))?, upload(&table(&sin))?, upload(&ids)?];
+    Ok(Shared { memory, angles: spec.angles.map(|mode| engine.angles(&chosen.parameters, mode)).transpose()? })
 }
 
 /// Fills memory with repetitions of a block, copied on by the device.
@@ -158,21 +164,25 @@ impl Workload {
             let output = unsafe { Tensor::from_raw(at(self.output.as_ref(), offset), spec.dtype, layout) };
             Operand::out_of_place(input, output)
         };
-        let [cos, sin, ids] = self.shared.as_ref();
+        let [cos, sin, ids] = &self.shared.memory;
         let args = Args {
             q: operand(0),
             k: (spec.num_kv_heads > 0).then(|| operand(1)),
-            // SAFETY: a row for each token.
-            tables: unsafe {
+            tables: if let Some(angles) = &self.shared.angles {
+                angles.tables(self.tokens as u64)?
+            } else {
                 let strides = [0, width as i64];
-                Tables::from_raw(
-                    at(cos.as_ref(), 0),
-                    at(sin.as_ref(), 0),
-                    spec.table.dtype,
-                    self.tokens,
-                    width,
-                    strides,
-                )
+                // SAFETY: a row for each token.
+                unsafe {
+                    Tables::from_raw(
+                        at(cos.as_ref(), 0),
+                        at(sin.as_ref(), 0),
+                        spec.table.dtype,
+                        self.tokens,
+                        width,
+                        strides,
+                    )
+                }
             },
             positions: match spec.positions {
                 PositionForm::Implicit => Positions::Offset(0),
@@ -214,7 +224,7 @@ impl Workload {
             self.batch * self.tokens * heads * self.spec.head_dim as usize / 2 / usize::from(serving.variant.vec);
         let blocks = pieces.div_ceil(usize::from(serving.variant.threads) * usize::from(serving.variant.heads)) as u32;
         // SAFETY: with no unit of work a kernel reads and writes nothing.
-        Ok(move || unsafe { kernel.launch(Stream::DEFAULT, blocks, &Params::default()) })
+        Ok(move || unsafe { kernel.launch(Stream::DEFAULT, blocks, &Params::default(), &AngleParams::NONE) })
     }
 
     /// The largest error against the f64 reference, and the largest that rounding to the dtype explains, over at most
@@ -225,8 +235,8 @@ impl Workload {
         self.input.download(0, &mut bytes[0])?;
         self.output.download(0, &mut bytes[1])?;
         let [cos, sin] = [0, 1].map(|i: usize| {
-            let mut bytes = vec![0u8; self.shared[i].bytes()];
-            self.shared[i].download(0, &mut bytes).map(|()| bytes)
+            let mut bytes = vec![0u8; self.shared.memory[i].bytes()];
+            self.shared.memory[i].download(0, &mut bytes).map(|()| bytes)
         });
         let (cos, sin) = (cos?, sin?);
         let (mut worst, mut allowed) = (0.0f64, 0.0f64);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cudarc::driver::{result, sys};
 
 use super::{Context, failed};
-use crate::device::{Binary, Kernel, Params, Stream};
+use crate::device::{AngleParams, Binary, Kernel, Params, Stream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::Variant;
 use crate::jit::render::ENTRY;
@@ -81,8 +81,12 @@ unsafe impl Send for CudaKernel {}
 unsafe impl Sync for CudaKernel {}
 
 impl Kernel for CudaKernel {
-    unsafe fn launch(&self, stream: Stream<'_>, blocks: u32, params: &Params) -> Result<()> {
-        let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
+    unsafe fn launch(&self, stream: Stream<'_>, blocks: u32, params: &Params, angles: &AngleParams) -> Result<()> {
+        // A kernel that reads its tables has no second parameter: the driver looks at as many as there are.
+        let mut arguments = [
+            std::ptr::from_ref(params).cast_mut().cast::<c_void>(),
+            std::ptr::from_ref(angles).cast_mut().cast::<c_void>(),
+        ];
         if let Some(recorder) = stream.recorder {
             return recorder.kernel(self.function, (blocks, self.threads), &mut arguments, self.overlap);
         }
@@ -104,7 +108,7 @@ impl Kernel for CudaKernel {
             attrs: &raw mut attribute,
             numAttrs: self.overlap.into(),
         };
-        // SAFETY: the driver copies configuration and argument before it returns; the rest is this function's contract.
+        // SAFETY: the driver copies configuration and arguments before it returns; the rest is this function's contract.
         unsafe { sys::cuLaunchKernelEx(&raw const config, self.function, arguments.as_mut_ptr(), std::ptr::null_mut()) }
             .result()
             .map_err(|e| failed("cuLaunchKernelEx", &e))

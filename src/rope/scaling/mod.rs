@@ -10,12 +10,14 @@
 //! On purpose not here: reading JSON (that is [`model`](super::model)), and positions of several axes beyond saying which
 //! axis a pair follows ([`Mrope`]).
 
+mod angle;
 mod frequencies;
 mod mrope;
 mod table;
 
 use serde::Serialize;
 
+pub(crate) use angle::cos_sin;
 pub use mrope::Mrope;
 pub use table::{TableMode, cos_sin_table};
 

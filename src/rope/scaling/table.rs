@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Frequencies;
+use super::{Frequencies, angle::cos_sin};
 
 /// In which precision angles are computed. Largest error against f64 over 256 positions at θ = 5e5: near position
 /// 131072, 6.1e-3 in f32 and 1.9e-7 accurate; near 1 Mi, 4.9e-2 and 1.9e-7.
@@ -16,23 +16,15 @@ pub enum TableMode {
     Accurate,
 }
 
-/// The half-width tables `(cos, sin)`: a row a position, a value a pair.
+/// The half-width tables `(cos, sin)`: a row a position (below 2^31), a value a pair. The same bits as
+/// [`Engine::angles`](crate::Engine::angles) makes on its device.
 pub fn cos_sin_table(
     frequencies: &Frequencies,
     positions: impl IntoIterator<Item = u64>,
     mode: TableMode,
 ) -> (Vec<f32>, Vec<f32>) {
     let factor = frequencies.attention_factor;
-    let value = |position: u64, w: f32| match mode {
-        TableMode::F32 => {
-            let (sin, cos) = f64::from(position as f32 * w).sin_cos();
-            (cos as f32 * factor, sin as f32 * factor)
-        }
-        TableMode::Accurate => {
-            let (sin, cos) = (position as f64 * f64::from(w)).sin_cos();
-            ((cos * f64::from(factor)) as f32, (sin * f64::from(factor)) as f32)
-        }
-    };
+    let value = |position: u64, w: f32| cos_sin(mode, position as i64, w, factor);
     positions.into_iter().flat_map(|p| frequencies.inv_freq.iter().map(move |w| value(p, *w))).unzip()
 }
 

@@ -1,0 +1,218 @@
+//! cos and sin of a model, made on the device and kept: one table for all who ask for the same parameters.
+//!
+//! There is no kernel for making tables. The rotation itself, computing its angles, turns a vector that is 1 in its first
+//! half and 0 in its second: what comes out is a row `[cos | sin]`, with the bits that a kernel computes which reads no
+//! table at all.
+//!
+//! A table grows to the longest sequence asked for, in powers of two; those it outgrew are kept, since graphs may hold
+//! them. What changes with the length of the sequence is chosen on the host, by that length: `longrope` has two tables,
+//! `dynamic` beyond its context new frequencies for every length, which go along with the launch and are not tabulated.
+
+use std::borrow::Cow;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwapOption;
+
+use super::{Engine, Rope, Tuning, resolve};
+use crate::args::{Args, Made, Operand, Positions, Tables, Tensor};
+use crate::device::{AngleParams, Memory};
+use crate::error::{Error, ErrorKind, Result};
+use crate::jit::Bucket;
+use crate::plan::{Call, place_of};
+use crate::rope::scaling::{Frequencies, RopeParameters, Scaling, TableMode};
+use crate::rope::{DType, Layout, RopeSpec};
+
+/// Rows that the first table has.
+const FIRST_ROWS: u64 = 4096;
+/// Larger tables are not made: kernels compute their angles.
+const MOST_TABLE_BYTES: u64 = 256 << 20;
+/// Tables are made with the kernel of this bucket, however long they are.
+const MAKER_TOKENS: u64 = 8192;
+
+/// The cos and sin of one model's parameters, in one mode. Cheap to clone.
+#[derive(Clone)]
+pub struct Angles {
+    kept: Arc<Kept>,
+    maker: Rope,
+}
+
+/// What all handles of the same parameters and mode share.
+pub(super) struct Kept {
+    pub parameters: RopeParameters,
+    pub mode: TableMode,
+    /// Up to the original context, or for every length.
+    first: Set,
+    /// Beyond it, for `longrope`.
+    beyond: Option<Set>,
+}
+
+/// One set of frequencies and its table.
+struct Set {
+    angles: AngleParams,
+    table: ArcSwapOption<Table>,
+    /// All tables made; held while one is.
+    made: Mutex<Vec<Arc<Table>>>,
+}
+
+struct Table {
+    memory: Box<dyn Memory>,
+    rows: u64,
+}
+
+/// The rotation that makes tables for heads of `rotary_dim`.
+pub(super) fn maker_spec(rotary_dim: u32, mode: TableMode) -> RopeSpec {
+    RopeSpec::new(DType::F32, rotary_dim, 1, 0).with_angles(mode)
+}
+
+/// The bucket that its kernel is looked up in.
+pub(super) fn maker_bucket() -> Bucket {
+    Bucket::of(MAKER_TOKENS)
+}
+
+impl Kept {
+    pub fn new(parameters: &RopeParameters, mode: TableMode) -> Result<Self> {
+        let most = 2 * AngleParams::NONE.inv_freq.len() as u32;
+        if parameters.rotary_dim > most {
+            let what = format!("must be at most {most}, got {}", parameters.rotary_dim);
+            return Err(Error::argument("rotary_dim", what));
+        }
+        let set = |length| {
+            let angles = pack(&parameters.frequencies(length)?);
+            Ok::<_, Error>(Set { angles, table: ArcSwapOption::empty(), made: Mutex::default() })
+        };
+        let beyond = match &parameters.scaling {
+            Scaling::LongRope { original_max_position_embeddings: n, .. } => Some(set(Some(n.saturating_add(1)))?),
+            _ => None,
+        };
+        Ok(Self { parameters: parameters.clone(), mode, first: set(None)?, beyond })
+    }
+}
+
+fn pack(frequencies: &Frequencies) -> AngleParams {
+    let mut angles = AngleParams { factor: frequencies.attention_factor, ..AngleParams::NONE };
+    for (to, from) in angles.inv_freq.iter_mut().zip(&frequencies.inv_freq) {
+        *to = *from;
+    }
+    angles
+}
+
+impl Angles {
+    pub(super) fn new(kept: Arc<Kept>, engine: &Engine) -> Result<Self> {
+        let maker = engine.rope(&maker_spec(kept.parameters.rotary_dim, kept.mode))?;
+        Ok(Self { kept, maker })
+    }
+
+    /// In which precision angles are computed.
+    pub fn mode(&self) -> TableMode {
+        self.kept.mode
+    }
+
+    /// cos and sin for sequences of up to `seq_len` tokens: the largest position plus one. One value serves all layers
+    /// of a step. Nothing is synchronised once there is a table as long, and for `dynamic` scaling beyond its context,
+    /// where the frequencies belong to this length alone, there is none at all.
+    ///
+    /// Not while a graph is captured, unless the table is there already: it may have to be made, and is waited for.
+    ///
+    /// # Errors
+    /// When the kernel that makes tables cannot be had.
+    pub fn tables(&self, seq_len: u64) -> Result<Tables<'_>> {
+        let (kept, width) = (&self.kept, self.kept.parameters.rotary_dim as usize / 2);
+        let made = |angles| Made { mode: kept.mode, angles };
+        let set = match &kept.parameters.scaling {
+            Scaling::Dynamic { max_position_embeddings, .. } if seq_len > *max_position_embeddings => {
+                let angles = pack(&kept.parameters.frequencies(Some(seq_len))?);
+                return Ok(Tables::computed(width, made(Cow::Owned(angles))));
+            }
+            Scaling::LongRope { original_max_position_embeddings: n, .. } if seq_len > *n => {
+                kept.beyond.as_ref().unwrap_or(&kept.first)
+            }
+            _ => &kept.first,
+        };
+        let made = made(Cow::Borrowed(&set.angles));
+        let loaded = set.table.load();
+        let table = match loaded.as_ref().filter(|t| t.rows >= seq_len) {
+            Some(table) => Arc::clone(table),
+            None => match self.grow(set, seq_len)? {
+                Some(table) => table,
+                None => return Ok(Tables::computed(width, made)),
+            },
+        };
+        // All tables that were made are kept as long as the set that `made` borrows from.
+        Ok(Tables::made(table.memory.address(), self.maker.shared.context, table.rows as usize, width, made))
+    }
+
+    /// Makes a table of at least `rows` rows; `None` if it would be too large for the device.
+    fn grow(&self, set: &Set, rows: u64) -> Result<Option<Arc<Table>>> {
+        let mut all = set.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(table) = all.last().filter(|t| t.rows >= rows) {
+            return Ok(Some(Arc::clone(table)));
+        }
+        let row_bytes = 4 * u64::from(self.kept.parameters.rotary_dim);
+        let rows = rows.max(FIRST_ROWS).checked_next_power_of_two().unwrap_or(u64::MAX);
+        let bytes = rows.saturating_mul(row_bytes);
+        let device = self.maker.shared.device.as_ref();
+        if bytes > MOST_TABLE_BYTES || bytes > device.free_memory()? / 4 {
+            return Ok(None);
+        }
+        let table = Arc::new(Table { memory: device.alloc(bytes as usize)?, rows });
+        self.make(set, &table)?;
+        all.push(Arc::clone(&table));
+        set.table.store(Some(Arc::clone(&table)));
+        Ok(Some(table))
+    }
+
+    fn make(&self, set: &Set, table: &Table) -> Result<()> {
+        let (shared, state) = (self.maker.shared.as_ref(), self.maker.state.as_ref());
+        let width = self.kept.parameters.rotary_dim as usize;
+        let unit: Vec<u8> = (0..width).flat_map(|i| if i < width / 2 { 1f32 } else { 0f32 }.to_ne_bytes()).collect();
+        let input = shared.device.alloc(unit.len())?;
+        input.upload(0, &unit)?;
+        let layout = Layout::bshd(1, table.rows as usize, 1, width);
+        let same_row = Layout { strides: [0, 0, 0, 1], ..layout };
+        let args = Args {
+            q: Operand::out_of_place(
+                Tensor::in_memory(input.as_ref(), 0, DType::F32, same_row)?,
+                Tensor::in_memory(table.memory.as_ref(), 0, DType::F32, layout)?,
+            ),
+            k: None,
+            tables: Tables::computed(width / 2, Made { mode: self.kept.mode, angles: Cow::Borrowed(&set.angles) }),
+            positions: Positions::Offset(0),
+        };
+        let stream = shared.device.stream();
+        let place = place_of(shared.dialect, shared.context, stream);
+        let Some(call) = Call::new(&state.spec, &args, place, state.fault.address())? else { return Ok(()) };
+        let policy = if shared.tuning == Tuning::Frozen { Tuning::Frozen } else { Tuning::Never };
+        let plan = resolve::resolve(&self.maker, stream, maker_bucket(), call.class, policy).map_err(|e| {
+            if e.kind() != ErrorKind::NotCached {
+                return e;
+            }
+            e.hint(
+                "prewarm a spec with these angles (ropejit prewarm --angles …): it brings the kernel that makes tables",
+            )
+        })?;
+        plan.launch(stream, &call)?;
+        // A download waits for the device's own stream: from here on every stream may read the table.
+        table.memory.download(0, &mut [0; 4])
+    }
+}
+
+impl Engine {
+    /// cos and sin of a model's parameters, made on the device, kept by the engine, and shared by all who ask for the
+    /// same. `TableMode::F32` has the angles of transformers, `Accurate` stays accurate at any position.
+    ///
+    /// # Errors
+    /// When the parameters give no frequencies, or more than 256.
+    pub fn angles(&self, parameters: &RopeParameters, mode: TableMode) -> Result<Angles> {
+        let mut all = self.shared.angles.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = match all.iter().find(|k| k.mode == mode && k.parameters == *parameters) {
+            Some(kept) => Arc::clone(kept),
+            None => {
+                let kept = Arc::new(Kept::new(parameters, mode)?);
+                all.push(Arc::clone(&kept));
+                kept
+            }
+        };
+        drop(all);
+        Angles::new(kept, self)
+    }
+}
