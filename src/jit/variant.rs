@@ -196,6 +196,7 @@ pub fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilities) -> V
         for (threads, heads) in [(128, 2), (128, 4), (512, 1)] {
             push(Variant { threads, heads, ..default });
         }
+        push(Variant { heads: 4, tableless: true, ..default });
         return all;
     }
     if spec.angles.is_some() {
