@@ -11,6 +11,7 @@ mod resolve;
 mod scratch;
 mod stats;
 mod tuning;
+mod turn;
 mod worker;
 
 use std::sync::{Arc, Mutex, OnceLock};

@@ -10,6 +10,7 @@ mod output;
 mod prewarm;
 mod run;
 mod spec;
+mod upkeep;
 mod workload;
 
 use std::io::IsTerminal as _;
@@ -36,6 +37,9 @@ Examples:
 
 Environment:
   ROPEJIT_CACHE_DIR   the cache folder (default: ropejit in the user's cache folder)
+  ROPEJIT_CACHE_PATH  further cache folders, separated by ':', that are only read
+  ROPEJIT_CACHE_MAX_BYTES
+                      size that the cache folder may have (default: 1G)
   ROPEJIT_TUNING      background, blocking, never or frozen
   ROPEJIT_DEVICE      auto, cuda, cuda:N or host
   ROPEJIT_NVRTC       the file of the NVRTC library
