@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use dashmap::DashMap;
 
@@ -113,6 +114,7 @@ impl Builder {
             device,
             store,
             tuning,
+            frozen: AtomicBool::new(false),
             counters,
             ropes: DashMap::new(),
             on_progress: self.on_progress,

@@ -44,7 +44,7 @@ pub(super) fn resolve(rope: &Rope, stream: Stream<'_>, bucket: Bucket, class: Cl
     let plan = Arc::new(find_or_make(shared, state, bucket, class)?);
     tracing::debug!("{}, {} tokens: {:?} in {:?}", state.spec, bucket.tokens(), plan.origin, started.elapsed());
     slot.plan.store(Some(Arc::clone(&plan)));
-    if shared.tuning == Tuning::Background && !plan.tuned && plan.origin != Origin::Reference {
+    if shared.tuning() == Tuning::Background && !plan.tuned && plan.origin != Origin::Reference {
         rope.worker.enqueue(Arc::clone(state), bucket, class);
     }
     Ok(plan)
@@ -70,7 +70,7 @@ fn find_or_make(shared: &Shared, state: &RopeState, bucket: Bucket, class: Class
     if let Some(plan) = find(shared, spec, bucket, class).transpose() {
         return or_fallback(shared, spec, bucket, class, plan);
     }
-    let made = match shared.tuning {
+    let made = match shared.tuning() {
         Tuning::Frozen => return Err(not_cached(shared, spec, bucket, class)),
         Tuning::Blocking { budget } => tuning::tune(shared, state, class, bucket, budget, &AtomicBool::new(false)),
         Tuning::Background | Tuning::Never => {
@@ -87,11 +87,11 @@ fn find_or_make(shared: &Shared, state: &RopeState, bucket: Bucket, class: Class
 /// What the cache's choice names. Where its kernel is gone or damaged it is made again, not tuned again.
 fn find(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: Class) -> Result<Option<Plan>> {
     let Some(record) = shared.choices.read(spec, bucket, class) else { return Ok(None) };
-    if !record.tuned && matches!(shared.tuning, Tuning::Blocking { .. }) {
+    if !record.tuned && matches!(shared.tuning(), Tuning::Blocking { .. }) {
         return Ok(None);
     }
     let Some(chosen) = legal_choice(shared, spec, class, bucket, &record) else { return Ok(None) };
-    let found = match (shared.tuning, chosen.artifact) {
+    let found = match (shared.tuning(), chosen.artifact) {
         (Tuning::Frozen, None) => None,
         (Tuning::Frozen, Some(key)) => shared.kernels.find(spec, class, chosen.variant, key)?,
         (_, named) => Some(shared.kernels.obtain(spec, class, chosen.variant, named)?),

@@ -1,0 +1,2 @@
+def patch(*a): raise NotImplementedError
+patched = unpatch = patch
