@@ -54,12 +54,7 @@ def apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=1):
     (``unsqueeze_dim=2``); cos and sin are ``[batch or 1, tokens, rotary_dim]``. What the kernels do not cover (types that
     differ, float64, …) is computed by PyTorch's own operations, as transformers does it.
     """
-    if _is_compiling():
-        from . import _ops
-
-        out = _ops.drop_in(q, k, cos, sin, unsqueeze_dim, False, "per_op")
-    else:
-        out = _drop_in(q, k, cos, sin, unsqueeze_dim, False, "per_op")
+    out = drop_in(q, k, cos, sin, unsqueeze_dim, False, "full", "per_op")
     if out is None:
         from . import _eager
 
@@ -98,6 +93,18 @@ def apply_rotary_emb(
     return _positional(
         x, None, cos, sin, None, cu_seqlens, offset, interleaved, 2 * cos.shape[-1], layout, "once", inplace
     )[0]
+
+
+def drop_in(q, k, cos, sin, unsqueeze_dim, interleaved, tables, rounding):
+    """What a model's own function computes, or None where the kernels do not: `_forms.Form` says what the last three mean."""
+    half = tables != "full"
+    if tables == "twice":
+        cos, sin = cos[..., ::2], sin[..., ::2]
+    if _is_compiling():
+        from . import _ops
+
+        return _ops.drop_in(q, k, cos, sin, unsqueeze_dim, interleaved, half, rounding)
+    return _drop_in(q, k, cos, sin, unsqueeze_dim, interleaved, half, rounding)
 
 
 def _positional(*arguments):

@@ -155,6 +155,10 @@ impl Call {
         here("cos", cos)?;
         here("sin", sin)?;
         let (rows, table_strides, width) = tables(cos, sin, batch)?;
+        let table = float("cos", cos)?;
+        if table != DType::F32 && table != dtype {
+            return Err(wrong("cos", format!("is {table}, f32 or the type of q ({dtype}) is needed")));
+        }
         let rotary_dim = form.rotary_dim.map_or(head_dim, |r| r as usize);
         let width = match width {
             w if w == rotary_dim => TableWidth::Full,
@@ -174,7 +178,7 @@ impl Call {
         // In f32 the contracts are one: one kernel serves both.
         spec.rounding = if dtype == DType::F32 { Rounding::Once } else { form.rounding };
         spec.direction = if form.backward { Direction::Backward } else { Direction::Forward };
-        spec.table = TableForm { dtype: float("cos", cos)?, width };
+        spec.table = TableForm { dtype: table, width };
         spec.positions = position_form(place, form.order, [batch, tokens], &here)?;
         let out = |name: &str, view: &Option<View>, input: (u64, Layout)| match view {
             None => Ok([input; 2]),
@@ -362,8 +366,7 @@ fn position_form(
 /// Strides of axis, batch and token.
 fn id_strides(view: &View) -> [i64; 3] {
     match (view.shape(), view.strides()) {
-        (&[_], &[token]) => [0, 0, token],
-        (&[1, _], &[_, token]) => [0, 0, token],
+        (&[_], &[token]) | (&[1, _], &[_, token]) => [0, 0, token],
         (_, &[batch, token]) => [0, batch, token],
         _ => [0; 3],
     }

@@ -1,4 +1,4 @@
-//! DLPack: how libraries of tensors tell each other where a tensor is. All `unsafe` that reads foreign structures is here.
+//! `DLPack`: how libraries of tensors tell each other where a tensor is. All `unsafe` that reads foreign structures is here.
 //!
 //! Two ways lead to the same [`View`]. The C exchange API (`type(x).__dlpack_c_exchange_api__`, PyTorch 2.10 and newer)
 //! is a table of functions behind one capsule: a tensor costs some ten nanoseconds. `x.__dlpack__()` works for every
@@ -228,7 +228,7 @@ pub struct Borrowed<'py> {
     _capsule: Bound<'py, PyAny>,
 }
 
-/// What `object.__dlpack__()` says, for the library's current work to be waited for on `stream` (DLPack's numbers).
+/// What `object.__dlpack__()` says, for the library's current work to be waited for on `stream` (as `DLPack` numbers them).
 pub fn borrow<'py>(name: &str, object: &Bound<'py, PyAny>, stream: Option<i64>) -> PyResult<Borrowed<'py>> {
     let py = object.py();
     let not_a_tensor = |e: PyErr| {

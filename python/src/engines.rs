@@ -1,4 +1,4 @@
-//! The engines of this process, one a device, and the RoPEs in use.
+//! The engines of this process, one a device, and the `Rope`s in use.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +16,7 @@ pub struct InUse {
 }
 
 struct Engines {
-    engines: Vec<(Device, Engine)>,
+    opened: Vec<(Device, Engine)>,
     /// A program uses few: forward and backward, perhaps of two kinds of layers.
     in_use: Vec<Arc<InUse>>,
     /// Where the last one was found.
@@ -24,8 +24,7 @@ struct Engines {
     frozen: bool,
 }
 
-static ENGINES: Mutex<Engines> =
-    Mutex::new(Engines { engines: Vec::new(), in_use: Vec::new(), last: 0, frozen: false });
+static ENGINES: Mutex<Engines> = Mutex::new(Engines { opened: Vec::new(), in_use: Vec::new(), last: 0, frozen: false });
 
 fn engines() -> MutexGuard<'static, Engines> {
     ENGINES.lock().unwrap_or_else(PoisonError::into_inner)
@@ -54,7 +53,7 @@ pub fn rope(py: Python<'_>, device: Device, spec: &RopeSpec) -> PyResult<Arc<InU
 
 /// The engine of a device, opened at its first use.
 pub fn engine(py: Python<'_>, device: Device) -> PyResult<Engine> {
-    if let Some((_, engine)) = engines().engines.iter().find(|(d, _)| *d == device) {
+    if let Some((_, engine)) = engines().opened.iter().find(|(d, _)| *d == device) {
         return Ok(engine.clone());
     }
     crate::service::log_to_stderr();
@@ -67,13 +66,13 @@ pub fn engine(py: Python<'_>, device: Device) -> PyResult<Engine> {
     };
     let built = py.detach(|| Engine::builder().device(choice).build()).map_err(raise)?;
     let mut all = engines();
-    if let Some((_, engine)) = all.engines.iter().find(|(d, _)| *d == device) {
+    if let Some((_, engine)) = all.opened.iter().find(|(d, _)| *d == device) {
         return Ok(engine.clone()); // another thread was faster
     }
     if all.frozen {
         built.freeze();
     }
-    all.engines.push((device, built.clone()));
+    all.opened.push((device, built.clone()));
     Ok(built)
 }
 
@@ -86,10 +85,10 @@ fn nvrtc_folders(py: Python<'_>) -> Vec<PathBuf> {
 
 /// All engines that are open.
 pub fn opened() -> Vec<Engine> {
-    engines().engines.iter().map(|(_, engine)| engine.clone()).collect()
+    engines().opened.iter().map(|(_, engine)| engine.clone()).collect()
 }
 
-/// All RoPEs in use.
+/// All `Rope`s in use.
 pub fn in_use() -> Vec<Arc<InUse>> {
     engines().in_use.clone()
 }
@@ -98,7 +97,7 @@ pub fn in_use() -> Vec<Arc<InUse>> {
 pub fn freeze() {
     let mut all = engines();
     all.frozen = true;
-    for (_, engine) in &all.engines {
+    for (_, engine) in &all.opened {
         engine.freeze();
     }
 }
@@ -109,7 +108,7 @@ pub fn close(py: Python<'_>) {
     let (opened, in_use) = {
         let mut all = engines();
         all.last = 0;
-        (std::mem::take(&mut all.engines), std::mem::take(&mut all.in_use))
+        (std::mem::take(&mut all.opened), std::mem::take(&mut all.in_use))
     };
     py.detach(|| drop((in_use, opened)));
 }

@@ -26,7 +26,7 @@ pub fn wrong(argument: &str, what: impl std::fmt::Display) -> PyErr {
     PyValueError::new_err(format!("{argument}: {what}"))
 }
 
-/// Runs `f`; a panic becomes a `RopejitError`, which `except Exception` sees (PyO3's own does not).
+/// Runs `f`; a panic becomes a `RopejitError`, which `except Exception` sees (that of `PyO3` is none).
 pub fn guarded<T>(f: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);

@@ -1,11 +1,11 @@
 //! Arrays of libraries other than PyTorch (NumPy, CuPy, …), through `__dlpack__`.
 
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use crate::call::{Call, Form, Tensors};
 use crate::dlpack::{self, Borrowed};
-use crate::errors::wrong;
 use crate::functions::Objects;
 
 /// Rotates arrays. On a GPU the work is ordered by the legacy default stream, which DLPack calls 1.
@@ -39,19 +39,19 @@ pub fn rotate<'py>(o: &Objects<'_, 'py>, form: &Form, inplace: bool) -> PyResult
 }
 
 fn device(object: &Bound<'_, PyAny>) -> PyResult<i32> {
-    let no_tensor = |_| wrong("q", format!("'{}' is no tensor that DLPack can hand over", object.get_type()));
+    let no_tensor =
+        |_| PyTypeError::new_err(format!("q: '{}' is no tensor that DLPack can hand over", object.get_type()));
     object.call_method0("__dlpack_device__").and_then(|d| d.get_item(0)?.extract()).map_err(no_tensor)
 }
 
 /// An array of the same form from the array's own library.
 fn empty_like<'py>(array: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-    let library = match array.call_method0("__array_namespace__") {
-        Ok(namespace) => namespace,
+    let library = if let Ok(namespace) = array.call_method0("__array_namespace__") {
+        namespace
+    } else {
         // NumPy before 2.0 and others: the package that the type is of.
-        Err(_) => {
-            let module: String = array.get_type().getattr("__module__")?.extract()?;
-            array.py().import(module.split('.').next().unwrap_or(&module))?.into_any()
-        }
+        let module: String = array.get_type().getattr("__module__")?.extract()?;
+        array.py().import(module.split('.').next().unwrap_or(&module))?.into_any()
     };
     library.call_method1("empty_like", (array,))
 }

@@ -2,14 +2,14 @@
 
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyString, PyTuple};
 use ropejit::{DType, Rounding};
 
 use crate::call::{self, Call, Form, Order, Place, Tensors};
 use crate::dlpack::{Element, View};
 use crate::errors::{guarded, wrong};
 use crate::foreign;
-use crate::torch::{Kind, Torch};
+use crate::torch::{self, Kind, Torch};
 
 /// The tensors of a call as Python passes them.
 pub struct Objects<'a, 'py> {
@@ -121,11 +121,11 @@ fn needs_grad(torch: &Torch, o: &Objects<'_, '_>) -> PyResult<bool> {
         return Ok(false);
     }
     for (name, table) in [("cos", o.cos), ("sin", o.sin)] {
-        if torch.requires_grad(table)? {
+        if torch::requires_grad(table)? {
             return Err(wrong(name, "requires a gradient, and none is computed for tables: pass a detached one"));
         }
     }
-    Ok(torch.requires_grad(o.q)? || o.k.map_or(Ok(false), |k| torch.requires_grad(k))?)
+    Ok(torch::requires_grad(o.q)? || o.k.map_or(Ok(false), |k| torch::requires_grad(k))?)
 }
 
 /// What all tensors of q, k, cos and sin are.
@@ -209,9 +209,11 @@ pub fn rotate_plain<'py>(
 
 /// The rotation that a model's own function computes, or `None` where it would compute something else than the kernels do:
 /// the caller then lets that function do it. `rounding` is what eager PyTorch's operations amount to: `per_op` where they
-/// are done in the tensors' type, `once` where they are done in float32, and `promoted` where the tables decide.
+/// are done in the tensors' type, `once` where they are done in float32, and `promoted` where the tables decide. `half`: a
+/// row of the tables has each angle once.
 #[pyfunction]
-#[pyo3(signature = (q, k, cos, sin, unsqueeze_dim, interleaved, rounding))]
+#[pyo3(signature = (q, k, cos, sin, unsqueeze_dim, interleaved, half, rounding))]
+#[allow(clippy::too_many_arguments)]
 pub fn drop_in<'py>(
     q: &Bound<'py, PyAny>,
     k: Option<&Bound<'py, PyAny>>,
@@ -219,6 +221,7 @@ pub fn drop_in<'py>(
     sin: &Bound<'py, PyAny>,
     unsqueeze_dim: i64,
     interleaved: bool,
+    half: bool,
     rounding: &str,
 ) -> PyResult<Option<Bound<'py, PyTuple>>> {
     guarded(|| {
@@ -235,16 +238,17 @@ pub fn drop_in<'py>(
         };
         let (q_view, cos_view) = (torch.view("q", q)?, torch.view("cos", cos)?);
         let k_view = k.map(|k| torch.view("k", k)).transpose()?;
-        let Some(rounding) = covered(&q_view, k_view.as_ref(), [&cos_view, &torch.view("sin", sin)?], order, rounding)
-        else {
+        let rotary_dim = cos_view.shape().get(2).map_or(0, |&width| if half { 2 * width } else { width });
+        let tables = [&cos_view, &torch.view("sin", sin)?];
+        let Some(rounding) = covered(&q_view, k_view.as_ref(), tables, order, rotary_dim, rounding) else {
             return Ok(None);
         };
-        let rotary_dim = cos_view.shape()[2] as u32;
+        let rotary_dim = rotary_dim as u32;
         if torch.is_grad_enabled(py)? {
-            if torch.requires_grad(cos)? || torch.requires_grad(sin)? {
+            if torch::requires_grad(cos)? || torch::requires_grad(sin)? {
                 return Ok(None);
             }
-            if torch.requires_grad(q)? || k.map_or(Ok(false), |k| torch.requires_grad(k))? {
+            if torch::requires_grad(q)? || k.map_or(Ok(false), |k| torch::requires_grad(k))? {
                 let layout = if order == Order::Bhsd { "bhsd" } else { "bshd" };
                 let word = if rounding == Rounding::Once { "once" } else { "per_op" };
                 let none = py.None();
@@ -259,16 +263,24 @@ pub fn drop_in<'py>(
 
 /// The contract under which kernels compute what eager PyTorch would of these tensors; `None` where there is none, or
 /// where eager would refuse or broadcast.
-fn covered(q: &View, k: Option<&View>, tables: [&View; 2], order: Order, rounding: &str) -> Option<Rounding> {
+fn covered(
+    q: &View,
+    k: Option<&View>,
+    tables: [&View; 2],
+    order: Order,
+    rotary_dim: i64,
+    rounding: &str,
+) -> Option<Rounding> {
     let (Element::Float(dtype), Element::Float(table)) = (q.element, tables[0].element) else { return None };
     let (tokens, heads) = if order == Order::Bhsd { (2, 1) } else { (1, 2) };
     let [cos, sin] = tables;
-    let (&[batch, rows, width], 4) = (cos.shape(), q.rank) else { return None };
+    let (&[batch, rows, _], 4) = (cos.shape(), q.rank) else { return None };
     let shape = q.shape();
     let same = cos.shape() == sin.shape() && cos.element == sin.element && [cos.device, sin.device] == [q.device; 2];
-    let fits = (batch == 1 || batch == shape[0]) && rows == shape[tokens] && width % 2 == 0 && width <= shape[3];
+    let fits =
+        (batch == 1 || batch == shape[0]) && rows == shape[tokens] && rotary_dim % 2 == 0 && rotary_dim <= shape[3];
     let sizes =
-        (2..=512).contains(&width) && shape[3] % 2 == 0 && shape[3] <= 512 && (1..=65_536).contains(&shape[heads]);
+        (2..=512).contains(&rotary_dim) && shape[3] % 2 == 0 && shape[3] <= 512 && (1..=65_536).contains(&shape[heads]);
     let k_fits = k.is_none_or(|k| {
         let n = k.shape();
         k.rank == 4
@@ -281,8 +293,7 @@ fn covered(q: &View, k: Option<&View>, tables: [&View; 2], order: Order, roundin
         return None;
     }
     match rounding {
-        "per_op" if table == dtype => Some(Rounding::PerOp),
-        "promoted" if table == dtype => Some(Rounding::PerOp),
+        "per_op" | "promoted" if table == dtype => Some(Rounding::PerOp),
         "promoted" | "once" if table == DType::F32 || table == dtype => Some(Rounding::Once),
         _ => None,
     }
@@ -295,9 +306,11 @@ fn form(
     rotary_dim: Option<u32>,
     backward: bool,
 ) -> PyResult<Form> {
-    let text = |name, object: &Bound<'_, PyAny>| {
-        object.extract::<String>().map_err(|_| wrong(name, format!("must be a str, got {}", object.get_type())))
+    let text = |name, object| -> PyResult<_> {
+        let object: &Bound<'_, PyAny> = object;
+        object.cast::<PyString>().map_err(|_| wrong(name, format!("must be a str, got {}", object.get_type())))
     };
-    let order = Order::parse(&text("layout", layout)?)?;
-    Ok(Form { order, interleaved, rotary_dim, rounding: call::rounding(&text("rounding", rounding)?)?, backward })
+    let order = Order::parse(text("layout", layout)?.to_str()?)?;
+    let rounding = call::rounding(text("rounding", rounding)?.to_str()?)?;
+    Ok(Form { order, interleaved, rotary_dim, rounding, backward })
 }

@@ -69,14 +69,8 @@ impl Torch {
         match self.exchange {
             Some(exchange) => exchange.view(name, tensor),
             // Alive for as long as the tensor, so the capsule need not be kept.
-            None => self.borrow(name, tensor).map(|b| b.view),
+            None => detached(name, tensor).map(|b| b.view),
         }
-    }
-
-    /// PyTorch before 2.10: its DLPack refuses tensors that require a gradient, and −1 says not to synchronise.
-    fn borrow<'py>(&self, name: &str, tensor: &Bound<'py, PyAny>) -> PyResult<Borrowed<'py>> {
-        let detached = tensor.call_method0(intern!(tensor.py(), "detach"))?;
-        dlpack::borrow(name, &detached, Some(-1))
     }
 
     /// The stream that PyTorch works on now, on this device.
@@ -91,11 +85,6 @@ impl Torch {
         }
     }
 
-    /// Whether autograd has to know of what is done with this tensor.
-    pub fn requires_grad(&self, tensor: &Bound<'_, PyAny>) -> PyResult<bool> {
-        tensor.getattr(intern!(tensor.py(), "requires_grad"))?.is_truthy()
-    }
-
     pub fn is_grad_enabled(&self, py: Python<'_>) -> PyResult<bool> {
         self.is_grad_enabled.bind(py).call0()?.is_truthy()
     }
@@ -104,4 +93,15 @@ impl Torch {
     pub fn wrote(&self, tensors: &Bound<'_, PyTuple>) -> PyResult<()> {
         self.increment_version.bind(tensors.py()).call1((tensors,)).map(drop)
     }
+}
+
+/// PyTorch before 2.10: its DLPack refuses tensors that require a gradient, and −1 says not to synchronise.
+fn detached<'py>(name: &str, tensor: &Bound<'py, PyAny>) -> PyResult<Borrowed<'py>> {
+    let detached = tensor.call_method0(intern!(tensor.py(), "detach"))?;
+    dlpack::borrow(name, &detached, Some(-1))
+}
+
+/// Whether autograd has to know of what is done with this tensor.
+pub fn requires_grad(tensor: &Bound<'_, PyAny>) -> PyResult<bool> {
+    tensor.getattr(intern!(tensor.py(), "requires_grad"))?.is_truthy()
 }
