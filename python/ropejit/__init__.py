@@ -13,10 +13,10 @@ import atexit as _atexit
 from . import _ropejit
 from ._ropejit import NotCachedError, RopejitError, __version__, check, freeze, wait_tuned
 from ._functions import apply, apply_rotary_emb, apply_rotary_pos_emb, fast_rope_embedding
-from ._patch import patch, patched, unpatch
 
-# Looked up at their first use: dataclasses and json take longer to import than all the rest.
-_SERVICE = {"Candidate", "Choice", "Prepared", "Stats", "inspect", "prewarm", "stats"}
+# Looked up at their first use: what these import takes longer than all the rest.
+_LATER = dict.fromkeys(("Candidate", "Choice", "Prepared", "Stats", "inspect", "prewarm", "stats"), "_service")
+_LATER.update(dict.fromkeys(("patch", "patched", "unpatch"), "_patch"))
 
 __all__ = [
     "Candidate", "Choice", "NotCachedError", "Prepared", "RopejitError", "Stats", "__version__", "apply",
@@ -29,8 +29,8 @@ _atexit.register(_ropejit.close)
 
 
 def __getattr__(name):
-    if name in _SERVICE:
-        from . import _service
+    if name in _LATER:
+        from importlib import import_module
 
-        return getattr(_service, name)
+        return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -151,6 +151,8 @@ def drop_in(q, k, cos, sin, unsqueeze_dim, interleaved, half, rounding):
     if k is not None and k.shape[0] != q.shape[0]:
         return None
     same = cos.dtype == q.dtype
+    if rounding == "promoted" and not same and torch.is_grad_enabled() and (q.requires_grad or k is not None and k.requires_grad):
+        return None  # eager rounds each product of the gradient, and only those
     if rounding in ("per_op", "promoted") and same:
         rounding = "per_op"
     elif rounding in ("promoted", "once") and (same or cos.dtype == torch.float32):

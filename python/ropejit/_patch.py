@@ -1,7 +1,6 @@
 """Puts the kernels in place of other libraries' functions, in modules that are loaded and in those loaded later."""
 
 import functools
-import importlib.abc
 import logging
 import sys
 from contextlib import contextmanager
@@ -99,7 +98,7 @@ def _patcher(module_name):
     return None
 
 
-class _Loader(importlib.abc.Loader):
+class _Loader:
     """Loads as another loader does, then patches."""
 
     def __init__(self, loader, patcher):
@@ -118,7 +117,7 @@ class _Loader(importlib.abc.Loader):
         return getattr(self.loader, name)
 
 
-class _Finder(importlib.abc.MetaPathFinder):
+class _Finder:
     """Watches imports. It finds nothing itself: it asks the finders behind it."""
 
     def find_spec(self, name, path, target=None):

@@ -104,8 +104,8 @@ def prewarm(
         text = json.dumps(config.to_dict(), default=str)
     if device is None:
         device = _device_of(model_or_config)
-    if dtype is None and hasattr(model_or_config, "dtype"):
-        dtype = str(model_or_config.dtype)
+    if dtype is None:
+        dtype = getattr(model_or_config, "dtype", None)
     names = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
     dtype, table_dtype = (None if d is None else names.get(str(d).removeprefix("torch."), str(d)) for d in (dtype, table_dtype))
     done = _ropejit.prewarm(

@@ -57,9 +57,7 @@ pub fn engine(py: Python<'_>, device: Device) -> PyResult<Engine> {
         return Ok(engine.clone());
     }
     crate::service::log_to_stderr();
-    for folder in nvrtc_folders(py) {
-        ropejit::device::search_nvrtc_in(folder);
-    }
+    find_nvrtc(py);
     let choice = match device {
         Device::Host => DeviceChoice::Host,
         Device::Cuda(gpu) => DeviceChoice::Cuda(gpu),
@@ -76,11 +74,14 @@ pub fn engine(py: Python<'_>, device: Device) -> PyResult<Engine> {
     Ok(built)
 }
 
-/// Where PyTorch's own wheels keep NVRTC: beside PyTorch, which need not be in the active virtual environment.
-fn nvrtc_folders(py: Python<'_>) -> Vec<PathBuf> {
+/// Has NVRTC searched for where PyTorch's own wheels keep it: beside PyTorch, which need not be in the active virtual
+/// environment.
+pub fn find_nvrtc(py: Python<'_>) {
     let path: Vec<PathBuf> = py.import("sys").and_then(|sys| sys.getattr("path")?.extract()).unwrap_or_default();
     let nvidia = path.iter().map(|p| p.join("nvidia")).filter(|p| p.is_dir());
-    nvidia.flat_map(|n| ["cu13/lib", "cuda_nvrtc/lib", "cu12/lib"].map(|l| n.join(l))).filter(|p| p.is_dir()).collect()
+    for folder in nvidia.flat_map(|n| ["cu13/lib", "cuda_nvrtc/lib", "cu12/lib"].map(|l| n.join(l))) {
+        ropejit::device::search_nvrtc_in(folder);
+    }
 }
 
 /// All engines that are open.

@@ -240,7 +240,7 @@ pub fn drop_in<'py>(
         let k_view = k.map(|k| torch.view("k", k)).transpose()?;
         let rotary_dim = cos_view.shape().get(2).map_or(0, |&width| if half { 2 * width } else { width });
         let tables = [&cos_view, &torch.view("sin", sin)?];
-        let Some(rounding) = covered(&q_view, k_view.as_ref(), tables, order, rotary_dim, rounding) else {
+        let Some(contract) = covered(&q_view, k_view.as_ref(), tables, order, rotary_dim, rounding) else {
             return Ok(None);
         };
         let rotary_dim = rotary_dim as u32;
@@ -249,14 +249,17 @@ pub fn drop_in<'py>(
                 return Ok(None);
             }
             if torch::requires_grad(q)? || k.map_or(Ok(false), |k| torch::requires_grad(k))? {
+                if rounding == "promoted" && q_view.element != cos_view.element {
+                    return Ok(None); // eager rounds each product of the gradient, and only those
+                }
                 let layout = if order == Order::Bhsd { "bhsd" } else { "bshd" };
-                let word = if rounding == Rounding::Once { "once" } else { "per_op" };
+                let word = if contract == Rounding::Once { "once" } else { "per_op" };
                 let none = py.None();
                 let all = (q, k, cos, sin, &none, &none, &none, interleaved, rotary_dim, layout, word, false);
                 return Ok(Some(py.import("ropejit._autograd")?.call_method1("apply", all)?.cast_into()?));
             }
         }
-        let form = Form { order, interleaved, rotary_dim: Some(rotary_dim), rounding, backward: false };
+        let form = Form { order, interleaved, rotary_dim: Some(rotary_dim), rounding: contract, backward: false };
         rotate(torch, &o, &form, false).map(Some)
     })
 }

@@ -29,5 +29,6 @@ fn _ropejit(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(service::stats, module)?)?;
     module.add_function(wrap_pyfunction!(service::inspect, module)?)?;
     module.add_function(wrap_pyfunction!(service::check, module)?)?;
+    module.add_function(wrap_pyfunction!(service::command_line, module)?)?;
     module.add_function(wrap_pyfunction!(service::close, module)?)
 }

@@ -1,5 +1,6 @@
 //! Besides rotating: prewarm, freeze, counters, what is in the cache, faults, the command line.
 
+use std::ffi::OsString;
 use std::sync::Once;
 
 use pyo3::prelude::*;
@@ -145,6 +146,13 @@ pub fn inspect() -> PyResult<String> {
 #[pyfunction]
 pub fn check() -> PyResult<()> {
     guarded(|| engines::in_use().iter().try_for_each(|used| used.rope.check()).map_err(raise))
+}
+
+/// The command line: `program` starts it in another process. Returns the exit status.
+#[pyfunction]
+pub fn command_line(py: Python<'_>, program: Vec<OsString>, arguments: Vec<OsString>) -> PyResult<u8> {
+    engines::find_nvrtc(py);
+    guarded(|| Ok(py.detach(|| ropejit::cli::run(program, arguments))))
 }
 
 /// Ends background work.

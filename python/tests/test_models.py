@@ -54,10 +54,17 @@ def test_patched_models_compute_the_same(device, name, dtype):
     before = rotations()
     with ropejit.patched("transformers"):
         ours, our_grads = step(model, ids)
-    assert rotations() > before, "the kernels were not called"
+    # OLMo's tables are in f32, and its own function then computes gradients that no contract equals.
+    if not (name == "olmo" and dtype != torch.float32):
+        assert rotations() > before, "the kernels were not called"
     assert torch.equal(ours, logits)
     assert our_grads.keys() == grads.keys()
-    differ = [n for n in grads if not torch.equal(grads[n], our_grads[n])]
+    # Gradients of q and k are equal bit for bit, but lie in memory as the attention's do, not as eager PyTorch copies them:
+    # what sums over them, as the weights of Qwen 3's norms of q and k do, may sum in another order.
+    summed = [n for n in grads if n.endswith(("q_norm.weight", "k_norm.weight"))]
+    for n in summed:
+        torch.testing.assert_close(our_grads[n], grads[n], rtol=1e-5, atol=1e-6)
+    differ = [n for n in grads if n not in summed and not torch.equal(grads[n], our_grads[n])]
     assert not differ
     torch.use_deterministic_algorithms(False)
 

@@ -47,7 +47,7 @@ def test_what_was_prewarmed_serves_a_frozen_process(device, tmp_path):
     call = CALL.replace("DEVICE", repr(device)).replace("FREEZE", "True")
     assert python(prewarm, tmp_path) == "1\n"
     assert python(call, tmp_path) == "0\n"
-    again = prewarm.replace("print(len(", "print([p.origin for p in (").replace("))", ")])", 1)
+    again = prewarm.replace("print(len(", "print([p.origin for p in ").replace("False)))", "False)])")
     assert python(again, tmp_path) in ("['disk']\n", "['embedded']\n")
 
 

@@ -11,7 +11,7 @@ use ropejit::{Error, ErrorKind, Result};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::output;
+use super::output;
 
 /// Show what is in the cache: chosen configurations, all candidates' times, integrity.
 ///
