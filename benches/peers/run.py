@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,13 +28,14 @@ def processes(name, what, caches, seconds, **environment):
     places = {v: str(caches / v.lower()) for v in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "ROPEJIT_CACHE_DIR")}
     command = [sys.executable, str(HERE / "measure.py"), name, what]
     started = subprocess.Popen(
-        command, env=os.environ | places | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, env=os.environ | places | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
     )  # fmt: skip
     try:
         out, err = started.communicate(timeout=max(seconds, 1))
         why = None if started.returncode == 0 else (err.strip().splitlines() or ["no message"])[-1]
     except subprocess.TimeoutExpired:
-        started.kill()
+        os.killpg(started.pid, signal.SIGKILL)  # with the compilers it has started
         out, err = started.communicate()
         why = "out of time"
     figures = [json.loads(line) for line in out.splitlines() if line.startswith("{")]

@@ -22,9 +22,12 @@ struct Engines {
     /// Where the last one was found.
     last: usize,
     frozen: bool,
+    /// The process that has opened the first of them.
+    process: u32,
 }
 
-static ENGINES: Mutex<Engines> = Mutex::new(Engines { opened: Vec::new(), in_use: Vec::new(), last: 0, frozen: false });
+static ENGINES: Mutex<Engines> =
+    Mutex::new(Engines { opened: Vec::new(), in_use: Vec::new(), last: 0, frozen: false, process: 0 });
 
 fn engines() -> MutexGuard<'static, Engines> {
     ENGINES.lock().unwrap_or_else(PoisonError::into_inner)
@@ -70,6 +73,9 @@ pub fn engine(py: Python<'_>, device: Device) -> PyResult<Engine> {
     if all.frozen {
         built.freeze();
     }
+    if all.opened.is_empty() {
+        all.process = std::process::id();
+    }
     all.opened.push((device, built.clone()));
     Ok(built)
 }
@@ -106,10 +112,13 @@ pub fn freeze() {
 /// Ends background work and closes the engines: called when the interpreter exits, because threads that run on beside the
 /// driver's own shutdown may crash.
 pub fn close(py: Python<'_>) {
-    let (opened, in_use) = {
-        let mut all = engines();
-        all.last = 0;
-        (std::mem::take(&mut all.opened), std::mem::take(&mut all.in_use))
-    };
-    py.detach(|| drop((in_use, opened)));
+    let mut all = engines();
+    all.last = 0;
+    let taken = (std::mem::take(&mut all.in_use), std::mem::take(&mut all.opened));
+    if all.process == std::process::id() {
+        drop(all);
+        py.detach(|| drop(taken));
+    } else {
+        std::mem::forget(taken); // in a fork there is no thread to wait for
+    }
 }

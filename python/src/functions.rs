@@ -76,8 +76,17 @@ fn rotate<'py>(torch: &Torch, o: &Objects<'_, 'py>, form: &Form, inplace: bool) 
         Kind::Plain => torch.view(name, tensor),
         _ => Err(wrong(name, "must be a torch.Tensor, as q is")),
     })?;
-    let mut tensors = Tensors { q: torch.view("q", o.q)?, k: None, q_out: None, k_out: None, cos, sin, place };
-    tensors.k = o.k.map(|k| torch.view("k", k)).transpose()?;
+    // A tensor that is written where it is cannot be a copy: the call itself refuses it if it must.
+    let operand = |name: &str, tensor| {
+        if inplace { torch.view(name, tensor).map(|view| (None, view)) } else { dense(torch, name, tensor) }
+    };
+    let (q_copy, q) = operand("q", o.q)?;
+    let mut tensors = Tensors { q, k: None, q_out: None, k_out: None, cos, sin, place };
+    let mut k_copy = None;
+    if let Some(k) = o.k {
+        let (copy, view) = operand("k", k)?;
+        (k_copy, tensors.k) = (copy, Some(view));
+    }
     if inplace {
         let call = Call::new(form, &tensors)?;
         call.launch(py, torch.stream(py, call.device)?)?;
@@ -88,25 +97,21 @@ fn rotate<'py>(torch: &Torch, o: &Objects<'_, 'py>, form: &Form, inplace: bool) 
         torch.wrote(&results)?;
         return pair(py, results);
     }
-    // Inputs that had to be copied are held until the launch.
-    let (q_copy, q) = dense(torch, "q", o.q)?;
-    let empty_like = torch.empty_like.bind(py);
-    let q_out = empty_like.call1((q_copy.as_ref().unwrap_or(o.q),))?;
-    (tensors.q, tensors.q_out) = (q, Some(torch.view("q", &q_out)?));
-    let mut k_held = None;
-    let k_out = match o.k {
-        None => None,
-        Some(k) => {
-            let (k_copy, view) = dense(torch, "k", k)?;
-            let k_out = empty_like.call1((k_copy.as_ref().unwrap_or(k),))?;
-            (tensors.k, tensors.k_out) = (Some(view), Some(torch.view("k", &k_out)?));
-            k_held = k_copy;
-            Some(k_out)
-        }
+    let like = |name: &str, input: &Bound<'py, PyAny>| -> PyResult<_> {
+        let output = torch.empty_like.bind(py).call1((input,))?;
+        let view = torch.view(name, &output)?;
+        Ok((output, Some(view)))
     };
+    let q_out;
+    (q_out, tensors.q_out) = like("q", q_copy.as_ref().unwrap_or(o.q))?;
+    let mut k_out = None;
+    if let Some(k) = o.k {
+        let (output, view) = like("k", k_copy.as_ref().unwrap_or(k))?;
+        (k_out, tensors.k_out) = (Some(output), view);
+    }
     let call = Call::new(form, &tensors)?;
     call.launch(py, torch.stream(py, call.device)?)?;
-    drop((q_copy, k_held, tables));
+    drop((q_copy, k_copy, tables)); // held until the launch
     (q_out, k_out).into_pyobject(py)
 }
 

@@ -139,3 +139,16 @@ def test_many_threads_at_once(device):
 def test_background_tuning_ends_with_the_interpreter(device, tmp_path):
     code = CALL.replace("DEVICE", repr(device)).replace("FREEZE", "False")
     python(code, tmp_path, ROPEJIT_TUNING="background")
+
+
+def test_a_fork_ends(tmp_path):
+    """A forked process has none of the threads that tune, and must not wait for them."""
+    code = CALL.replace("DEVICE", "'cpu'").replace("FREEZE", "False") + """
+import os, sys
+child = os.fork()
+if child == 0:
+    ropejit.apply_rotary_pos_emb(q.transpose(1, 2), k.transpose(1, 2), cos, sin)
+    sys.exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert python(code, tmp_path, ROPEJIT_TUNING="background").split()[-1] == "7"
