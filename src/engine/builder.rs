@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use dashmap::DashMap;
 
@@ -139,6 +140,7 @@ impl Builder {
             device,
             store,
             tuning,
+            frozen: AtomicBool::new(false),
             counters,
             angles: std::sync::Mutex::default(),
             ropes: DashMap::new(),

@@ -14,6 +14,7 @@ mod tuning;
 mod turn;
 mod worker;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -114,6 +115,8 @@ struct Shared {
     device: Arc<dyn Device>,
     store: Arc<dyn Store>,
     tuning: Tuning,
+    /// Set by [`Engine::freeze`].
+    frozen: AtomicBool,
     counters: Arc<Counters>,
     choices: Choices,
     kernels: Kernels,
@@ -127,6 +130,10 @@ struct Shared {
 }
 
 impl Shared {
+    fn tuning(&self) -> Tuning {
+        if self.frozen.load(Ordering::Relaxed) { Tuning::Frozen } else { self.tuning }
+    }
+
     fn tell(&self, progress: &Progress<'_>) {
         if let Some(f) = &self.on_progress {
             f(progress);
@@ -191,6 +198,12 @@ impl Engine {
     /// When the spec is invalid (see [`RopeSpec::validate`]).
     pub fn rope(&self, spec: &RopeSpec) -> Result<Rope> {
         Ok(Rope { worker: Arc::clone(&self.worker), state: self.state(spec)?, shared: Arc::clone(&self.shared) })
+    }
+
+    /// From now on, anything that is not loaded or cached is an error, as under [`Tuning::Frozen`]. Tuning that is queued
+    /// goes on.
+    pub fn freeze(&self) {
+        self.shared.frozen.store(true, Ordering::Relaxed);
     }
 
     fn state(&self, spec: &RopeSpec) -> Result<Arc<RopeState>> {
@@ -309,9 +322,25 @@ impl Rope {
             plan.launch(stream, &call)?;
             return Ok(Origin::Memory);
         }
-        let plan = resolve::resolve(self, stream, Bucket::of(call.total_tokens()), call.class, self.shared.tuning)?;
+        let plan = resolve::resolve(self, stream, Bucket::of(call.total_tokens()), call.class, self.shared.tuning())?;
         plan.launch(stream, &call)?;
         Ok(plan.origin)
+    }
+
+    /// As [`Rope::apply`] where that only launches: `false`, and nothing done, when a kernel has yet to be found. So a
+    /// caller that holds a lock which compiling must not hold (Python's) can let go of it first.
+    ///
+    /// # Errors
+    /// As [`Rope::apply`].
+    pub fn apply_loaded(&self, stream: Stream<'_>, args: &Args<'_>) -> Result<bool> {
+        let state = self.state.as_ref();
+        let place = place_of(self.shared.dialect, self.shared.context, stream);
+        let Some(call) = Call::new(&state.spec, args, place, state.fault.address())? else { return Ok(true) };
+        let loaded = state.slot(Bucket::of(call.total_tokens()), call.class).plan.load();
+        let Some(plan) = loaded.as_deref() else { return Ok(false) };
+        state.hits.add();
+        plan.launch(stream, &call)?;
+        Ok(true)
     }
 
     /// What serves contiguous tensors with this many tokens in all, if it is loaded.

@@ -8,8 +8,8 @@ use ropejit::store::{Head, Listed};
 use ropejit::{Error, ErrorKind, Result};
 use serde_json::json;
 
-use crate::inspect::{Row, row};
-use crate::output;
+use super::inspect::{Row, row};
+use super::output;
 
 /// Checks every entry, to the last byte.
 pub fn verify(all: Vec<Listed>, as_json: bool, root: &Path) -> Result<()> {

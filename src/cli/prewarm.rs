@@ -7,8 +7,8 @@ use ropejit::jit::Bucket;
 use ropejit::{Engine, Error, Origin, Result};
 use serde::Serialize;
 
-use crate::output;
-use crate::spec::{self, Chosen, FormArgs, NumberArgs};
+use super::output;
+use super::spec::{self, Chosen, FormArgs, NumberArgs};
 
 /// Fill the cache at deploy time: compile and tune for models and token counts, so that no call ever does.
 ///

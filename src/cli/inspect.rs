@@ -15,7 +15,7 @@ use ropejit::{Error, ErrorKind, Result};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::{output, upkeep};
+use super::{output, upkeep};
 
 /// Show what is in the cache: chosen configurations, all candidates' times, integrity.
 ///
