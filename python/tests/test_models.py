@@ -90,6 +90,9 @@ def test_generation(device):
         assert torch.equal(model.generate(ids, max_new_tokens=6, do_sample=False), plain)
 
 
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10), reason="transformers' own functions break the graph"
+)
 def test_a_compiled_patched_model(device):
     model = MODELS["llama"]().to(device).eval()
     ids = torch.randint(1, 64, (1, 5), device=device)
