@@ -10,7 +10,7 @@ use ropejit::store::{Kind, Store, disk::Disk};
 use ropejit::{DType, Direction, RopeSpec, TableForm, TableWidth};
 use serde_json::{Value, json};
 
-use crate::call;
+use crate::call::{self, Order};
 use crate::dlpack::Device;
 use crate::engines;
 use crate::errors::{guarded, raise, wrong};
@@ -45,11 +45,7 @@ pub fn prewarm(
         let parsed = |text: &str| text.parse::<DType>().map_err(raise);
         let dtype = dtype.map(parsed).transpose()?.or(model.dtype).unwrap_or(DType::BF16);
         let table = table_dtype.map(parsed).transpose()?.unwrap_or(dtype);
-        let head_major = match layout {
-            "bshd" | "thd" => false,
-            "bhsd" => true,
-            _ => return Err(wrong("layout", format!("'{layout}' is not one of 'bshd', 'bhsd' and 'thd'"))),
-        };
+        let head_major = Order::parse(layout)? == Order::Bhsd;
         let rounding = if dtype == DType::F32 { ropejit::Rounding::Once } else { call::rounding(rounding)? };
         let mut specs: Vec<RopeSpec> = Vec::new();
         for layer in model.layers.keys() {

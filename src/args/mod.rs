@@ -68,8 +68,7 @@ impl Place {
     /// Whether a call that runs at `at` may use what is here.
     pub fn serves(self, at: Self) -> bool {
         match (self, at) {
-            // A call that runs at `Raw` is the engine's own, on memory of its own.
-            (Self::Raw, _) | (Self::Own { .. }, Self::Raw) => true,
+            (Self::Raw, _) => true,
             (Self::Own { context: 0 }, at) => at == Self::Host,
             (Self::Own { context }, Self::Cuda { context: there, .. }) => context == there,
             _ => self == at,
@@ -288,8 +287,7 @@ impl<'a> Tables<'a> {
 
     /// Rows `[cos | sin]` that an engine has made, from `address` on, in memory that it keeps for as long as what `made`
     /// borrows.
-    pub(crate) fn made(address: u64, context: u64, rows: usize, width: usize, made: Made<'a>) -> Self {
-        let place = Place::Own { context };
+    pub(crate) fn made(address: u64, place: Place, rows: usize, width: usize, made: Made<'a>) -> Self {
         let [cos, sin] = [0, 4 * width as u64].map(|offset| Borrowed {
             address: address + offset,
             place,

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
+use ropejit::store::Listed;
 use ropejit::store::disk::Disk;
 use ropejit::store::sweep::{Bytes, Swept};
-use ropejit::store::{Head, Listed};
 use ropejit::{Error, ErrorKind, Result};
 use serde_json::json;
 
@@ -14,10 +14,7 @@ use super::output;
 /// Checks every entry, to the last byte.
 pub fn verify(all: Vec<Listed>, as_json: bool, root: &Path) -> Result<()> {
     let entries = all.len();
-    let rows = all
-        .into_iter()
-        .map(|l| row(&Listed { path: l.path, kind: l.kind, bytes: l.bytes, entry: l.entry.map(Head::from) }));
-    let bad: Vec<Row> = rows.filter(|r| r.problem.is_some()).collect();
+    let bad: Vec<Row> = all.into_iter().map(|listed| row(&listed.into())).filter(|r| r.problem.is_some()).collect();
     if as_json {
         output::json(&output::without_engine(json!({ "entries": entries, "damaged": bad })))?;
     } else {

@@ -2,6 +2,8 @@
 
 #![allow(missing_docs)]
 
+use crate::rope::scaling::Frequencies;
+
 /// Divides numbers below 2^31 by a constant with a multiplication: Granlund and Montgomery, "Division by invariant
 /// integers using multiplication" (PLDI 1994), figure 4.1.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -76,6 +78,16 @@ pub struct AngleParams {
 impl AngleParams {
     /// For kernels that read their tables.
     pub const NONE: Self = Self { factor: 0.0, inv_freq: [0.0; 256] };
+}
+
+impl From<&Frequencies> for AngleParams {
+    fn from(frequencies: &Frequencies) -> Self {
+        let mut angles = Self { factor: frequencies.attention_factor, ..Self::NONE };
+        for (to, from) in angles.inv_freq.iter_mut().zip(&frequencies.inv_freq) {
+            *to = *from;
+        }
+        angles
+    }
 }
 
 // The same figure stands in templates/params.h, where the compilers check it.

@@ -14,12 +14,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwapOption;
 
 use super::{Engine, Rope, Tuning, resolve};
-use crate::args::{Args, Made, Operand, Positions, Tables, Tensor};
+use crate::args::{Args, Made, Operand, Place, Positions, Tables, Tensor};
 use crate::device::{AngleParams, Memory};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::Bucket;
-use crate::plan::{Call, place_of};
-use crate::rope::scaling::{Frequencies, RopeParameters, Scaling, TableMode};
+use crate::rope::scaling::{RopeParameters, Scaling, TableMode};
 use crate::rope::{DType, Layout, RopeSpec};
 
 /// Rows that the first table has.
@@ -77,7 +76,7 @@ impl Kept {
             return Err(Error::argument("rotary_dim", what));
         }
         let set = |length| {
-            let angles = pack(&parameters.frequencies(length)?);
+            let angles = AngleParams::from(&parameters.frequencies(length)?);
             Ok::<_, Error>(Set { angles, table: ArcSwapOption::empty(), made: Mutex::default() })
         };
         let beyond = match &parameters.scaling {
@@ -86,14 +85,6 @@ impl Kept {
         };
         Ok(Self { parameters: parameters.clone(), mode, first: set(None)?, beyond })
     }
-}
-
-fn pack(frequencies: &Frequencies) -> AngleParams {
-    let mut angles = AngleParams { factor: frequencies.attention_factor, ..AngleParams::NONE };
-    for (to, from) in angles.inv_freq.iter_mut().zip(&frequencies.inv_freq) {
-        *to = *from;
-    }
-    angles
 }
 
 impl Angles {
@@ -120,7 +111,7 @@ impl Angles {
         let made = |angles| Made { mode: kept.mode, angles };
         let set = match &kept.parameters.scaling {
             Scaling::Dynamic { max_position_embeddings, .. } if seq_len > *max_position_embeddings => {
-                let angles = pack(&kept.parameters.frequencies(Some(seq_len))?);
+                let angles = AngleParams::from(&kept.parameters.frequencies(Some(seq_len))?);
                 return Ok(Tables::computed(width, made(Cow::Owned(angles))));
             }
             Scaling::LongRope { original_max_position_embeddings: n, .. } if seq_len > *n => {
@@ -138,7 +129,8 @@ impl Angles {
             },
         };
         // All tables that were made are kept as long as the set that `made` borrows from.
-        Ok(Tables::made(table.memory.address(), self.maker.shared.context, table.rows as usize, width, made))
+        let place = Place::Own { context: self.maker.shared.context };
+        Ok(Tables::made(table.memory.address(), place, table.rows as usize, width, made))
     }
 
     /// Makes a table of at least `rows` rows; `None` if it would be too large for the device.
@@ -162,7 +154,7 @@ impl Angles {
     }
 
     fn make(&self, set: &Set, table: &Table) -> Result<()> {
-        let (shared, state) = (self.maker.shared.as_ref(), self.maker.state.as_ref());
+        let shared = self.maker.shared.as_ref();
         let width = self.kept.parameters.rotary_dim as usize;
         let unit: Vec<u8> = (0..width).flat_map(|i| if i < width / 2 { 1f32 } else { 0f32 }.to_ne_bytes()).collect();
         let input = shared.device.alloc(unit.len())?;
@@ -179,8 +171,7 @@ impl Angles {
             positions: Positions::Offset(0),
         };
         let stream = shared.device.stream();
-        let place = place_of(shared.dialect, shared.context, stream);
-        let Some(call) = Call::new(&state.spec, &args, place, state.fault.address())? else { return Ok(()) };
+        let Some(call) = self.maker.call(stream, &args)? else { return Ok(()) };
         let policy = if shared.tuning() == Tuning::Frozen { Tuning::Frozen } else { Tuning::Never };
         let plan = resolve::resolve(&self.maker, stream, maker_bucket(), call.class, policy).map_err(|e| {
             if e.kind() != ErrorKind::NotCached {

@@ -93,14 +93,14 @@ impl Kernels {
                 (Kind::Artifact, key),
                 COMPILE_PATIENCE,
                 || false,
-                || matches!(self.store.get(Kind::Artifact, key), Lookup::Hit(_)).then_some(()),
+                || matches!(self.store.get(Kind::Artifact, key), Lookup::Hit(_)),
             );
             if waited {
                 self.counters.waited.add();
             }
             let turn = match flight {
                 Flight::Make(turn) => turn,
-                Flight::Made(()) => match self.read(key, source, variant) {
+                Flight::Made => match self.read(key, source, variant) {
                     Some(loaded) => return Ok(Some((loaded, Origin::Disk))),
                     None => None, // refused, by the driver say
                 },

@@ -310,16 +310,8 @@ impl Rope {
     /// # Errors
     /// When an argument does not fit the spec, or (first calls only) no kernel can be had.
     pub fn apply(&self, stream: Stream<'_>, args: &Args<'_>) -> Result<Origin> {
-        let state = self.state.as_ref();
-        let place = place_of(self.shared.dialect, self.shared.context, stream);
-        let Some(call) = Call::new(&state.spec, args, place, state.fault.address())? else {
-            return Ok(Origin::Memory);
-        };
-        let slot = state.slot(Bucket::of(call.total_tokens()), call.class);
-        let loaded = slot.plan.load();
-        if let Some(plan) = loaded.as_deref() {
-            state.hits.add();
-            plan.launch(stream, &call)?;
+        let Some(call) = self.call(stream, args)? else { return Ok(Origin::Memory) };
+        if self.launch_loaded(stream, &call)? {
             return Ok(Origin::Memory);
         }
         let plan = resolve::resolve(self, stream, Bucket::of(call.total_tokens()), call.class, self.shared.tuning())?;
@@ -333,13 +325,21 @@ impl Rope {
     /// # Errors
     /// As [`Rope::apply`].
     pub fn apply_loaded(&self, stream: Stream<'_>, args: &Args<'_>) -> Result<bool> {
-        let state = self.state.as_ref();
+        self.call(stream, args)?.map_or(Ok(true), |call| self.launch_loaded(stream, &call))
+    }
+
+    /// The arguments, checked; `None` where there is nothing to do.
+    fn call<'a>(&self, stream: Stream<'_>, args: &'a Args<'_>) -> Result<Option<Call<'a>>> {
         let place = place_of(self.shared.dialect, self.shared.context, stream);
-        let Some(call) = Call::new(&state.spec, args, place, state.fault.address())? else { return Ok(true) };
-        let loaded = state.slot(Bucket::of(call.total_tokens()), call.class).plan.load();
+        Call::new(&self.state.spec, args, place, self.state.fault.address())
+    }
+
+    /// Launches with the kernel that is loaded for the call; `false` if there is none.
+    fn launch_loaded(&self, stream: Stream<'_>, call: &Call<'_>) -> Result<bool> {
+        let loaded = self.state.slot(Bucket::of(call.total_tokens()), call.class).plan.load();
         let Some(plan) = loaded.as_deref() else { return Ok(false) };
-        state.hits.add();
-        plan.launch(stream, &call)?;
+        self.state.hits.add();
+        plan.launch(stream, call)?;
         Ok(true)
     }
 

@@ -33,7 +33,6 @@ pub(super) struct Scratch {
     spec: RopeSpec,
     class: Class,
     fault: u64,
-    context: u64,
     pub tokens: u64,
     pub sets: usize,
     /// Where k starts in a half.
@@ -81,20 +80,7 @@ impl Scratch {
                 Ok::<_, Error>(memory)
             })
             .transpose()?;
-        Ok(Self {
-            data,
-            tables,
-            ids,
-            angles,
-            spec: spec.clone(),
-            class,
-            fault,
-            context: device.context(),
-            tokens,
-            sets,
-            k_starts,
-            half,
-        })
+        Ok(Self { data, tables, ids, angles, spec: spec.clone(), class, fault, tokens, sets, k_starts, half })
     }
 
     /// Launches `plan` on set `set` with `batch` sequences of `tokens` tokens.
@@ -152,7 +138,7 @@ impl Scratch {
         if self.class.table_word == 0 {
             return Ok(Tables::computed(width, made));
         }
-        Ok(Tables::made(self.tables.address(), self.context, rows, width, made))
+        Ok(Tables::made(self.tables.address(), Place::Raw, rows, width, made))
     }
 
     /// Partial rotary in place: nothing is copied, and outputs lie where inputs lay.
@@ -195,20 +181,15 @@ impl Scratch {
 
 /// Frequencies of a usual model; the rows of the table that a comparison of bits reads are theirs.
 fn engine_angles(spec: &RopeSpec, table: &dyn Memory) -> Result<AngleParams> {
-    let mut angles = AngleParams::NONE;
-    let Some(mode) = spec.angles else { return Ok(angles) };
+    let Some(mode) = spec.angles else { return Ok(AngleParams::NONE) };
     let frequencies = RopeParameters::new(1e4, spec.rotary_dim).frequencies(None)?;
-    angles.factor = 1.0;
-    for (to, from) in angles.inv_freq.iter_mut().zip(&frequencies.inv_freq) {
-        *to = *from;
-    }
     let pairs = spec.rotary_dim as usize / 2;
     let rows = COMPARED.min(table.bytes() / (8 * pairs)) as u64;
     let (cos, sin) = cos_sin_table(&frequencies, 0..rows, mode);
     let row = |i: usize| [&cos, &sin].into_iter().flat_map(move |t| &t[i * pairs..(i + 1) * pairs]);
     let bytes: Vec<u8> = (0..rows as usize).flat_map(row).flat_map(|x| x.to_ne_bytes()).collect();
     table.upload(0, &bytes)?;
-    Ok(angles)
+    Ok(AngleParams::from(&frequencies))
 }
 
 /// The bytes of what says where tokens stand; `None` where that is implicit.

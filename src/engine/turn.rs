@@ -28,14 +28,14 @@ pub(super) fn tune(
         (Kind::Choice, key),
         budget.saturating_add(PATIENCE),
         || stop.load(Relaxed),
-        || shared.choices.is_tuned(key).then_some(()),
+        || shared.choices.is_tuned(key),
     );
     if waited {
         shared.counters.waited.add();
     }
     let _turn = match flight {
         Flight::Make(turn) => turn,
-        Flight::Made(()) => match resolve::find(shared, &state.spec, bucket, class, shared.tuning())? {
+        Flight::Made => match resolve::find(shared, &state.spec, bucket, class, shared.tuning())? {
             Some(plan) if plan.tuned => return Ok(plan),
             // Its choice is none that this program would make.
             _ => None,

@@ -87,31 +87,29 @@ pub(super) fn is_at(_: &File, path: &Path) -> bool {
 }
 
 /// What a process has to do for an entry.
-pub enum Flight<T> {
+pub enum Flight {
     /// Nothing, another process has made it.
-    Made(T),
+    Made,
     /// Make it; the turn, if there is one, ends when it is dropped.
     Make(Option<Turn>),
 }
 
-/// Waits until it is this process's turn to make an entry, `look` finds it, `patience` ends or `stop` says so. Also says
+/// Waits until it is this process's turn to make an entry, `made` says that it is there, `patience` ends or `stop` says so. Also says
 /// whether it had to wait.
-pub fn fly<T>(
+pub fn fly(
     store: &dyn Store,
     (kind, key): (Kind, Key),
     patience: Duration,
     stop: impl Fn() -> bool,
-    mut look: impl FnMut() -> Option<T>,
-) -> (Flight<T>, bool) {
+    made: impl Fn() -> bool,
+) -> (Flight, bool) {
     let (started, mut pause) = (Instant::now(), Duration::from_millis(1));
     let mut waited = false;
     loop {
         let claim = store.claim(kind, key);
         // Others may have made it since the caller looked, or while this waited.
-        if !matches!(claim, Claim::Unavailable)
-            && let Some(made) = look()
-        {
-            return (Flight::Made(made), waited);
+        if !matches!(claim, Claim::Unavailable) && made() {
+            return (Flight::Made, waited);
         }
         match claim {
             Claim::Mine(turn) => return (Flight::Make(Some(turn)), waited),

@@ -69,6 +69,12 @@ pub struct Listed<T = Entry> {
     pub entry: std::result::Result<T, String>,
 }
 
+impl From<Listed> for Listed<Head> {
+    fn from(l: Listed) -> Self {
+        Self { path: l.path, kind: l.kind, bytes: l.bytes, entry: l.entry.map(Head::from) }
+    }
+}
+
 /// Where entries are kept.
 pub trait Store: Send + Sync {
     /// Looks an entry up. Never fails: what cannot be read is a miss with a reason.
@@ -83,8 +89,7 @@ pub trait Store: Send + Sync {
     /// As [`list`](Self::list), but only what stands at the head of entries is read, and no digest is checked: a tenth of
     /// the time where there are many.
     fn heads(&self, kind: Kind) -> Result<Vec<Listed<Head>>> {
-        let head = |l: Listed| Listed { path: l.path, kind: l.kind, bytes: l.bytes, entry: l.entry.map(Head::from) };
-        Ok(self.list(kind)?.into_iter().map(head).collect())
+        Ok(self.list(kind)?.into_iter().map(Listed::from).collect())
     }
 
     /// Asks for the right to make an entry, so that several processes do not make the same.
