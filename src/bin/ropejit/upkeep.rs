@@ -8,16 +8,17 @@ use ropejit::store::{Head, Listed};
 use ropejit::{Error, ErrorKind, Result};
 use serde_json::json;
 
-use crate::inspect::{Row, row};
+use crate::inspect::{Row, check, row};
 use crate::output;
 
 /// Checks every entry, to the last byte.
 pub fn verify(all: Vec<Listed>, as_json: bool, root: &Path) -> Result<()> {
     let entries = all.len();
-    let rows = all
-        .into_iter()
-        .map(|l| row(&Listed { path: l.path, kind: l.kind, bytes: l.bytes, entry: l.entry.map(Head::from) }));
-    let bad: Vec<Row> = rows.filter(|r| r.problem.is_some()).collect();
+    let checked = |l: Listed| {
+        let entry = l.entry.map(Head::from).and_then(|head| check(&head).map(|_| head));
+        row(&Listed { path: l.path, kind: l.kind, bytes: l.bytes, entry })
+    };
+    let bad: Vec<Row> = all.into_iter().map(checked).filter(|r| r.problem.is_some()).collect();
     if as_json {
         output::json(&output::without_engine(json!({ "entries": entries, "damaged": bad })))?;
     } else {
