@@ -57,7 +57,12 @@ impl Faulty {
         let step = self.steps.fetch_add(1, Relaxed);
         match self.fault {
             Fault::Kill if step == self.at => kill_process(getpid(), Signal::KILL)?,
-            Fault::Stop if step == self.at => kill_process(getpid(), Signal::STOP)?,
+            Fault::Stop if step == self.at => {
+                kill_process(getpid(), Signal::STOP)?;
+                loop {
+                    std::thread::park(); // another thread may have taken the signal
+                }
+            }
             Fault::Refuse(kind) if step >= self.at => return Err(kind.into()),
             _ => {}
         }

@@ -86,6 +86,30 @@ fn a_lock_held_by_a_stopped_process() {
     sound(&root, "after a stopped process");
 }
 
+/// Who waits for a process that dies goes on at once.
+#[test]
+fn a_lock_dies_with_its_owner() {
+    let folder = scratch();
+    let root = folder.path().join("cache");
+    let mut child = process(&root, "never", "stop", 7).stdout(Stdio::null()).spawn().expect("started");
+    let stopped = waitpid(Some(Pid::from_child(&child)), WaitOptions::UNTRACED).expect("waited").expect("a state");
+    assert!(stopped.1.stopped(), "{stopped:?}");
+    let engine = on(&root, Tuning::Never);
+    let (origin, waited) = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| works(&engine));
+        std::thread::sleep(Duration::from_millis(300));
+        let killed = Instant::now();
+        child.kill().expect("killed");
+        child.wait().expect("waited");
+        (waiting.join().expect("answers"), killed.elapsed())
+    });
+    assert_eq!((origin, engine.stats().waited), (Origin::Compiled, 1));
+    println!("an owner that dies: the next one has compiled {waited:?} later");
+    assert!(waited < Duration::from_secs(9), "{waited:?}");
+    drop(engine);
+    sound(&root, "after a dead owner");
+}
+
 #[test]
 fn without_locks_work_is_doubled_and_nothing_breaks() {
     let folder = scratch();
