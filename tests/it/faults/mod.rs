@@ -9,6 +9,7 @@ mod kills;
 mod many;
 mod places;
 mod processes;
+mod upkeep;
 
 use std::fs::{File, TryLockError};
 use std::io;
