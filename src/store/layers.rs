@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::disk::Disk;
 use super::flight::Claim;
 use super::memory::Memory;
-use super::{Entry, Kind, Listed, Lookup, Miss, Store};
+use super::{Entry, Head, Kind, Listed, Lookup, Miss, Store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::Key;
 
@@ -105,6 +105,11 @@ impl Store for Layers {
 
     fn list(&self, kind: Kind) -> Result<Vec<Listed>> {
         let lists = self.all().map(|layer| layer.list(kind)).collect::<Result<Vec<_>>>()?;
+        Ok(lists.into_iter().flatten().collect())
+    }
+
+    fn heads(&self, kind: Kind) -> Result<Vec<Listed<Head>>> {
+        let lists = self.all().map(|layer| layer.heads(kind)).collect::<Result<Vec<_>>>()?;
         Ok(lists.into_iter().flatten().collect())
     }
 
