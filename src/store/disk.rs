@@ -217,17 +217,22 @@ impl Disk {
         }
     }
 
+    /// Makes a folder of this one's, unless a link on the way leads out of it.
+    fn make_own(&self, folder: &Path) -> std::io::Result<()> {
+        let refused = || self.owner.objects_between(&self.root, &folder.join("any"));
+        if let Some(problem) = refused() {
+            return Err(std::io::Error::other(problem));
+        }
+        self.files.make_folder(folder)?;
+        refused().map_or(Ok(()), |problem| Err(std::io::Error::other(problem)))
+    }
+
     /// Writes an entry to a temporary file and renames it. The writer's lock says that the file is no leftover.
     fn publish(&self, entry: &Entry, path: &Path) -> std::io::Result<()> {
         let temporary = self.version().join("tmp");
         let bytes = entry.encode();
         for folder in path.parent().into_iter().chain([temporary.as_path()]) {
-            self.files.make_folder(folder)?;
-        }
-        for file in [path, &temporary.join("any")] {
-            if let Some(problem) = self.owner.objects_between(&self.root, file) {
-                return Err(std::io::Error::other(problem));
-            }
+            self.make_own(folder)?;
         }
         let made = tempfile::Builder::new().prefix("").make_in(&temporary, |path| self.files.create(path))?;
         let file = made.as_file();
@@ -331,7 +336,7 @@ impl Store for Disk {
 
     fn claim(&self, kind: Kind, key: Key) -> Claim {
         let path = self.lock_path(kind, key);
-        if self.owner != Owner::Me || path.parent().is_some_and(|folder| self.files.make_folder(folder).is_err()) {
+        if self.owner != Owner::Me || path.parent().is_some_and(|folder| self.make_own(folder).is_err()) {
             return Claim::Unavailable;
         }
         self.claim_file(&path, true)

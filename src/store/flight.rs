@@ -62,7 +62,9 @@ impl Disk {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Claim::Taken,
                 Err(TryLockError::Error(e)) => {
-                    let _ = files.remove(path); // nobody could ever sweep it
+                    if make {
+                        let _ = files.remove(path); // nobody could ever sweep it
+                    }
                     tracing::debug!("no lock, work may be done twice: {}: {e}", path.display());
                     return Claim::Unavailable;
                 }

@@ -188,8 +188,9 @@ impl Disk {
                 Ok(()) | Err(TryLockError::WouldBlock) => return Ok(false),
                 Err(TryLockError::Error(_)) => self.system().remove(path)?,
             },
-            // No file that can be used; a link goes as well.
-            Err(_) => self.system().remove(path)?,
+            // A link goes; of a file that cannot be opened just now nothing is known.
+            Err(_) if std::fs::symlink_metadata(path).is_ok_and(|m| m.is_symlink()) => self.system().remove(path)?,
+            Err(e) => return Err(e),
         }
         Ok(true)
     }

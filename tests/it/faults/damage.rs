@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use ropejit::store::disk::Disk;
+use ropejit::store::flight::Claim;
 use ropejit::store::{Entry, Kind, Lookup, Miss, Store};
 use ropejit::{Origin, Tuning};
 use sha2::{Digest as _, Sha256};
@@ -137,7 +138,11 @@ fn links_lead_nowhere() {
         symlink(outside.join("v1").join(&of), &link).expect("linked");
         let disk = Disk::open(&root).expect("opens");
         assert!(!matches!(disk.get(e.kind, e.key), Lookup::Hit(_)), "{at}");
+        let children = |folder: &Path| fs_err::read_dir(folder).expect("readable").count();
+        let before = children(&outside.join("v1"));
+        assert!(matches!(disk.claim(e.kind, e.key), Claim::Unavailable) || at != "v1", "{at}");
         let refused = disk.put(&entry("a", 2)).expect_err("refused").to_string();
+        assert_eq!(children(&outside.join("v1")), before, "{at}: made through a link");
         assert!(refused.contains("not a folder of its own"), "{at}: {refused}");
         disk.max_bytes(0).gc().expect("swept");
         let kept = Disk::open(&outside).expect("opens").get(e.kind, e.key);
