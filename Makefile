@@ -3,14 +3,17 @@
 CARGO ?= cargo
 # The newest NVRTC whose PTX the oldest driver of CUDA 13 can load.
 NVRTC_PACKAGE := nvidia-cuda-nvrtc==13.0.88
+# Of each fuzz target.
+FUZZ_SECONDS ?= 600
 BIN := $(or $(CARGO_TARGET_DIR),target)/release/ropejit
 
-.PHONY: help build nvrtc demo test test-transformers lint python test-python lint-python gpu-bundle peers-bundle clean
+.PHONY: help build nvrtc demo test test-transformers fuzz lint python test-python lint-python gpu-bundle peers-bundle clean
 
 help:
 	@echo "make demo        what it is about, in a minute (no GPU needed)"
 	@echo "make test        all tests that need no GPU"
 	@echo "make test-transformers  forms of RoPE, bit for bit with transformers on the CPU (installs PyTorch)"
+	@echo "make fuzz        the readers of entries and of config.json against any input (FUZZ_SECONDS each)"
 	@echo "make lint        format, clippy, documentation, feature combinations"
 	@echo "make python      the Python package's wheel, in dist/"
 	@echo "make test-python its tests, in a fresh .venv-python (installs PyTorch and transformers)"
@@ -41,6 +44,11 @@ test-transformers: build
 		.venv-transformers/bin/pip install --quiet --disable-pip-version-check torch transformers; }
 	.venv-transformers/bin/python tests/data/make_eager.py target/eager
 	ROPEJIT_TEST_EAGER=$(CURDIR)/target/eager $(CARGO) test --release --test it eager -- --nocapture
+
+# Needs a C++ compiler, for libFuzzer; any Rust will do.
+fuzz:
+	scripts/fuzz.sh entry $(FUZZ_SECONDS)
+	scripts/fuzz.sh model_config $(FUZZ_SECONDS)
 
 lint:
 	$(CARGO) fmt --check

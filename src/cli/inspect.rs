@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use clap::{Args, Subcommand};
+use rayon::prelude::*;
 use ropejit::engine::{ArtifactMeta, ChoiceMeta};
 use ropejit::store::disk::Disk;
 use ropejit::store::layers::Layers;
@@ -123,7 +124,7 @@ pub struct Row {
 }
 
 /// What an entry's metadata says.
-enum Meta {
+pub enum Meta {
     Artifact(Box<ArtifactMeta>),
     Choice(Box<ChoiceMeta>),
 }
@@ -137,7 +138,7 @@ fn meta(entry: &Head) -> std::result::Result<Meta, String> {
 }
 
 /// Beyond the digest: the key must be that of the fields it claims to hash.
-fn check(entry: &Head) -> std::result::Result<Meta, String> {
+pub fn check(entry: &Head) -> std::result::Result<Meta, String> {
     let meta = meta(entry)?;
     let fields = match &meta {
         Meta::Artifact(m) => &m.fields,
@@ -161,7 +162,7 @@ pub fn row(listed: &Listed<Head>) -> Row {
         problem: None,
         path: listed.path.clone(),
     };
-    match listed.entry.as_ref().map_err(Clone::clone).and_then(check) {
+    match listed.entry.as_ref().map_err(Clone::clone).and_then(meta) {
         Ok(Meta::Artifact(m)) => {
             row.arch = m.fields.get("arch").map(String::from);
             row.spec = Some(m.spec.to_string());
@@ -227,7 +228,7 @@ fn open(root: &Path) -> Result<Layers> {
 }
 
 fn list(all: &[Listed<Head>], as_json: bool, root: &Path) -> Result<()> {
-    let rows: Vec<Row> = all.iter().map(row).collect();
+    let rows: Vec<Row> = all.par_iter().map(row).collect();
     if as_json {
         return output::json(&rows);
     }
@@ -244,18 +245,16 @@ fn list(all: &[Listed<Head>], as_json: bool, root: &Path) -> Result<()> {
     }
     let cells = groups.values().flatten().map(|r| r.cells()).collect();
     let lines = output::lines(&[" key", "kind", "for", "variant", "choice", "tokens", "bytes"], cells, 2);
-    let mut lines = lines.iter();
-    for header in lines.next().into_iter().filter(|_| !groups.is_empty()) {
-        output::line(header)?;
+    let mut lines = lines.into_iter();
+    // Printed at once: there may be a hundred thousand.
+    let mut page: Vec<String> = lines.next().into_iter().filter(|_| !groups.is_empty()).collect();
+    for (heading, rows) in groups {
+        page.push(heading);
+        page.extend(lines.by_ref().take(rows.len()));
     }
-    for (heading, rows) in &groups {
-        output::line(heading)?;
-        lines.by_ref().take(rows.len()).try_for_each(|line| output::line(line))?;
-    }
-    for r in rows.iter().filter(|r| r.problem.is_some()) {
-        output::line(&format!("unusable {}: {}", r.path.display(), r.problem.as_deref().unwrap_or_default()))?;
-    }
-    Ok(())
+    let unusable = rows.iter().filter_map(|r| Some(format!("unusable {}: {}", r.path.display(), r.problem.as_ref()?)));
+    page.extend(unusable);
+    output::line(&page.join("\n"))
 }
 
 impl Row {

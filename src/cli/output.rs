@@ -40,9 +40,27 @@ pub fn table(header: &[&str], rows: Vec<Vec<String>>, right: usize) -> Result<()
     line(&table.to_string())
 }
 
-/// The lines of a table without rules, the header first: for rows that are printed in groups.
+/// The lines of a table without rules, the header first: for rows that are printed in groups. Laid out here, since there may
+/// be a hundred thousand of them.
 pub fn lines(header: &[&str], rows: Vec<Vec<String>>, right: usize) -> Vec<String> {
-    grid(presets::NOTHING, header, rows, right).lines().map(|line| line.trim_end().to_owned()).collect()
+    let header = header.iter().map(ToString::to_string).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(header).chain(rows).collect();
+    let columns = rows[0].len();
+    let width = |column: usize| rows.iter().filter_map(|r| Some(r.get(column)?.chars().count())).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let mut line = String::with_capacity(widths.iter().sum::<usize>() + 2 * columns);
+        for (column, (cell, &width)) in row.iter().zip(&widths).enumerate() {
+            let gap = " ".repeat(width.saturating_sub(cell.chars().count()));
+            let (before, after) = if column >= columns - right { (gap.as_str(), "") } else { ("", gap.as_str()) };
+            for part in [" ", before, cell.as_str(), after, " "] {
+                line.push_str(part);
+            }
+        }
+        line.truncate(line.trim_end().len());
+        line
+    };
+    rows.iter().map(line).collect()
 }
 
 fn grid(preset: &str, header: &[&str], rows: Vec<Vec<String>>, right: usize) -> Table {

@@ -2,19 +2,24 @@
 
 use std::path::Path;
 
-use ropejit::store::Listed;
 use ropejit::store::disk::Disk;
 use ropejit::store::sweep::{Bytes, Swept};
+use ropejit::store::{Head, Listed};
 use ropejit::{Error, ErrorKind, Result};
 use serde_json::json;
 
-use super::inspect::{Row, row};
+use super::inspect::{Row, check, row};
 use super::output;
 
 /// Checks every entry, to the last byte.
 pub fn verify(all: Vec<Listed>, as_json: bool, root: &Path) -> Result<()> {
     let entries = all.len();
-    let bad: Vec<Row> = all.into_iter().map(|listed| row(&listed.into())).filter(|r| r.problem.is_some()).collect();
+    let checked = |l: Listed| {
+        let l: Listed<Head> = l.into();
+        let entry = l.entry.and_then(|head| check(&head).map(|_| head));
+        row(&Listed { entry, ..l })
+    };
+    let bad: Vec<Row> = all.into_iter().map(checked).filter(|r| r.problem.is_some()).collect();
     if as_json {
         output::json(&output::without_engine(json!({ "entries": entries, "damaged": bad })))?;
     } else {

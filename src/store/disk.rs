@@ -155,11 +155,8 @@ impl Disk {
         self.version().join("lock").join(format!("{}-{key}", kind.name()))
     }
 
-    /// Opens an entry's file; `None` if there is none.
+    /// Opens an entry's file, in a folder that is known to be this one's; `None` if there is none.
     fn open_entry(&self, path: &Path) -> Result<Option<(File, std::fs::Metadata)>, String> {
-        if let Some(problem) = self.owner.objects_between(&self.root, path) {
-            return Err(problem);
-        }
         let file = match self.files.open(path) {
             Ok(file) => file,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -193,11 +190,11 @@ impl Disk {
         self.read(path).err()
     }
 
-    fn read_head(&self, path: &Path) -> Result<Option<Head>, String> {
+    fn read_head(&self, path: &Path) -> Result<Option<(Head, u64)>, String> {
         let Some((file, meta)) = self.open_entry(path)? else { return Ok(None) };
         let head = Head::read(&file, meta.len())?;
         named(path, head.kind, head.key)?;
-        Ok(Some(head))
+        Ok(Some((head, meta.len())))
     }
 
     /// Notes that an entry is used: its time, and a lock that keeps it from eviction.
@@ -216,8 +213,19 @@ impl Disk {
         }
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if (held.len() < MAX_HELD || held.contains_key(&(kind, key))) && self.files.lock(&file, true).is_ok() {
-            held.insert((kind, key), file);
+            // Closing is not enough, as for a turn (`flight`).
+            let _ = held.insert((kind, key), file).map(|before| before.unlock());
         }
+    }
+
+    /// Makes a folder of this one's, unless a link on the way leads out of it.
+    fn make_own(&self, folder: &Path) -> std::io::Result<()> {
+        let refused = || self.owner.objects_between(&self.root, &folder.join("any"));
+        if let Some(problem) = refused() {
+            return Err(std::io::Error::other(problem));
+        }
+        self.files.make_folder(folder)?;
+        refused().map_or(Ok(()), |problem| Err(std::io::Error::other(problem)))
     }
 
     /// Writes an entry to a temporary file and renames it. The writer's lock says that the file is no leftover.
@@ -225,12 +233,7 @@ impl Disk {
         let temporary = self.version().join("tmp");
         let bytes = entry.encode();
         for folder in path.parent().into_iter().chain([temporary.as_path()]) {
-            self.files.make_folder(folder)?;
-        }
-        for file in [path, &temporary.join("any")] {
-            if let Some(problem) = self.owner.objects_between(&self.root, file) {
-                return Err(std::io::Error::other(problem));
-            }
+            self.make_own(folder)?;
         }
         let made = tempfile::Builder::new().prefix("").make_in(&temporary, |path| self.files.create(path))?;
         let file = made.as_file();
@@ -251,15 +254,18 @@ impl Disk {
     fn listed<T: Send>(
         &self,
         kind: Kind,
-        read: impl Fn(&Path) -> Result<Option<T>, String> + Sync,
+        read: impl Fn(&Path) -> Result<Option<(T, u64)>, String> + Sync,
     ) -> Result<Vec<Listed<T>>> {
         let shards = self.own_children(&self.folder(kind))?;
         let of_shard = |folder: &PathBuf| -> Result<Vec<Listed<T>>> {
             let files =
                 self.own_children(folder)?.into_iter().filter(|path| path.extension().is_some_and(|e| e == "rope"));
             let listed = files.filter_map(|path| {
-                let entry = read(&path).transpose()?; // none: removed meanwhile
-                let bytes = std::fs::symlink_metadata(&path).map_or(0, |m| m.len());
+                // None: removed meanwhile.
+                let (entry, bytes) = match read(&path).transpose()? {
+                    Ok((entry, bytes)) => (Ok(entry), bytes),
+                    Err(why) => (Err(why), std::fs::symlink_metadata(&path).map_or(0, |m| m.len())),
+                };
                 Some(Listed { path, kind, bytes, entry })
             });
             Ok(listed.collect())
@@ -275,10 +281,20 @@ fn named(path: &Path, kind: Kind, key: Key) -> Result<(), String> {
     if name && folder { Ok(()) } else { Err("it holds another entry than its name says".into()) }
 }
 
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Closing is not enough, as for a turn (`flight`).
+        for file in self.held.get_mut().unwrap_or_else(PoisonError::into_inner).values() {
+            let _ = file.unlock();
+        }
+    }
+}
+
 impl Store for Disk {
     fn get(&self, kind: Kind, key: Key) -> Lookup {
         let path = self.path(kind, key);
-        match self.read(&path) {
+        let read = self.owner.objects_between(&self.root, &path).map_or_else(|| self.read(&path), Err);
+        match read {
             Ok(None) => Lookup::Miss(Miss::Absent),
             Ok(Some((entry, file, meta))) => {
                 self.used(kind, key, file, Some(&meta));
@@ -296,7 +312,7 @@ impl Store for Disk {
             );
         }
         let done = match self.publish(entry, &path) {
-            // Swept between its making and its locking.
+            // Swept by `inspect gc` between its making and its locking.
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => self.publish(entry, &path),
             done => done,
         };
@@ -312,7 +328,7 @@ impl Store for Disk {
     }
 
     fn list(&self, kind: Kind) -> Result<Vec<Listed>> {
-        self.listed(kind, |path| Ok(self.read(path)?.map(|(entry, ..)| entry)))
+        self.listed(kind, |path| Ok(self.read(path)?.map(|(entry, _, meta)| (entry, meta.len()))))
     }
 
     fn heads(&self, kind: Kind) -> Result<Vec<Listed<Head>>> {
@@ -330,7 +346,7 @@ impl Store for Disk {
 
     fn claim(&self, kind: Kind, key: Key) -> Claim {
         let path = self.lock_path(kind, key);
-        if self.owner != Owner::Me || path.parent().is_some_and(|folder| self.files.make_folder(folder).is_err()) {
+        if self.owner != Owner::Me || path.parent().is_some_and(|folder| self.make_own(folder).is_err()) {
             return Claim::Unavailable;
         }
         self.claim_file(&path, true)
@@ -354,7 +370,7 @@ pub(super) fn children(folder: &Path) -> Result<Vec<PathBuf>> {
         Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => Vec::new(),
         Err(e) => return Err(failed(e)),
     };
-    all.sort();
+    all.sort_by(|a, b| a.as_os_str().cmp(b.as_os_str())); // by bytes: components are slow to compare
     Ok(all)
 }
 

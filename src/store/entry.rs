@@ -153,13 +153,19 @@ impl Head {
             return Err(too_short(length));
         }
         let failed = |e| format!("cannot be read: {e}");
-        let mut header = [0; HEADER];
-        file.read_exact(&mut header).map_err(failed)?;
-        is_ours(&header)?;
-        let (kind, key, [meta_bytes, ptx_bytes, image_bytes]) = parse(&header, length)?;
-        // No more than the file holds: the sum was checked. A file that says so and is shorter costs no memory either.
-        let mut meta = Vec::new();
-        file.take(meta_bytes).read_to_end(&mut meta).map_err(failed)?;
+        // Most metadata comes with the header, in one read.
+        let mut start = [0; 4096];
+        let mut got = file.read(&mut start).map_err(failed)?;
+        if got < HEADER {
+            file.read_exact(&mut start[got..HEADER]).map_err(failed)?;
+            got = HEADER;
+        }
+        let Some((header, rest)) = start[..got].split_first_chunk::<HEADER>() else { return Err(too_short(length)) };
+        is_ours(header)?;
+        let (kind, key, [meta_bytes, ptx_bytes, image_bytes]) = parse(header, length)?;
+        let mut meta = rest[..rest.len().min(meta_bytes as usize)].to_vec();
+        // A file that is shorter than it says costs no memory.
+        file.take(meta_bytes - meta.len() as u64).read_to_end(&mut meta).map_err(failed)?;
         if meta.len() as u64 != meta_bytes {
             return Err("cut short while it was read".into());
         }

@@ -28,8 +28,7 @@ pub enum Claim {
 
 /// The right to make an entry.
 pub struct Turn {
-    // Held: the lock goes with it, after the file is gone.
-    _file: File,
+    file: File,
     path: PathBuf,
     files: Arc<dyn Files>,
 }
@@ -39,6 +38,8 @@ impl Drop for Turn {
         if let Err(e) = self.files.remove(&self.path) {
             tracing::debug!("a lock file is left to be swept: {}: {e}", self.path.display());
         }
+        // Closing is not enough: a child of this process may hold a copy until it has become another program.
+        let _ = self.file.unlock();
     }
 }
 
@@ -57,11 +58,14 @@ impl Disk {
             };
             match files.lock(&file, false) {
                 Ok(()) if is_at(&file, path) => {
-                    return Claim::Mine(Turn { _file: file, path: path.to_owned(), files: Arc::clone(files) });
+                    return Claim::Mine(Turn { file, path: path.to_owned(), files: Arc::clone(files) });
                 }
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Claim::Taken,
                 Err(TryLockError::Error(e)) => {
+                    if make {
+                        let _ = files.remove(path); // nobody could ever sweep it
+                    }
                     tracing::debug!("no lock, work may be done twice: {}: {e}", path.display());
                     return Claim::Unavailable;
                 }
@@ -94,8 +98,8 @@ pub enum Flight {
     Make(Option<Turn>),
 }
 
-/// Waits until it is this process's turn to make an entry, `made` says that it is there, `patience` ends or `stop` says so. Also says
-/// whether it had to wait.
+/// Waits until it is this process's turn to make an entry, `made` says that it is there, `patience` ends or `stop` says so.
+/// Also says whether it had to wait.
 pub fn fly(
     store: &dyn Store,
     (kind, key): (Kind, Key),

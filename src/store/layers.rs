@@ -10,8 +10,8 @@ use std::sync::Arc;
 use super::disk::Disk;
 use super::flight::Claim;
 use super::memory::Memory;
-use super::{Entry, Kind, Listed, Lookup, Miss, Store};
-use crate::error::{ErrorKind, Result};
+use super::{Entry, Head, Kind, Listed, Lookup, Miss, Store};
+use crate::error::{Error, ErrorKind, Result};
 use crate::jit::Key;
 
 /// Where layers are.
@@ -37,8 +37,9 @@ impl Layers {
         Self { top, below }
     }
 
-    /// Opens the user's folder, and makes it if it is not there, and the folders that are only read. Warns where nothing
-    /// can be kept; a folder to read that is not there is passed over, as one of `PATH` is.
+    /// Opens the user's folder, and makes it if it is not there, and the folders that are only read. Where the user's cannot
+    /// be had, the first entry that is to be kept says so; a folder to read that is not there is passed over, as one of
+    /// `PATH` is.
     ///
     /// # Errors
     /// When a folder cannot be trusted.
@@ -50,16 +51,16 @@ impl Layers {
                     None => Arc::new(disk),
                 },
                 // A folder that cannot be trusted is the caller's to repair; one that cannot be had costs its use.
-                Err(e) if e.kind() == ErrorKind::Io => {
-                    tracing::warn!("nothing is kept, later processes will repeat this work: {e}");
-                    Arc::new(Memory::default())
-                }
+                Err(e) if e.kind() == ErrorKind::Io => Arc::new(Memory::instead_of_a_folder(e)),
                 Err(e) => return Err(e),
             },
-            None => {
-                tracing::warn!("no cache folder: neither ROPEJIT_CACHE_DIR nor HOME is set; nothing is kept");
-                Arc::new(Memory::default())
-            }
+            None => Arc::new(Memory::instead_of_a_folder(
+                Error::new(
+                    ErrorKind::Io,
+                    "no cache folder: neither ROPEJIT_CACHE_DIR nor HOME is set; nothing is kept",
+                )
+                .hint("set ROPEJIT_CACHE_DIR to a folder that you can write to"),
+            )),
         };
         let mut below: Vec<Arc<dyn Store>> = Vec::new();
         for root in &places.read_only {
@@ -104,6 +105,11 @@ impl Store for Layers {
 
     fn list(&self, kind: Kind) -> Result<Vec<Listed>> {
         let lists = self.all().map(|layer| layer.list(kind)).collect::<Result<Vec<_>>>()?;
+        Ok(lists.into_iter().flatten().collect())
+    }
+
+    fn heads(&self, kind: Kind) -> Result<Vec<Listed<Head>>> {
+        let lists = self.all().map(|layer| layer.heads(kind)).collect::<Result<Vec<_>>>()?;
         Ok(lists.into_iter().flatten().collect())
     }
 

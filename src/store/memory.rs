@@ -5,16 +5,27 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{Entry, Kind, Listed, Lookup, Miss, Store};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::jit::Key;
+
+type Entries = BTreeMap<(&'static str, Key), Entry>;
 
 /// Entries in memory.
 #[derive(Default)]
-pub struct Memory(Mutex<BTreeMap<(&'static str, Key), Entry>>);
+pub struct Memory {
+    entries: Mutex<Entries>,
+    /// Why there is no folder, if there should be one.
+    instead: Option<Error>,
+}
 
 impl Memory {
-    fn map(&self) -> MutexGuard<'_, BTreeMap<(&'static str, Key), Entry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Serves where a folder cannot be had: what is put here is there for the process, and said not to be kept.
+    pub fn instead_of_a_folder(why: Error) -> Self {
+        Self { instead: Some(why), ..Self::default() }
+    }
+
+    fn map(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -25,7 +36,7 @@ impl Store for Memory {
 
     fn put(&self, entry: &Entry) -> Result<()> {
         self.map().insert((entry.kind.name(), entry.key), entry.clone());
-        Ok(())
+        self.instead.as_ref().map_or(Ok(()), |why| Err(why.again()))
     }
 
     fn list(&self, kind: Kind) -> Result<Vec<Listed>> {

@@ -21,6 +21,9 @@ use super::{Kind, Store};
 use crate::error::{Error, Result};
 use crate::jit::key::FORMAT_VERSION;
 
+/// A writer looks only at temporary files that are older: so many write at one time that it would often meet one that has
+/// been made and is not locked yet.
+const YOUNG: Duration = Duration::from_secs(60);
 /// Without locks, a temporary file is taken for a leftover after this time: no write takes that long.
 const LEFTOVER_AFTER: Duration = Duration::from_secs(60 * 60);
 /// Parts of a kind's folder: the first two digits of the keys.
@@ -83,7 +86,7 @@ impl Disk {
     /// # Errors
     /// When the folder cannot be read. What cannot be removed stays.
     pub fn gc(&self) -> Result<Swept> {
-        let mut swept = Swept { temporaries: self.sweep_temporaries(), ..Swept::default() };
+        let mut swept = Swept { temporaries: self.sweep_temporaries(Duration::ZERO), ..Swept::default() };
         for path in self.own_children(&self.version().join("lock"))? {
             // Dropping a claim removes its file.
             swept.locks += u64::from(matches!(self.claim_file(&path, false), Claim::Mine(_)));
@@ -102,7 +105,8 @@ impl Disk {
                 // Written by a version that kept its temporary files here.
                 let old = |path: &PathBuf| path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b".tmp-"));
                 swept.temporaries +=
-                    self.own_children(&folder)?.iter().filter(|p| old(p) && self.remove_leftover(p)).count() as u64;
+                    self.own_children(&folder)?.iter().filter(|p| old(p) && self.remove_leftover(p, YOUNG)).count()
+                        as u64;
             }
         }
         let damaged = |found: &&Found| self.damage(&found.path).is_some();
@@ -120,7 +124,7 @@ impl Disk {
 
     /// After an entry was written: sweeps what dead writers left, and looks at the folder's size now and then.
     pub(super) fn tidy(&self, path: &Path, bytes: u64) {
-        self.sweep_temporaries();
+        self.sweep_temporaries(YOUNG);
         let written = self.written.fetch_add(bytes, Relaxed) + bytes;
         let Some(part) = path.parent().and_then(Path::file_name) else { return };
         if written < self.measure_at.load(Relaxed) {
@@ -184,8 +188,9 @@ impl Disk {
                 Ok(()) | Err(TryLockError::WouldBlock) => return Ok(false),
                 Err(TryLockError::Error(_)) => self.system().remove(path)?,
             },
-            // No file that can be used; a link goes as well.
-            Err(_) => self.system().remove(path)?,
+            // A link goes; of a file that cannot be opened just now nothing is known.
+            Err(_) if std::fs::symlink_metadata(path).is_ok_and(|m| m.is_symlink()) => self.system().remove(path)?,
+            Err(e) => return Err(e),
         }
         Ok(true)
     }
@@ -201,22 +206,26 @@ impl Disk {
         Ok(all)
     }
 
-    /// Removes the temporary files of dead writers.
-    fn sweep_temporaries(&self) -> u64 {
+    /// Removes the temporary files of dead writers that are not younger than this.
+    fn sweep_temporaries(&self, young: Duration) -> u64 {
         let all = self.own_children(&self.version().join("tmp")).unwrap_or_default();
-        all.iter().filter(|path| self.remove_leftover(path)).count() as u64
+        all.iter().filter(|path| self.remove_leftover(path, young)).count() as u64
     }
 
-    /// Removes a temporary file unless its writer lives; says whether it did.
-    fn remove_leftover(&self, path: &Path) -> bool {
+    /// Removes a temporary file unless its writer lives or it is young; says whether it did.
+    fn remove_leftover(&self, path: &Path, young: Duration) -> bool {
+        // Either way from now: a clock that jumped ahead has made what lies in the future.
+        let away = |modified| SystemTime::now().duration_since(modified).unwrap_or_else(|ahead| ahead.duration());
+        let Ok(modified) = std::fs::symlink_metadata(path).and_then(|m| m.modified()) else { return false };
+        if away(modified) < young {
+            return false;
+        }
         let Ok(file) = self.system().open(path) else { return false };
         let dead = match self.system().lock(&file, false) {
             // Renamed to its place meanwhile, or swept by another.
             Ok(()) => is_at(&file, path),
             Err(TryLockError::WouldBlock) => false,
-            Err(TryLockError::Error(_)) => file.metadata().and_then(|m| m.modified()).is_ok_and(|modified| {
-                SystemTime::now().duration_since(modified).is_ok_and(|age| age >= LEFTOVER_AFTER)
-            }),
+            Err(TryLockError::Error(_)) => away(modified) >= LEFTOVER_AFTER,
         };
         dead && self.system().remove(path).is_ok()
     }

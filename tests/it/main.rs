@@ -1,4 +1,5 @@
-//! All integration tests, one binary. What a test needs is in its module's name: `pure`, `nvrtc`, `host`, `gpu`, `cli`.
+//! All integration tests, one binary. What a test needs is in its module's name: `pure`, `nvrtc`, `host`, `gpu`, `cli`,
+//! `faults`.
 
 mod allocations;
 mod angles;
@@ -8,6 +9,8 @@ mod chains;
 mod cli;
 mod eager;
 mod engine;
+#[cfg(all(feature = "cli", unix))]
+mod faults;
 mod gpu;
 mod host;
 mod nvrtc;
