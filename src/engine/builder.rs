@@ -7,6 +7,7 @@ use dashmap::DashMap;
 
 use super::choices::Choices;
 use super::kernels::Kernels;
+use super::lock::Held;
 use super::stats::Counters;
 use super::worker::Worker;
 use super::{Engine, OnProgress, Progress, Shared, Tuning};
@@ -15,7 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::store::{self, Store, disk::Disk, memory::Memory};
 
 /// Options of an [`Engine`]. Unset ones come from the environment (`ROPEJIT_DEVICE`, `ROPEJIT_CACHE_DIR`,
-/// `ROPEJIT_TUNING`), then from the defaults.
+/// `ROPEJIT_TUNING`, `ROPEJIT_LOCK`), then from the defaults.
 #[derive(Default)]
 pub struct Builder {
     device: Option<DeviceChoice>,
@@ -23,6 +24,7 @@ pub struct Builder {
     cache_dir: Option<PathBuf>,
     in_memory: bool,
     tuning: Option<Tuning>,
+    lock_file: Option<PathBuf>,
     on_progress: Option<OnProgress>,
 }
 
@@ -62,6 +64,15 @@ impl Builder {
         self
     }
 
+    /// A tuning lock file, as `ropejit prewarm --lock` writes it. The variants that it names serve, whatever was measured
+    /// here, and are never tuned: all processes that are given one file launch the same. What it does not name is left to
+    /// the policy, and is an error where that is [`Frozen`](Tuning::Frozen).
+    #[must_use]
+    pub fn lock_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.lock_file = Some(path.into());
+        self
+    }
+
     /// Called while candidates are compiled and measured, from any thread.
     #[must_use]
     pub fn on_progress(mut self, f: impl Fn(&Progress<'_>) + Send + Sync + 'static) -> Self {
@@ -72,12 +83,16 @@ impl Builder {
     /// Opens device and cache.
     ///
     /// # Errors
-    /// When the device cannot be had, the cache folder cannot be trusted, or an environment variable is wrong.
+    /// When the device cannot be had, the cache folder cannot be trusted, the lock file cannot be read, or an
+    /// environment variable is wrong.
     pub fn build(self) -> Result<Engine> {
         let tuning = match self.tuning {
             Some(tuning) => tuning,
             None => from_environment("ROPEJIT_TUNING")?.unwrap_or_default(),
         };
+        let lock_file =
+            self.lock_file.or_else(|| std::env::var_os("ROPEJIT_LOCK").filter(|v| !v.is_empty()).map(Into::into));
+        let lock = lock_file.map(Held::read).transpose()?;
         let store: Arc<dyn Store> = match self.cache_dir.or_else(store::default_root) {
             _ if self.in_memory => Arc::new(Memory::default()),
             Some(root) => match Disk::open(&root) {
@@ -113,6 +128,7 @@ impl Builder {
             device,
             store,
             tuning,
+            lock,
             counters,
             angles: std::sync::Mutex::default(),
             ropes: DashMap::new(),

@@ -164,9 +164,9 @@ impl Lock {
         if !self.is_of_these_templates() {
             let (made, line) = &self.templates;
             let what = format!(
-                "made with templates {}, this program has {}: its kernels are others, and their times may be",
-                clip(made),
-                templates_digest()
+                "made with templates {}, this program has {}: the kernels have changed since",
+                &made[..12], // hexadecimal digits, checked when it was read
+                &templates_digest()[..12]
             );
             all.push(Problem { line: *line, what });
         }

@@ -10,57 +10,57 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// A small RoPE in numbers.
-const SMALL: [&str; 6] = ["--head-dim", "64", "--num-heads", "4", "--num-kv-heads", "2"];
+pub const SMALL: [&str; 6] = ["--head-dim", "64", "--num-heads", "4", "--num-kv-heads", "2"];
 /// `run` of it.
-const RUN: [&str; 9] = ["run", SMALL[0], SMALL[1], SMALL[2], SMALL[3], SMALL[4], SMALL[5], "--tokens", "8"];
+pub const RUN: [&str; 9] = ["run", SMALL[0], SMALL[1], SMALL[2], SMALL[3], SMALL[4], SMALL[5], "--tokens", "8"];
 
 /// A cache folder that lives as long as a test, and commands that use it.
-struct Shell {
-    folder: TempDir,
+pub struct Shell {
+    pub folder: TempDir,
 }
 
 /// How a process ended.
-struct Ended {
-    code: i32,
-    stdout: String,
-    stderr: String,
+pub struct Ended {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
 }
 
 impl Shell {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self { folder: tempfile::tempdir().expect("a folder") }
     }
 
-    fn at(&self, name: &str) -> PathBuf {
+    pub fn at(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn cache(&self) -> PathBuf {
+    pub fn cache(&self) -> PathBuf {
         self.at("cache")
     }
 
     /// A file of this text.
-    fn file(&self, name: &str, text: &str) -> String {
+    pub fn file(&self, name: &str, text: &str) -> String {
         fs_err::write(self.at(name), text).expect("written");
         self.at(name).display().to_string()
     }
 
     /// The command with nothing of the tester's environment that it reads, except where NVRTC is.
-    fn command(&self, args: &[&str]) -> Command {
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ropejit"));
-        for name in ["ROPEJIT_TUNING", "ROPEJIT_LOG", "RUST_BACKTRACE"] {
+        for name in ["ROPEJIT_TUNING", "ROPEJIT_LOCK", "ROPEJIT_LOG", "RUST_BACKTRACE"] {
             command.env_remove(name);
         }
         command.args(args).env("ROPEJIT_CACHE_DIR", self.cache()).env("ROPEJIT_DEVICE", "host").stdin(Stdio::null());
         command
     }
 
-    fn run(&self, args: &[&str]) -> Ended {
+    pub fn run(&self, args: &[&str]) -> Ended {
         self.run_with(args, &[])
     }
 
     /// With these environment variables; those without a value are unset.
-    fn run_with(&self, args: &[&str], environment: &[(&str, Option<&str>)]) -> Ended {
+    pub fn run_with(&self, args: &[&str], environment: &[(&str, Option<&str>)]) -> Ended {
         let mut command = self.command(args);
         for (name, value) in environment {
             match value {
@@ -83,50 +83,50 @@ impl Shell {
     }
 
     /// Runs what must succeed.
-    fn ok(&self, args: &[&str]) -> Ended {
+    pub fn ok(&self, args: &[&str]) -> Ended {
         let ended = self.run(args);
         assert_eq!(ended.code, 0, "{args:?}: {}", ended.stderr);
         ended
     }
 
     /// Runs what must succeed, with `--json`.
-    fn json(&self, args: &[&str]) -> Value {
+    pub fn json(&self, args: &[&str]) -> Value {
         self.ok(&[args, &["--json"]].concat()).json()
     }
 
     /// All entries' files.
-    fn entries(&self) -> Vec<PathBuf> {
+    pub fn entries(&self) -> Vec<PathBuf> {
         let listed = self.json(&["inspect", "list"]);
         listed.as_array().expect("an array").iter().map(|e| text(e, "path").into()).collect()
     }
 }
 
 impl Ended {
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {}", self.stdout))
     }
 
     /// It failed with this code, printed no data, and its message holds all parts.
     #[track_caller]
-    fn fails(&self, code: i32, parts: &[&str]) {
+    pub fn fails(&self, code: i32, parts: &[&str]) {
         assert_eq!((self.code, self.stdout.as_str()), (code, ""), "{}", self.stderr);
         assert!(self.stderr.starts_with("error: "), "{}", self.stderr);
         self.says(parts);
     }
 
     #[track_caller]
-    fn says(&self, parts: &[&str]) {
+    pub fn says(&self, parts: &[&str]) {
         for part in parts {
             assert!(self.stderr.contains(part), "'{part}' is not in: {}", self.stderr);
         }
     }
 }
 
-fn text<'a>(value: &'a Value, name: &str) -> &'a str {
+pub fn text<'a>(value: &'a Value, name: &str) -> &'a str {
     value[name].as_str().unwrap_or_else(|| panic!("{name} is no text in {value}"))
 }
 
-fn stat(document: &Value, name: &str) -> u64 {
+pub fn stat(document: &Value, name: &str) -> u64 {
     document["stats"][name].as_u64().unwrap_or_else(|| panic!("no {name} in {}", document["stats"]))
 }
 
@@ -136,7 +136,7 @@ fn stats(document: &Value) -> [u64; 4] {
 }
 
 /// Whether there is an NVRTC to compile with; says so where there is none.
-fn nvrtc(shell: &Shell, test: &str) -> bool {
+pub fn nvrtc(shell: &Shell, test: &str) -> bool {
     let there = shell.run(&["doctor", "--require", "nvrtc"]).code == 0;
     if !there {
         writeln!(std::io::stderr(), "SKIPPED {test}: no NVRTC on this machine").expect("written");

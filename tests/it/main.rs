@@ -10,5 +10,8 @@ mod eager;
 mod engine;
 mod gpu;
 mod host;
+mod lock;
+#[cfg(all(feature = "cli", unix))]
+mod lock_cli;
 mod nvrtc;
 mod structure;
