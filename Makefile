@@ -5,13 +5,17 @@ CARGO ?= cargo
 NVRTC_PACKAGE := nvidia-cuda-nvrtc==13.0.88
 BIN := $(or $(CARGO_TARGET_DIR),target)/release/ropejit
 
-.PHONY: help build nvrtc demo test test-transformers lint gpu-bundle clean
+.PHONY: help build nvrtc demo test test-transformers lint python test-python lint-python gpu-bundle peers-bundle clean
 
 help:
 	@echo "make demo        what it is about, in a minute (no GPU needed)"
 	@echo "make test        all tests that need no GPU"
 	@echo "make test-transformers  forms of RoPE, bit for bit with transformers on the CPU (installs PyTorch)"
 	@echo "make lint        format, clippy, documentation, feature combinations"
+	@echo "make python      the Python package's wheel, in dist/"
+	@echo "make test-python its tests, in a fresh .venv-python (installs PyTorch and transformers)"
+	@echo "make lint-python format, clippy of its native part"
+	@echo "make peers-bundle  the wheel and what it is measured against in .gpu/, for a GPU host without a network"
 	@echo "make gpu-bundle  stripped binaries and a script in .gpu/, for a GPU host without a toolchain"
 
 build:
@@ -44,9 +48,30 @@ lint:
 	$(CARGO) clippy --no-default-features --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items
 
+# The wheel serves Python 3.10 and newer, whatever builds it.
+python:
+	@test -x .venv-maturin/bin/maturin || { python3 -m venv .venv-maturin && \
+		.venv-maturin/bin/pip install --quiet --disable-pip-version-check 'maturin>=1.9,<2'; }
+	rm -rf dist
+	.venv-maturin/bin/maturin build --release --locked --manifest-path python/Cargo.toml --out dist
+
+test-python: python
+	rm -rf .venv-python
+	python3 -m venv .venv-python
+	.venv-python/bin/pip install --quiet --disable-pip-version-check torch transformers pytest numpy dist/ropejit-*.whl
+	.venv-python/bin/python -m pytest -q python/tests
+
+lint-python:
+	$(CARGO) fmt --package ropejit-python --check
+	$(CARGO) clippy --package ropejit-python -- -D warnings
+
+# Peers come from PyPI and are carried, not kept.
+peers-bundle: python
+	scripts/peers-bundle.sh
+
 gpu-bundle: nvrtc
 	scripts/gpu-bundle.sh
 
 clean:
 	$(CARGO) clean
-	rm -rf .gpu .venv .venv-transformers
+	rm -rf .gpu .venv .venv-transformers .venv-python .venv-maturin dist

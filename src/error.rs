@@ -86,6 +86,14 @@ impl Error {
         self
     }
 
+    /// The same error once more, with its cause as text: for a failure that is remembered.
+    pub(crate) fn again(&self) -> Self {
+        let Inner { kind, subject, message, hint, source } = self.0.as_ref();
+        let source = source.as_ref().map(|s| s.to_string().into());
+        let (subject, message, hint) = (subject.clone(), message.clone(), hint.clone());
+        Self(Box::new(Inner { kind: *kind, subject, message, hint, source }))
+    }
+
     /// The class of the failure.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind

@@ -54,7 +54,14 @@
 //!   tables, [`rope::reference`] computes the rotation in plain Rust. [`jit`] holds variants, source and keys, [`store`]
 //!   the cache, [`tune`] the search, [`device`] the machines. The module map and its reasons are in `ARCHITECTURE.md`.
 
+// The command uses the crate by its name, as others do.
+#[cfg(feature = "cli")]
+extern crate self as ropejit;
+
 pub mod args;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod cli;
 pub mod device;
 pub mod engine;
 pub mod error;

@@ -68,7 +68,8 @@ impl Place {
     /// Whether a call that runs at `at` may use what is here.
     pub fn serves(self, at: Self) -> bool {
         match (self, at) {
-            (Self::Raw, _) => true,
+            // A call that runs at `Raw` is the engine's own, on memory of its own.
+            (Self::Raw, _) | (Self::Own { .. }, Self::Raw) => true,
             (Self::Own { context: 0 }, at) => at == Self::Host,
             (Self::Own { context }, Self::Cuda { context: there, .. }) => context == there,
             _ => self == at,

@@ -331,6 +331,12 @@ pub fn nvrtc_version() -> Result<(PathBuf, String)> {
     nvrtc::Nvrtc::get().map(|n| (n.path().to_owned(), n.identity().to_owned()))
 }
 
+/// Where NVRTC is not found otherwise, it is searched for in this folder too: for programs whose environment keeps it where
+/// nobody else would look. Says nothing of whether it is there.
+pub fn search_nvrtc_in(folder: impl Into<PathBuf>) {
+    nvrtc::search_in(folder.into());
+}
+
 /// A failed compilation: keeps the source where a person can look at it, and says where.
 fn compile_error(compiler: &str, options: &[String], source: &str, log: &str) -> Error {
     let digest = crate::jit::key::source_digest(source);

@@ -5,7 +5,7 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use libloading::Library;
 
@@ -15,6 +15,17 @@ use crate::error::{Error, ErrorKind, Result};
 /// The environment variable that names the library's file.
 const VARIABLE: &str = "ROPEJIT_NVRTC";
 const NAMES: [&str; 4] = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2", "libnvrtc.so"];
+
+/// Folders to search besides those of [`candidates`].
+static FOLDERS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Searches this folder too.
+pub(super) fn search_in(folder: PathBuf) {
+    let mut folders = FOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
+    if !folders.contains(&folder) {
+        folders.push(folder);
+    }
+}
 
 type Program = *mut c_void;
 type GetSize = unsafe extern "C" fn(Program, *mut usize) -> c_int;
@@ -206,7 +217,8 @@ fn reason(e: &libloading::Error) -> String {
     std::error::Error::source(e).map_or_else(|| e.to_string(), ToString::to_string)
 }
 
-/// Where to look, in order: the loader's path, CUDA toolkits, the active virtual environment, `.venv` here or above.
+/// Where to look, in order: the loader's path, CUDA toolkits, the active virtual environment, `.venv` here or above, then
+/// where [`search_in`] says.
 fn candidates() -> Vec<PathBuf> {
     let mut all: Vec<PathBuf> = NAMES.iter().map(PathBuf::from).collect();
     let mut folders: Vec<PathBuf> = Vec::new();
@@ -229,6 +241,7 @@ fn candidates() -> Vec<PathBuf> {
             libraries.extend(["cu13/lib", "cuda_nvrtc/lib", "cu12/lib"].map(|l| nvidia.join(l)));
         }
     }
+    libraries.extend(FOLDERS.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
     for library in libraries {
         all.extend(NAMES.iter().map(|n| library.join(n)).filter(|p| p.is_file()));
     }

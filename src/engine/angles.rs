@@ -181,7 +181,7 @@ impl Angles {
         let stream = shared.device.stream();
         let place = place_of(shared.dialect, shared.context, stream);
         let Some(call) = Call::new(&state.spec, &args, place, state.fault.address())? else { return Ok(()) };
-        let policy = if shared.tuning == Tuning::Frozen { Tuning::Frozen } else { Tuning::Never };
+        let policy = if shared.tuning() == Tuning::Frozen { Tuning::Frozen } else { Tuning::Never };
         let plan = resolve::resolve(&self.maker, stream, maker_bucket(), call.class, policy).map_err(|e| {
             if e.kind() != ErrorKind::NotCached {
                 return e;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use dashmap::DashMap;
 
@@ -12,16 +13,20 @@ use super::stats::Counters;
 use super::worker::Worker;
 use super::{Engine, OnProgress, Progress, Shared, Tuning};
 use crate::device::{self, Device, DeviceChoice};
-use crate::error::{Error, ErrorKind, Result};
-use crate::store::{self, Store, disk::Disk, memory::Memory};
+use crate::error::{Error, Result};
+use crate::store::layers::{Layers, Places};
+use crate::store::{self, Store, memory::Memory, sweep::Bytes};
 
 /// Options of an [`Engine`]. Unset ones come from the environment (`ROPEJIT_DEVICE`, `ROPEJIT_CACHE_DIR`,
-/// `ROPEJIT_TUNING`, `ROPEJIT_LOCK`), then from the defaults.
+/// `ROPEJIT_CACHE_PATH`, `ROPEJIT_CACHE_MAX_BYTES`, `ROPEJIT_TUNING`, `ROPEJIT_LOCK`), then from the defaults.
 #[derive(Default)]
 pub struct Builder {
     device: Option<DeviceChoice>,
     arch: Option<String>,
     cache_dir: Option<PathBuf>,
+    cache_path: Option<Vec<PathBuf>>,
+    cache_max_bytes: Option<u64>,
+    store: Option<Arc<dyn Store>>,
     in_memory: bool,
     tuning: Option<Tuning>,
     lock_file: Option<PathBuf>,
@@ -50,7 +55,30 @@ impl Builder {
         self
     }
 
-    /// Keep nothing on disk.
+    /// Cache folders that are only read, such as those of an image's layers: what the cache folder lacks is looked for
+    /// there, the first first. They may belong to root.
+    #[must_use]
+    pub fn cache_path(mut self, folders: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
+        self.cache_path = Some(folders.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Bytes that the cache folder may hold; default: 1 GiB. The least recently used entries go first, but none that a
+    /// living process uses.
+    #[must_use]
+    pub fn cache_max_bytes(mut self, bytes: u64) -> Self {
+        self.cache_max_bytes = Some(bytes);
+        self
+    }
+
+    /// A store of the caller's, in place of all folders.
+    #[must_use]
+    pub fn store(mut self, store: Arc<dyn Store>) -> Self {
+        self.store = Some(store);
+        self
+    }
+
+    /// Read from and keep nothing on disk.
     #[must_use]
     pub fn in_memory(mut self) -> Self {
         self.in_memory = true;
@@ -93,20 +121,19 @@ impl Builder {
         let lock_file =
             self.lock_file.or_else(|| std::env::var_os("ROPEJIT_LOCK").filter(|v| !v.is_empty()).map(Into::into));
         let lock = lock_file.map(Held::read).transpose()?;
-        let store: Arc<dyn Store> = match self.cache_dir.or_else(store::default_root) {
-            _ if self.in_memory => Arc::new(Memory::default()),
-            Some(root) => match Disk::open(&root) {
-                Ok(disk) => Arc::new(disk),
-                // A folder that cannot be trusted is the caller's to repair; one that cannot be had costs its use.
-                Err(e) if e.kind() == ErrorKind::Io => {
-                    tracing::warn!("nothing is kept, later processes will repeat this work: {e}");
-                    Arc::new(Memory::default())
-                }
-                Err(e) => return Err(e),
-            },
+        let store: Arc<dyn Store> = match self.store {
+            Some(store) => store,
+            None if self.in_memory => Arc::new(Memory::default()),
             None => {
-                tracing::warn!("no cache folder: neither ROPEJIT_CACHE_DIR nor HOME is set; nothing is kept");
-                Arc::new(Memory::default())
+                let max_bytes = match self.cache_max_bytes {
+                    None => from_environment("ROPEJIT_CACHE_MAX_BYTES")?.map(|Bytes(n)| n),
+                    given => given,
+                };
+                Arc::new(Layers::open(&Places {
+                    user: self.cache_dir.or_else(store::default_root),
+                    read_only: self.cache_path.unwrap_or_else(store::default_read_only),
+                    max_bytes,
+                })?)
             }
         };
         let device: Arc<dyn Device> = match self.arch {
@@ -129,6 +156,7 @@ impl Builder {
             store,
             tuning,
             lock,
+            frozen: AtomicBool::new(false),
             counters,
             angles: std::sync::Mutex::default(),
             ropes: DashMap::new(),

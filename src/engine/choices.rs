@@ -73,6 +73,17 @@ impl Choices {
         self.fields(spec, bucket, class).iter().find_map(|fields| self.read_one(fields.key()).and_then(named))
     }
 
+    /// The key of the choice for this device.
+    pub fn own_key(&self, spec: &RopeSpec, bucket: Bucket, class: Class) -> Key {
+        self.fields(spec, bucket, class)[0].key()
+    }
+
+    /// Whether a tuned choice is kept under a key. Says nothing of one that cannot be used.
+    pub fn is_tuned(&self, key: Key) -> bool {
+        let Lookup::Hit(entry) = self.store.get(Kind::Choice, key) else { return false };
+        serde_json::from_slice::<ChoiceMeta>(&entry.meta).is_ok_and(|meta| meta.record.tuned)
+    }
+
     fn read_one(&self, key: Key) -> Option<Record> {
         match self.store.get(Kind::Choice, key) {
             Lookup::Hit(entry) => match serde_json::from_slice::<ChoiceMeta>(&entry.meta) {

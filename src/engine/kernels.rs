@@ -1,7 +1,8 @@
-//! Compiled kernels: in memory, on disk, or compiled now. One kernel is compiled once, however many threads ask.
+//! Compiled kernels: in memory, on disk, or compiled now. One kernel is compiled once, however many threads and processes
+//! ask.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,7 @@ use crate::jit::render::render;
 use crate::jit::{Class, Variant};
 use crate::plan::Origin;
 use crate::rope::RopeSpec;
+use crate::store::flight::{self, Flight};
 use crate::store::{Entry, Kind, Lookup, Miss, Store};
 
 /// What stands in an artifact's metadata.
@@ -39,6 +41,12 @@ pub(super) struct Loaded {
     pub kernel: Option<Arc<dyn Kernel>>,
 }
 
+/// How long to wait for another process that compiles the same kernel. That takes it 0.1 s, on a busy host seconds; after
+/// this time it is taken to be stopped.
+const COMPILE_PATIENCE: Duration = Duration::from_secs(10);
+/// What failed is tried again after this time.
+const RETRY_AFTER: Duration = Duration::from_secs(30);
+
 type Slot = Arc<Mutex<Option<Loaded>>>;
 
 /// All kernels of an engine.
@@ -48,11 +56,13 @@ pub(super) struct Kernels {
     counters: Arc<Counters>,
     /// By the digest of their source; the lock of a slot is held while its kernel is made.
     slots: DashMap<String, Slot>,
+    /// What could not be compiled or loaded, and when.
+    failures: DashMap<Key, (Instant, Error)>,
 }
 
 impl Kernels {
     pub fn new(device: Arc<dyn Device>, store: Arc<dyn Store>, counters: Arc<Counters>) -> Self {
-        Self { device, store, counters, slots: DashMap::new() }
+        Self { device, store, counters, slots: DashMap::new(), failures: DashMap::new() }
     }
 
     /// The kernel of a variant; compiled if it is nowhere. `named` is the artifact that a choice names: it is looked for
@@ -77,7 +87,25 @@ impl Kernels {
             {
                 return Ok(Some((loaded, Origin::Disk)));
             }
-            let binary = self.device.compile(source)?;
+            self.failed_lately(key)?;
+            let (flight, waited) = flight::fly(
+                self.store.as_ref(),
+                (Kind::Artifact, key),
+                COMPILE_PATIENCE,
+                || false,
+                || matches!(self.store.get(Kind::Artifact, key), Lookup::Hit(_)).then_some(()),
+            );
+            if waited {
+                self.counters.waited.add();
+            }
+            let turn = match flight {
+                Flight::Make(turn) => turn,
+                Flight::Made(()) => match self.read(key, source, variant) {
+                    Some(loaded) => return Ok(Some((loaded, Origin::Disk))),
+                    None => None, // refused, by the driver say
+                },
+            };
+            let binary = self.device.compile(source).inspect_err(|e| self.note_failure(key, e))?;
             self.counters.compiles.add();
             let meta = ArtifactMeta {
                 fields,
@@ -94,7 +122,9 @@ impl Kernels {
                 image: binary.image.clone(),
             };
             self.counters.keep(self.store.put(&entry));
-            Ok(Some((self.load(key, &binary, variant)?, Origin::Compiled)))
+            drop(turn);
+            let loaded = self.load(key, &binary, variant).inspect_err(|e| self.note_failure(key, e))?;
+            Ok(Some((loaded, Origin::Compiled)))
         })
         .and_then(|made| made.ok_or_else(|| Error::new(ErrorKind::Compile, "no kernel was made")))
     }
@@ -105,6 +135,21 @@ impl Kernels {
         self.in_slot(spec, class, variant, |source| {
             Ok(self.read(key, source, variant).map(|loaded| (loaded, Origin::Disk)))
         })
+    }
+
+    /// The error of an attempt that failed a short time ago: it is not tried again at every call.
+    fn failed_lately(&self, key: Key) -> Result<()> {
+        match self.failures.get(&key) {
+            Some(failure) if failure.0.elapsed() < RETRY_AFTER => Err(failure.1.again()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Notes a failure that is likely to come again at once; not one that has to do with files or a missing compiler.
+    fn note_failure(&self, key: Key, e: &Error) {
+        if matches!(e.kind(), ErrorKind::Compile | ErrorKind::Device) {
+            self.failures.insert(key, (Instant::now(), e.again()));
+        }
     }
 
     /// The kernel in its slot, or what `make` makes of its source, while others who ask for it wait.

@@ -12,8 +12,10 @@ mod resolve;
 mod scratch;
 mod stats;
 mod tuning;
+mod turn;
 mod worker;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -117,6 +119,8 @@ struct Shared {
     tuning: Tuning,
     /// Decides calls before the policy does.
     lock: Option<lock::Held>,
+    /// Set by [`Engine::freeze`].
+    frozen: AtomicBool,
     counters: Arc<Counters>,
     choices: Choices,
     kernels: Kernels,
@@ -130,6 +134,10 @@ struct Shared {
 }
 
 impl Shared {
+    fn tuning(&self) -> Tuning {
+        if self.frozen.load(Ordering::Relaxed) { Tuning::Frozen } else { self.tuning }
+    }
+
     fn tell(&self, progress: &Progress<'_>) {
         if let Some(f) = &self.on_progress {
             f(progress);
@@ -194,6 +202,12 @@ impl Engine {
     /// When the spec is invalid (see [`RopeSpec::validate`]).
     pub fn rope(&self, spec: &RopeSpec) -> Result<Rope> {
         Ok(Rope { worker: Arc::clone(&self.worker), state: self.state(spec)?, shared: Arc::clone(&self.shared) })
+    }
+
+    /// From now on, anything that is not loaded or cached is an error, as under [`Tuning::Frozen`]. Tuning that is queued
+    /// goes on.
+    pub fn freeze(&self) {
+        self.shared.frozen.store(true, Ordering::Relaxed);
     }
 
     fn state(&self, spec: &RopeSpec) -> Result<Arc<RopeState>> {
@@ -315,9 +329,25 @@ impl Rope {
             plan.launch(stream, &call)?;
             return Ok(Origin::Memory);
         }
-        let plan = resolve::resolve(self, stream, Bucket::of(call.total_tokens()), call.class, self.shared.tuning)?;
+        let plan = resolve::resolve(self, stream, Bucket::of(call.total_tokens()), call.class, self.shared.tuning())?;
         plan.launch(stream, &call)?;
         Ok(plan.origin)
+    }
+
+    /// As [`Rope::apply`] where that only launches: `false`, and nothing done, when a kernel has yet to be found. So a
+    /// caller that holds a lock which compiling must not hold (Python's) can let go of it first.
+    ///
+    /// # Errors
+    /// As [`Rope::apply`].
+    pub fn apply_loaded(&self, stream: Stream<'_>, args: &Args<'_>) -> Result<bool> {
+        let state = self.state.as_ref();
+        let place = place_of(self.shared.dialect, self.shared.context, stream);
+        let Some(call) = Call::new(&state.spec, args, place, state.fault.address())? else { return Ok(true) };
+        let loaded = state.slot(Bucket::of(call.total_tokens()), call.class).plan.load();
+        let Some(plan) = loaded.as_deref() else { return Ok(false) };
+        state.hits.add();
+        plan.launch(stream, &call)?;
+        Ok(true)
     }
 
     /// What serves contiguous tensors with this many tokens in all, if it is loaded.

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use super::kernels::Loaded;
-use super::{BUDGET, Engine, Rope, RopeState, Shared, Tuning, lock, tuning};
+use super::{BUDGET, Engine, Rope, RopeState, Shared, Tuning, lock, turn};
 use crate::device::Stream;
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::{Bucket, Candidate, Class, Record, Variant, variant};
@@ -88,9 +88,7 @@ fn find_or_make(shared: &Shared, state: &RopeState, bucket: Bucket, class: Class
     }
     let made = match tuning {
         Tuning::Frozen => return Err(not_cached(shared, spec, bucket, class)),
-        Tuning::Blocking { budget } => {
-            super::tuning::tune(shared, state, class, bucket, budget, &AtomicBool::new(false))
-        }
+        Tuning::Blocking { budget } => turn::tune(shared, state, class, bucket, budget, &AtomicBool::new(false)),
         Tuning::Background | Tuning::Never => {
             let default = default_variant(shared, spec, class, bucket);
             shared.kernels.obtain(spec, class, default, None).and_then(|(loaded, origin)| {
@@ -103,7 +101,13 @@ fn find_or_make(shared: &Shared, state: &RopeState, bucket: Bucket, class: Class
 }
 
 /// What the cache's choice names. Where its kernel is gone or damaged it is made again, not tuned again.
-fn find(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: Class, tuning: Tuning) -> Result<Option<Plan>> {
+pub(super) fn find(
+    shared: &Shared,
+    spec: &RopeSpec,
+    bucket: Bucket,
+    class: Class,
+    tuning: Tuning,
+) -> Result<Option<Plan>> {
     let Some(record) = shared.choices.read(spec, bucket, class) else { return Ok(None) };
     if !record.tuned && matches!(tuning, Tuning::Blocking { .. }) {
         return Ok(None);
@@ -143,7 +147,7 @@ fn or_fallback(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: Class, m
             ) =>
         {
             let Some(kernel) = shared.device.fallback(spec) else { return Err(e) };
-            tracing::warn!("no kernel can be had, the slow reference serves: {e}");
+            shared.counters.warn_once(format!("no kernel can be had, the slow reference serves: {e}"));
             let default = default_variant(shared, spec, class, bucket);
             Ok(Plan::new(spec, class, default, kernel, Origin::Reference, false))
         }
@@ -273,7 +277,7 @@ pub(super) fn prewarm(
         let state = engine.state(spec)?;
         let slot = state.slot(bucket, class);
         let _filling = slot.filling.lock().unwrap_or_else(PoisonError::into_inner);
-        let plan = tuning::tune(shared, &state, class, bucket, BUDGET, &AtomicBool::new(false))?;
+        let plan = turn::tune(shared, &state, class, bucket, BUDGET, &AtomicBool::new(false))?;
         let done = done(plan.variant, plan.tuned, plan.origin);
         slot.plan.store(Some(Arc::new(plan)));
         return Ok(done);

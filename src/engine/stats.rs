@@ -1,6 +1,8 @@
 //! What an engine has done, counted.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 
@@ -21,6 +23,8 @@ pub struct Stats {
     pub disk_hits: u64,
     /// Kernels taken from those shipped with the crate.
     pub embedded_hits: u64,
+    /// Times that it waited while another process compiled or tuned the same.
+    pub waited: u64,
     /// Entries that were there but could not be trusted.
     pub unusable_entries: u64,
     /// Entries that could not be kept.
@@ -48,8 +52,10 @@ pub(super) struct Counters {
     pub tunings: Counter,
     pub disk_hits: Counter,
     pub embedded_hits: Counter,
+    pub waited: Counter,
     pub unusable_entries: Counter,
     pub failed_writes: Counter,
+    told_failures: Mutex<BTreeSet<String>>,
     told: AtomicBool,
 }
 
@@ -59,6 +65,15 @@ impl Counters {
         if let Miss::Unusable { path, why } = miss {
             self.unusable_entries.add();
             tracing::warn!("{}: {why}; the cache entry is not used and will be replaced", path.display());
+        }
+    }
+
+    /// Warns of a failure that is met again and again, once.
+    pub fn warn_once(&self, failure: String) {
+        let mut told = self.told_failures.lock().unwrap_or_else(PoisonError::into_inner);
+        if !told.contains(&failure) {
+            tracing::warn!("{failure}");
+            told.insert(failure);
         }
     }
 
@@ -79,6 +94,7 @@ impl Counters {
             memory_hits,
             disk_hits: self.disk_hits.get(),
             embedded_hits: self.embedded_hits.get(),
+            waited: self.waited.get(),
             unusable_entries: self.unusable_entries.get(),
             failed_writes: self.failed_writes.get(),
         }

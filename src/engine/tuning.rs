@@ -123,7 +123,7 @@ fn compile_all(
             Some(loaded)
         }
         Some(Err(e)) => {
-            tracing::warn!("candidate '{}' is left out: {e}", candidate.variant);
+            shared.counters.warn_once(format!("candidate '{}' is left out: {e}", candidate.variant));
             candidate.dropped = Some(e.to_string());
             None
         }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use super::{BUDGET, RopeState, Shared, tuning};
+use super::{BUDGET, RopeState, Shared, turn};
 use crate::jit::{Bucket, Class};
 
 struct Job {
@@ -93,7 +93,7 @@ fn work(shared: &Shared, (queue, changed): &(Mutex<Queue>, Condvar), stop: &Atom
             }
         };
         let _done = Done { queue, changed };
-        match tuning::tune(shared, &job.state, job.class, job.bucket, BUDGET, stop) {
+        match turn::tune(shared, &job.state, job.class, job.bucket, BUDGET, stop) {
             Ok(plan) => job.state.slot(job.bucket, job.class).plan.store(Some(Arc::new(plan))),
             Err(_) if stop.load(Relaxed) => {}
             Err(e) => tracing::warn!("not tuned, the default serves on: {e}"),

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::render::Dialect;
 use crate::error::{Error, Result};
-use crate::rope::{PairStyle, RopeSpec};
+use crate::rope::{DType, PairStyle, RopeSpec};
 
 /// A power-of-two bucket of token counts (over the whole batch). It decides which variant is fast; every variant is
 /// correct for every count.
@@ -177,7 +177,7 @@ pub fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilities) -> V
     let default = Variant {
         threads: 128,
         vec: widest_piece(spec, class),
-        heads: 1,
+        heads: if class.table_word == 0 && !few { shared_heads(spec) } else { 1 },
         load: Default,
         store: if few { Default } else { Streaming },
         keep_tables: !few && class.table_word > 0,
@@ -197,17 +197,19 @@ pub fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilities) -> V
         for (threads, heads) in [(128, 2), (128, 4), (512, 1)] {
             push(Variant { threads, heads, ..default });
         }
+        push(Variant { heads: 4, tableless: true, ..default });
         return all;
     }
-    if spec.angles.is_some() {
-        // Angles are computed once for the heads of a thread.
-        for heads in [1, 2, 4, 8] {
-            let tableless = Variant { heads, tableless: true, keep_tables: false, ..default };
-            push(tableless);
-            if !few {
-                push(Variant { load: EvictFirst, store: EvictFirst, ..tableless });
-            }
+    if class.table_word == 0 {
+        // A thread computes its angles once for all its heads.
+        for heads in [1, 2, 4] {
+            push(Variant { heads, ..default });
         }
+        return all;
+    }
+    if spec.angles.is_some() && spec.dtype == DType::F32 {
+        // Where q and k take twice the time, computing hides behind them; with 16-bit types it never won.
+        push(Variant { heads: if few { 4 } else { 2 }, tableless: true, keep_tables: false, ..default });
     }
     let (whole, half) = (default.vec, (default.vec / 2).max(1));
     if heads_of_all <= 1 << 17 && can.overlap {
@@ -236,6 +238,12 @@ pub fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilities) -> V
         }
     }
     all
+}
+
+/// Heads that share computed angles: four where they divide all heads.
+fn shared_heads(spec: &RopeSpec) -> u8 {
+    let heads = spec.num_heads + spec.num_kv_heads;
+    [4, 2].into_iter().find(|&n| heads.is_multiple_of(n.into())).unwrap_or(1)
 }
 
 /// Elements in the widest piece: 16 bytes where dimensions and alignment allow.
@@ -297,7 +305,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::rope::DType;
 
     #[test]
     fn buckets_are_powers_of_two() {

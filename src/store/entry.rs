@@ -16,6 +16,8 @@
 //!
 //! A file is exactly that long. Lengths are compared with the file before anything is allocated or sliced.
 
+use std::io::Read;
+
 use sha2::{Digest, Sha256};
 
 use crate::jit::Key;
@@ -94,39 +96,108 @@ impl Entry {
     /// # Errors
     /// What is wrong with the bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, String> {
-        if bytes.len() < HEADER + DIGEST {
-            return Err(format!("cut short: {} bytes are less than an empty entry", bytes.len()));
-        }
-        if &bytes[..8] != MAGIC {
-            return Err("not a ropejit entry".into());
-        }
-        let number = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-        let long = |at: usize| u64::from(number(at)) | u64::from(number(at + 4)) << 32;
-        let version = number(8);
-        if version != FORMAT_VERSION {
-            return Err(format!("format version {version}, this program reads {FORMAT_VERSION}"));
-        }
+        let Some((header, _)) = bytes.split_first_chunk::<HEADER>().filter(|_| bytes.len() >= HEADER + DIGEST) else {
+            return Err(too_short(bytes.len() as u64));
+        };
+        is_ours(header)?;
         let (body, digest) = bytes.split_at(bytes.len() - DIGEST);
         if Sha256::digest(body).as_slice() != digest {
             return Err("its digest does not match its contents".into());
         }
-        let kind = Kind::ALL.into_iter().find(|k| k.code() == number(12)).ok_or("of an unknown kind")?;
-        let lengths = [long(48), long(56), long(64)];
-        let total = lengths.iter().try_fold(HEADER as u64, |sum, &n| sum.checked_add(n));
-        if total != Some(body.len() as u64) {
-            return Err("its lengths do not add up to its size".into());
-        }
+        let (kind, key, lengths) = parse(header, bytes.len() as u64)?;
         let mut rest = &body[HEADER..];
         let mut section = |n: u64| {
-            let (head, tail) = rest.split_at(n as usize); // inside: the sum was checked above
+            let (head, tail) = rest.split_at(n as usize); // inside: the sum was checked
             rest = tail;
             head.to_vec()
         };
         let [meta, ptx, image] = lengths.map(&mut section);
-        let mut key = [0; 32];
-        key.copy_from_slice(&bytes[16..48]);
-        Ok(Self { kind, key: Key::from_bytes(key), meta, ptx, image })
+        Ok(Self { kind, key, meta, ptx, image })
     }
+}
+
+/// What stands at the head of an entry: all but its code. Its digest is not checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// What it is.
+    pub kind: Kind,
+    /// What it is kept under.
+    pub key: Key,
+    /// JSON that says what it is and where it came from.
+    pub meta: Vec<u8>,
+    /// Bytes of PTX.
+    pub ptx_bytes: u64,
+    /// Bytes of the image.
+    pub image_bytes: u64,
+}
+
+impl From<Entry> for Head {
+    fn from(e: Entry) -> Self {
+        Self {
+            kind: e.kind,
+            key: e.key,
+            meta: e.meta,
+            ptx_bytes: e.ptx.len() as u64,
+            image_bytes: e.image.len() as u64,
+        }
+    }
+}
+
+impl Head {
+    /// Reads the head of an entry of `length` bytes.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn read(mut file: impl Read, length: u64) -> Result<Self, String> {
+        if length < (HEADER + DIGEST) as u64 {
+            return Err(too_short(length));
+        }
+        let failed = |e| format!("cannot be read: {e}");
+        let mut header = [0; HEADER];
+        file.read_exact(&mut header).map_err(failed)?;
+        is_ours(&header)?;
+        let (kind, key, [meta_bytes, ptx_bytes, image_bytes]) = parse(&header, length)?;
+        // No more than the file holds: the sum was checked. A file that says so and is shorter costs no memory either.
+        let mut meta = Vec::new();
+        file.take(meta_bytes).read_to_end(&mut meta).map_err(failed)?;
+        if meta.len() as u64 != meta_bytes {
+            return Err("cut short while it was read".into());
+        }
+        Ok(Self { kind, key, meta, ptx_bytes, image_bytes })
+    }
+}
+
+fn too_short(length: u64) -> String {
+    format!("cut short: {length} bytes are less than an empty entry")
+}
+
+fn number(header: &[u8; HEADER], at: usize) -> u32 {
+    u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+}
+
+/// Whether it is an entry of this format.
+fn is_ours(header: &[u8; HEADER]) -> Result<(), String> {
+    if &header[..8] != MAGIC {
+        return Err("not a ropejit entry".into());
+    }
+    match number(header, 8) {
+        FORMAT_VERSION => Ok(()),
+        version => Err(format!("format version {version}, this program reads {FORMAT_VERSION}")),
+    }
+}
+
+/// Kind, key and the sections' lengths, which add up to those of a file of `length` bytes.
+fn parse(header: &[u8; HEADER], length: u64) -> Result<(Kind, Key, [u64; 3]), String> {
+    let kind = Kind::ALL.into_iter().find(|k| k.code() == number(header, 12)).ok_or("of an unknown kind")?;
+    let long = |at: usize| u64::from(number(header, at)) | u64::from(number(header, at + 4)) << 32;
+    let lengths = [long(48), long(56), long(64)];
+    let total = lengths.iter().try_fold((HEADER + DIGEST) as u64, |sum, &n| sum.checked_add(n));
+    if total != Some(length) {
+        return Err("its lengths do not add up to its size".into());
+    }
+    let mut key = [0; 32];
+    key.copy_from_slice(&header[16..48]);
+    Ok((kind, Key::from_bytes(key), lengths))
 }
 
 #[cfg(test)]

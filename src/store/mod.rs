@@ -1,11 +1,17 @@
 //! Where compiled kernels and choices are kept. The store knows keys and bytes, not what they mean.
 //!
-//! An entry is trusted or it is a miss: [`Lookup`] says which, and why. [`disk`] is the folder of a user, [`memory`] serves
-//! where no folder can be had, [`entry`] is the format of one file.
+//! An entry is trusted or it is a miss: [`Lookup`] says which, and why. [`disk`] is the folder of a user, kept tidy by
+//! [`sweep`], [`memory`] serves where no folder can be had, [`layers`] puts stores over one another, [`entry`] is the format
+//! of one file. [`flight`] lets one process make what many want. [`files`] is the seam where tests put faults in.
 
 pub mod disk;
 pub mod entry;
+pub mod files;
+pub mod flight;
+pub mod layers;
 pub mod memory;
+pub mod sweep;
+mod trust;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,7 +19,9 @@ use std::path::{Path, PathBuf};
 use crate::error::Result;
 use crate::jit::Key;
 
-pub use entry::{Entry, Kind};
+pub use entry::{Entry, Head, Kind};
+pub use files::{Files, System};
+use flight::Claim;
 
 /// The outcome of a look-up.
 #[derive(Debug)]
@@ -48,9 +56,9 @@ impl fmt::Display for Miss {
     }
 }
 
-/// An entry as a listing shows it.
+/// An entry, or what its head says, as a listing shows it.
 #[derive(Debug)]
-pub struct Listed {
+pub struct Listed<T = Entry> {
     /// Its file; empty for a store without files.
     pub path: PathBuf,
     /// What it says it is.
@@ -58,7 +66,7 @@ pub struct Listed {
     /// Size in bytes.
     pub bytes: u64,
     /// The entry, or what is wrong with it.
-    pub entry: std::result::Result<Entry, String>,
+    pub entry: std::result::Result<T, String>,
 }
 
 /// Where entries are kept.
@@ -71,6 +79,18 @@ pub trait Store: Send + Sync {
 
     /// All entries of a kind, sound or not, in the order of their keys.
     fn list(&self, kind: Kind) -> Result<Vec<Listed>>;
+
+    /// As [`list`](Self::list), but only what stands at the head of entries is read, and no digest is checked: a tenth of
+    /// the time where there are many.
+    fn heads(&self, kind: Kind) -> Result<Vec<Listed<Head>>> {
+        let head = |l: Listed| Listed { path: l.path, kind: l.kind, bytes: l.bytes, entry: l.entry.map(Head::from) };
+        Ok(self.list(kind)?.into_iter().map(head).collect())
+    }
+
+    /// Asks for the right to make an entry, so that several processes do not make the same.
+    fn claim(&self, _: Kind, _: Key) -> Claim {
+        Claim::Unavailable
+    }
 
     /// Removes an entry; says whether there was one.
     fn remove(&self, kind: Kind, key: Key) -> Result<bool>;
@@ -89,4 +109,10 @@ pub fn default_root() -> Option<PathBuf> {
         Some(folder) => Some(folder.into()),
         None => directories::ProjectDirs::from("", "", "ropejit").map(|d| d.cache_dir().to_owned()),
     }
+}
+
+/// The cache folders that are only read unless the caller names others: `ROPEJIT_CACHE_PATH`, a list as `PATH` is.
+pub fn default_read_only() -> Vec<PathBuf> {
+    let list = std::env::var_os("ROPEJIT_CACHE_PATH").unwrap_or_default();
+    std::env::split_paths(&list).filter(|folder| !folder.as_os_str().is_empty()).collect()
 }

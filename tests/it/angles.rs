@@ -1,6 +1,8 @@
 //! cos and sin that the engine makes: the bits of `cos_sin_table`, read from a table or computed, near and far.
 
+use ropejit::engine::ChoiceMeta;
 use ropejit::rope::scaling::{Mrope, RopeParameters, Scaling, TableMode};
+use ropejit::store::Kind;
 use ropejit::{DType, DeviceChoice, Direction, Engine, ErrorKind, PairStyle, PositionForm, RopeSpec, Rounding, Tuning};
 
 use crate::cases::{Case, Data, Order, assert_bits, run};
@@ -116,6 +118,29 @@ fn a_table_is_made_once_and_shared_and_compiles_nothing_more() {
         again.tables(length).expect("tables");
     }
     assert_eq!(engine.stats().compiles, compiles);
+}
+
+#[test]
+fn candidates_that_compute_and_that_read_are_bit_equal() {
+    let builder = Engine::builder().device(DeviceChoice::Host).in_memory().tuning(Tuning::BLOCKING);
+    let engine = builder.build().expect("the host device");
+    for (parameters, seq_len) in [plain(32), beyond_dynamic(32)] {
+        let spec = RopeSpec::new(DType::F32, 32, 4, 4).with_angles(TableMode::Accurate);
+        let case = Case { angles: Some((parameters, seq_len)), ..Case::new(spec, 1, 60) };
+        let data = Data::new(&case, 9);
+        let (_, got) = run(&engine, &case, &data).unwrap_or_else(|e| panic!("{e}"));
+        assert_bits(&case, &got, &data.expected);
+    }
+    let mut tableless = 0;
+    for listed in engine.store().list(Kind::Choice).expect("listed") {
+        let meta: ChoiceMeta = serde_json::from_slice(&listed.entry.expect("sound").meta).expect("readable");
+        for candidate in meta.record.candidates.iter().filter(|_| meta.record.tuned) {
+            assert_eq!(candidate.bit_equal, Some(true), "{}: {:?}", candidate.variant, candidate.dropped);
+            tableless += usize::from(candidate.variant.tableless);
+        }
+    }
+    assert_eq!(engine.stats().tunings, 2);
+    assert!(tableless > 0);
 }
 
 #[test]

@@ -110,7 +110,6 @@ pub fn show_on(bar: &ProgressBar) -> impl Fn(&Progress<'_>) + Send + Sync + 'sta
             Progress::Measured { spec, bucket, rounds } => {
                 format!("{spec}, {} tokens: measured {rounds} rounds", bucket.tokens())
             }
-            _ => return,
         });
     }
 }

@@ -1,4 +1,6 @@
-//! The `ropejit` command: everything here uses the crate's public API only.
+//! The `ropejit` command, for the program of that name and for the Python package's. Not part of the API.
+//!
+//! Everything here uses the crate's public API only, by the name that others know it by (`ropejit::`).
 
 mod bench;
 mod bench_picture;
@@ -11,10 +13,12 @@ mod output;
 mod prewarm;
 mod run;
 mod spec;
+mod upkeep;
 mod workload;
 
+use std::ffi::OsString;
 use std::io::IsTerminal as _;
-use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use clap::{Parser, Subcommand};
 use ropejit::ErrorKind;
@@ -37,6 +41,9 @@ Examples:
 
 Environment:
   ROPEJIT_CACHE_DIR   the cache folder (default: ropejit in the user's cache folder)
+  ROPEJIT_CACHE_PATH  further cache folders, separated by ':', that are only read
+  ROPEJIT_CACHE_MAX_BYTES
+                      size that the cache folder may have (default: 1G)
   ROPEJIT_TUNING      background, blocking, never or frozen
   ROPEJIT_DEVICE      auto, cuda, cuda:N or host
   ROPEJIT_LOCK        a tuning lock file, as prewarm --lock writes it: its variants serve
@@ -61,9 +68,27 @@ enum Command {
     Doctor(doctor::Doctor),
 }
 
-fn main() -> ExitCode {
+/// The command line that starts this command in another process.
+static PROGRAM: OnceLock<Vec<OsString>> = OnceLock::new();
+
+fn program() -> Option<(&'static OsString, &'static [OsString])> {
+    PROGRAM.get()?.split_first()
+}
+
+/// Runs the command with these arguments, the program's name first. Returns the exit status. `program` is the command line
+/// that starts it in another process.
+#[must_use]
+pub fn run(program: Vec<OsString>, arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    let _ = PROGRAM.set(program);
     log_to_stderr();
-    let done = match Cli::parse().command {
+    let command = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli.command,
+        Err(e) => {
+            let _ = e.print(); // help goes to stdout, what is wrong to stderr; where neither can be written, nobody reads
+            return e.exit_code() as u8;
+        }
+    };
+    let done = match command {
         Command::Demo(command) => command.run(),
         Command::Run(command) => command.run(),
         Command::Prewarm(command) => command.run(),
@@ -73,12 +98,12 @@ fn main() -> ExitCode {
         Command::Doctor(command) => command.run(),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(e) => {
             eprintln!("error: {e}");
             // A model's configuration is an argument too.
             let usage = matches!(e.kind(), ErrorKind::InvalidArgument | ErrorKind::Config);
-            ExitCode::from(if usage { 2 } else { 1 })
+            if usage { 2 } else { 1 }
         }
     }
 }
@@ -99,7 +124,8 @@ fn log_to_stderr() {
         .with_ansi(std::io::stderr().is_terminal())
         .without_time()
         .with_target(false)
-        .init();
+        .try_init()
+        .ok(); // a program that embeds this may have set up its own
     if let Some(e) = problem {
         tracing::warn!("ROPEJIT_LOG: {e}; warnings are logged");
     }

@@ -7,9 +7,9 @@ use ropejit::jit::Bucket;
 use ropejit::{Engine, Error, Origin, Result};
 use serde::Serialize;
 
-use crate::lock::{self, Writer};
-use crate::output;
-use crate::spec::{self, Chosen, FormArgs, NumberArgs};
+use super::lock::{self, Writer};
+use super::output;
+use super::spec::{self, Chosen, FormArgs, NumberArgs};
 
 /// Fill the cache at deploy time: compile and tune for models and token counts, so that no call ever does.
 ///

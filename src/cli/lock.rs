@@ -8,7 +8,7 @@ use ropejit::jit::lock::{Lock, Locked, Place, Problem};
 use ropejit::{Engine, Error, ErrorKind, Result};
 use serde_json::json;
 
-use crate::output;
+use super::output;
 
 /// Choices on their way into a lock file.
 pub struct Writer {

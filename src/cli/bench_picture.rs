@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::bench::Case;
+use super::bench::Case;
 
 const LEFT: f64 = 250.0;
 const SCALE: f64 = 420.0;
@@ -71,8 +71,8 @@ fn escape(text: &str) -> String {
 mod tests {
     use ropejit::DType;
 
+    use super::super::bench::Candidate;
     use super::*;
-    use crate::bench::Candidate;
 
     #[test]
     fn every_case_and_candidate_is_drawn() {

@@ -8,7 +8,7 @@ use ropejit::store::{default_root, disk::Disk};
 use ropejit::{Error, ErrorKind, Result};
 use serde_json::json;
 
-use crate::output;
+use super::output;
 
 /// Check what this machine has: GPU, NVRTC, C++ compiler, cache folder.
 ///

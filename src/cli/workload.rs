@@ -13,7 +13,7 @@ use ropejit::rope::scaling::{TableMode, cos_sin_table};
 use ropejit::rope::{Layout, reference};
 use ropejit::{Angles, DType, Engine, Error, ErrorKind, Origin, PositionForm, Result, Rope, RopeSpec, Stream};
 
-use crate::spec::Chosen;
+use super::spec::Chosen;
 
 /// Sizes up to this are computed without overflow; whether there is as much memory shows when it is asked for.
 const MOST_BYTES: f64 = (1u64 << 60) as f64;

@@ -8,9 +8,9 @@ use ropejit::engine::Serving;
 use ropejit::{Engine, Error, ErrorKind, Result, Stats, Stream, Tuning};
 use serde::Serialize;
 
-use crate::output;
-use crate::spec::SpecArgs;
-use crate::workload::Workload;
+use super::output;
+use super::spec::SpecArgs;
+use super::workload::Workload;
 
 /// Apply RoPE once to random data: checked against f64, timed, with the origin of the kernel.
 ///
@@ -30,7 +30,7 @@ pub struct Run {
     #[command(flatten)]
     spec: SpecArgs,
     /// Tokens per sequence.
-    #[arg(long, value_name = "N", value_parser = crate::spec::tokens, default_value = "8192")]
+    #[arg(long, value_name = "N", value_parser = super::spec::tokens, default_value = "8192")]
     tokens: u64,
     /// Sequences.
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u64).range(1..=65_536))]
@@ -40,7 +40,7 @@ pub struct Run {
     bhsd: bool,
     /// When to compile and tune: background (answer at once, tune on the side), blocking (the first call waits), never
     /// (do not tune), frozen (what is not cached is an error) [default: the environment's, else background].
-    #[arg(long, value_name = "WHEN", value_parser = crate::spec::parse::<Tuning>)]
+    #[arg(long, value_name = "WHEN", value_parser = super::spec::parse::<Tuning>)]
     tuning: Option<Tuning>,
     /// Wait for background tuning before the steady state is timed.
     #[arg(long)]

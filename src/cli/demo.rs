@@ -6,8 +6,8 @@ use clap::Args;
 use ropejit::{Error, ErrorKind, Result};
 use serde_json::json;
 
-use crate::output;
-use crate::run::Report;
+use super::output;
+use super::run::Report;
 
 /// The whole idea in one table: first processes that compile and tune, and a second one that does neither.
 ///
@@ -24,7 +24,7 @@ pub struct Demo {
     #[arg(long, value_name = "CONFIG.json", default_value = "llama-3.1-8b")]
     model: String,
     /// Tokens of the one sequence.
-    #[arg(long, value_name = "N", value_parser = crate::spec::tokens, default_value = "8192")]
+    #[arg(long, value_name = "N", value_parser = super::spec::tokens, default_value = "8192")]
     tokens: u64,
     /// Print one JSON document.
     #[arg(long)]
@@ -33,7 +33,7 @@ pub struct Demo {
 
 impl Demo {
     pub fn run(self) -> Result<()> {
-        crate::spec::load("--model", &self.model)?;
+        super::spec::load("--model", &self.model)?;
         // Folders of their own, so that first processes really start with nothing.
         let folder = || {
             tempfile::Builder::new()
@@ -94,8 +94,9 @@ impl Demo {
     /// Runs `ropejit run` in a process of its own.
     fn process(&self, cache: &std::path::Path, extra: &[&str]) -> Result<Report> {
         let failed = |what: String| Error::new(ErrorKind::Io, what).subject_is("ropejit run");
-        let program = std::env::current_exe().map_err(|e| failed(format!("this program cannot be found: {e}")))?;
+        let (program, first) = super::program().ok_or_else(|| failed("this program cannot be found".into()))?;
         let output = Command::new(program)
+            .args(first)
             .args(["run", "--json", "--model", &self.model])
             .args(["--tokens", &self.tokens.to_string()])
             .args(extra)

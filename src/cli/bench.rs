@@ -12,9 +12,9 @@ use ropejit::tune::median;
 use ropejit::{DType, Engine, Error, Result, RopeSpec, Stream, TableWidth, Tuning};
 use serde::Serialize;
 
-use crate::spec::Chosen;
-use crate::workload::Workload;
-use crate::{bench_picture, output};
+use super::spec::Chosen;
+use super::workload::Workload;
+use super::{bench_picture, output};
 
 /// Measure the shapes of common models against a device-to-device copy of the same bytes.
 ///

@@ -4,7 +4,7 @@ use clap::Args;
 use ropejit::rope::model::SHIPPED;
 use ropejit::{Result, RopeSpec};
 
-use crate::{output, spec};
+use super::{output, spec};
 
 /// Print what was understood of a model's configuration: heads, dimensions, style, `inv_freq`, attention factor.
 ///

@@ -2,16 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use ropejit::engine::{ArtifactMeta, ChoiceMeta};
 use ropejit::store::disk::Disk;
-use ropejit::store::{Entry, Kind, Listed, Store, default_root};
+use ropejit::store::layers::Layers;
+use ropejit::store::memory::Memory;
+use ropejit::store::sweep::Bytes;
+use ropejit::store::{Entry, Head, Kind, Listed, Store, default_read_only, default_root};
 use ropejit::{Error, ErrorKind, Result};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::output;
+use super::{output, upkeep};
 
 /// Show what is in the cache: chosen configurations, all candidates' times, integrity.
 ///
@@ -23,6 +27,7 @@ Examples:
   ropejit inspect                 all entries
   ropejit inspect show 3f09       one entry, whose key begins with 3f09
   ropejit inspect verify          exit status 1 if an entry is damaged
+  ropejit inspect gc              remove what nobody needs
 
 How to read a spec: bf16 d128[..64] h32/8 half_split once table=f32/half pos=implicit
   bf16, d128[..64], h32/8         dtype, head_dim (and rotary_dim), heads of q/k
@@ -77,6 +82,20 @@ Examples:
 Example:
   ropejit inspect verify || ropejit prewarm --model config.json")]
     Verify,
+    /// Remove what nobody needs from the cache folder.
+    ///
+    /// That is: temporary files and locks of dead processes, damaged entries, folders of older format versions, and beyond
+    /// the size that the folder may have, the entries that were not used for longest. What a living process uses stays.
+    /// Every process that writes does so now and then, but for damaged entries and older versions.
+    #[command(after_help = "\
+Examples:
+  ropejit inspect gc
+  ropejit inspect gc --max-bytes 100M")]
+    Gc {
+        /// Bytes that may stay, such as 500000, 512K, 100M or 2G (default: `ROPEJIT_CACHE_MAX_BYTES`, else 1G).
+        #[arg(long, value_name = "BYTES")]
+        max_bytes: Option<Bytes>,
+    },
     /// The cache folder.
     ///
     /// The one that the environment names, else the user's. Everything in it may be deleted at any time.
@@ -87,7 +106,7 @@ Example:
 }
 
 #[derive(Serialize)]
-struct Row {
+pub struct Row {
     key: String,
     kind: &'static str,
     device: Option<String>,
@@ -99,8 +118,8 @@ struct Row {
     tuned: Option<bool>,
     bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    problem: Option<String>,
-    path: std::path::PathBuf,
+    pub problem: Option<String>,
+    pub path: std::path::PathBuf,
 }
 
 /// What an entry's metadata says.
@@ -109,7 +128,7 @@ enum Meta {
     Choice(Box<ChoiceMeta>),
 }
 
-fn meta(entry: &Entry) -> std::result::Result<Meta, String> {
+fn meta(entry: &Head) -> std::result::Result<Meta, String> {
     let failed = |e: serde_json::Error| format!("its metadata cannot be read: {e}");
     match entry.kind {
         Kind::Artifact => serde_json::from_slice(&entry.meta).map(|m| Meta::Artifact(Box::new(m))).map_err(failed),
@@ -118,7 +137,7 @@ fn meta(entry: &Entry) -> std::result::Result<Meta, String> {
 }
 
 /// Beyond the digest: the key must be that of the fields it claims to hash.
-fn check(entry: &Entry) -> std::result::Result<Meta, String> {
+fn check(entry: &Head) -> std::result::Result<Meta, String> {
     let meta = meta(entry)?;
     let fields = match &meta {
         Meta::Artifact(m) => &m.fields,
@@ -127,7 +146,7 @@ fn check(entry: &Entry) -> std::result::Result<Meta, String> {
     if fields.key() == entry.key { Ok(meta) } else { Err("its key is not that of its fields".into()) }
 }
 
-fn row(listed: &Listed) -> Row {
+pub fn row(listed: &Listed<Head>) -> Row {
     let mut row = Row {
         key: listed.path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
         kind: listed.kind.name(),
@@ -178,21 +197,36 @@ impl Inspect {
             }
             return output::line(&path);
         }
-        let disk = if root.exists() { Some(Disk::open(&root)?) } else { None };
-        let all = match &disk {
-            Some(disk) => [disk.list(Kind::Choice)?, disk.list(Kind::Artifact)?].into_iter().flatten().collect(),
-            None => Vec::new(),
+        if let What::Gc { max_bytes } = what {
+            return upkeep::gc(&root, max_bytes, self.json);
+        }
+        let store = open(&root)?;
+        let all = || -> Result<Vec<Listed>> {
+            Ok([store.list(Kind::Choice)?, store.list(Kind::Artifact)?].into_iter().flatten().collect())
         };
         match what {
-            What::List => list(&all, self.json, &root),
-            What::Verify => verify(&all, self.json, &root),
-            What::Show { key, ptx } => show(&all, &key, ptx, self.json),
-            What::Path => Ok(()),
+            What::List => {
+                let heads = [store.heads(Kind::Choice)?, store.heads(Kind::Artifact)?].into_iter().flatten();
+                list(&heads.collect::<Vec<_>>(), self.json, &root)
+            }
+            What::Verify => upkeep::verify(all()?, self.json, &root),
+            What::Show { key, ptx } => show(&all()?, &key, ptx, self.json),
+            What::Gc { .. } | What::Path => Ok(()),
         }
     }
 }
 
-fn list(all: &[Listed], as_json: bool, root: &Path) -> Result<()> {
+/// The cache folder, if it is there, and those that are only read.
+fn open(root: &Path) -> Result<Layers> {
+    let top: Arc<dyn Store> = if root.exists() { Arc::new(Disk::open(root)?) } else { Arc::new(Memory::default()) };
+    let mut below: Vec<Arc<dyn Store>> = Vec::new();
+    for folder in default_read_only().into_iter().filter(|folder| folder.exists()) {
+        below.push(Arc::new(Disk::read_only(folder)?));
+    }
+    Ok(Layers::new(top, below))
+}
+
+fn list(all: &[Listed<Head>], as_json: bool, root: &Path) -> Result<()> {
     let rows: Vec<Row> = all.iter().map(row).collect();
     if as_json {
         return output::json(&rows);
@@ -248,24 +282,6 @@ fn short(key: &str) -> &str {
     key.get(..12).unwrap_or(key)
 }
 
-fn verify(all: &[Listed], as_json: bool, root: &Path) -> Result<()> {
-    let bad: Vec<Row> = all.iter().map(row).filter(|r| r.problem.is_some()).collect();
-    if as_json {
-        output::json(&output::without_engine(json!({ "entries": all.len(), "damaged": bad })))?;
-    } else {
-        for r in &bad {
-            output::line(&format!("{}: {}", r.path.display(), r.problem.clone().unwrap_or_default()))?;
-        }
-        output::line(&format!("entries {}, damaged {}", all.len(), bad.len()))?;
-    }
-    if bad.is_empty() {
-        return Ok(());
-    }
-    Err(Error::new(ErrorKind::Io, format!("damaged entries: {}", bad.len()))
-        .subject_is(root.display().to_string())
-        .hint("they are never used, and made again at the next use; the files may be deleted"))
-}
-
 fn show(all: &[Listed], key: &str, ptx: bool, as_json: bool) -> Result<()> {
     let name = |l: &Listed| l.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let matches: Vec<&Listed> = all.iter().filter(|l| name(l).starts_with(key)).collect();
@@ -297,7 +313,7 @@ fn show(all: &[Listed], key: &str, ptx: bool, as_json: bool) -> Result<()> {
         }
         return output::line(ptx);
     }
-    match check(entry).map_err(damaged)? {
+    match check(&Head::from(entry.clone())).map_err(damaged)? {
         Meta::Artifact(m) if as_json => output::json(&output::without_engine(json!({
             "key": entry.key, "kind": "artifact", "path": listed.path, "spec": m.spec.to_string(),
             "arch": m.fields.get("arch"), "layout": m.class.to_string(), "variant": m.variant.to_string(),

@@ -1,0 +1,99 @@
+"""The figures of `run.py` as a table and a picture."""
+
+import html
+
+
+def _shape(figure):
+    batch, tokens, heads, kv_heads, head_dim = figure["shape"]
+    return f"{batch}×{tokens}, {heads}/{kv_heads}/{head_dim}"
+
+
+def _cases(results):
+    """(layout, shape) in the order of measuring, and for each who was measured: (µs, share of the copy's speed)."""
+    cases = {}
+    for name, result in results.items():
+        for figure in result["device"]:
+            key = (figure["layout"], _shape(figure))
+            cases.setdefault(key, {"bytes": figure["bytes"]})[name] = (figure["us"], figure["copy_us"] / figure["us"])
+    return cases
+
+
+def _row(cells):
+    return "| " + " | ".join(cells) + " |\n"
+
+
+def markdown(results):
+    there = [name for name, result in results.items() if result["empty"]]
+    about = next((r["peer"] for r in results.values() if r.get("peer")), {})
+    text = f"{about.get('gpu', 'no GPU')}, torch {about.get('torch', '?')}, bf16. "
+    text += ", ".join(f"{n} {results[n]['peer']['version']}" for n in there if results[n].get("peer")) + ".\n\n"
+    absent = [f"{name} ({result.get('why', 'no reason')})" for name, result in results.items() if not result["empty"]]
+    if absent:
+        text += "Not measured: " + "; ".join(absent) + ".\n\n"
+    text += "Device time of a call, µs (copy's time / its time: 1 is the speed of a copy of the same bytes in the same process).\n\n"
+    text += _row(["case", "MB", *there]) + _row(["---"] * (2 + len(there)))
+    for (layout, shape), figures in _cases(results).items():
+        best = max((figures[n][1] for n in there if n in figures), default=0)
+        cells = []
+        for name in there:
+            us, ratio = figures.get(name, (None, None))
+            cell = "–" if us is None else f"{us:.2f} ({ratio:.3f})"
+            cells.append(f"**{cell}**" if ratio is not None and ratio == best else cell)
+        text += _row([f"{layout} {shape}", f"{figures['bytes'] / 1e6:.3g}", *cells])
+    text += "\nHost time of a call of one token, first call of a process (1×8192, 32/32/128), error against f64 (1×512, 32/8/128).\n\n"
+    text += _row(["", "host, µs", "first call, caches empty, ms", "caches warm, ms", "second call, ms", "its import, ms",
+                  "greatest error", "mean error"]) + _row(["---"] * 8)  # fmt: skip
+    for name in there:
+        r = results[name]
+        warm = [w["first_ms"] for w in r["warm"]]
+        second = [w["second_ms"] for w in r["warm"]]
+        text += _row([
+            name,
+            f"{r['host']['us']:.1f}" if "host" in r else "–",
+            f"{r['empty']['first_ms']:.1f}",
+            f"{min(warm):.1f}–{max(warm):.1f}" if warm else "–",
+            f"{min(second):.2f}" if second else "–",
+            f"{r['empty']['import_ms']:.0f}",
+            f"{r['error']['greatest']:.2g}" if "error" in r else "–",
+            f"{r['error']['mean']:.2g}" if "error" in r else "–",
+        ])  # fmt: skip
+    return text
+
+
+_COLOURS = ("#c0392b", "#e67e22", "#7f8c8d", "#2980b9", "#27ae60", "#8e44ad", "#16a085")
+
+
+def svg(results):
+    """Bars: the share of the copy's speed, a group for each case, a colour for each peer."""
+    cases = _cases(results)
+    there = [name for name, result in results.items() if result["device"]]
+    bar, gap, left, width = 11, 14, 190, 560
+    group = bar * len(there) + gap
+    most = max([1.0, *(f[n][1] for f in cases.values() for n in there if n in f)])
+    scale, top = (width - 60) / most, 46
+    height = top + group * len(cases) + 10
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width}" height="{height}" font-family="sans-serif" '
+           f'font-size="10">', f'<rect width="{left + width}" height="{height}" fill="white"/>',
+           '<text x="8" y="16" font-size="13">Share of the speed of a copy of the same bytes</text>']  # fmt: skip
+    x = 8
+    for name, colour in zip(there, _COLOURS, strict=False):
+        out.append(f'<rect x="{x}" y="24" width="9" height="9" fill="{colour}"/>')
+        out.append(f'<text x="{x + 12}" y="32">{html.escape(name)}</text>')
+        x += 26 + 6 * len(name)
+    one = left + scale
+    out.append(f'<line x1="{one:.1f}" x2="{one:.1f}" y1="{top - 6}" y2="{height - 6}" stroke="#888" stroke-dasharray="3 3"/>')
+    for i, ((layout, shape), figures) in enumerate(cases.items()):
+        y = top + i * group
+        out.append(f'<text x="{left - 8}" y="{y + group / 2 - 3:.1f}" text-anchor="end">{html.escape(f"{layout} {shape}")}</text>')
+        for j, (name, colour) in enumerate(zip(there, _COLOURS, strict=False)):
+            if name in figures:
+                us, ratio = figures[name]
+                at = y + j * bar
+                out.append(f'<rect x="{left}" y="{at}" width="{ratio * scale:.1f}" height="{bar - 1}" fill="{colour}"/>')
+                out.append(f'<text x="{left + ratio * scale + 3:.1f}" y="{at + 9}">{us:.1f} µs</text>')
+    return "\n".join([*out, "</svg>", ""])
+
+
+def write(results, folder):
+    (folder / "peers.md").write_text(markdown(results))
+    (folder / "peers.svg").write_text(svg(results))

@@ -1,0 +1,36 @@
+"""Autotuned, cached kernels for rotary position embedding (RoPE).
+
+``apply`` rotates q and k. ``apply_rotary_pos_emb`` (transformers), ``fast_rope_embedding`` (Unsloth) and
+``apply_rotary_emb`` (flash-attn) are drop-in replacements; ``patch`` puts them in place of a library's own. ``prewarm``
+fills the cache at deploy time, ``freeze`` forbids compiling and tuning from then on, ``stats`` and ``inspect`` say what
+was done and why.
+
+PyTorch is not imported by importing this.
+"""
+
+import atexit as _atexit
+
+from . import _ropejit
+from ._ropejit import NotCachedError, RopejitError, __version__, check, freeze, wait_tuned
+from ._functions import apply, apply_rotary_emb, apply_rotary_pos_emb, fast_rope_embedding
+
+# Looked up at their first use: what these import takes longer than all the rest.
+_LATER = dict.fromkeys(("Candidate", "Choice", "Prepared", "Stats", "inspect", "prewarm", "stats"), "_service")
+_LATER.update(dict.fromkeys(("patch", "patched", "unpatch"), "_patch"))
+
+__all__ = [
+    "Candidate", "Choice", "NotCachedError", "Prepared", "RopejitError", "Stats", "__version__", "apply",
+    "apply_rotary_emb", "apply_rotary_pos_emb", "check", "fast_rope_embedding", "freeze", "inspect", "patch", "patched",
+    "prewarm", "stats", "unpatch", "wait_tuned",
+]  # fmt: skip
+
+# A thread that still tunes while the driver shuts down may crash.
+_atexit.register(_ropejit.close)
+
+
+def __getattr__(name):
+    if name in _LATER:
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,267 @@
+"""Which of transformers' functions the kernels compute, told by their text.
+
+A function is covered when its syntax tree, and those of the helpers it calls, equal one of the texts below: names of models
+say nothing, because a model's function may change with the next release. Annotations, docstrings, decorators and the
+names of helpers are ignored. Where the function reads each angle twice, the text of its module must also show that both are
+the same.
+"""
+
+import ast
+import functools
+import inspect
+import re
+import sys
+import textwrap
+from dataclasses import dataclass
+
+_HALVES = """
+def rotate(x):
+    x1 = x[..., : x.shape[-1] // 2]
+    x2 = x[..., x.shape[-1] // 2 :]
+    return torch.cat((-x2, x1), dim=-1)
+"""
+_PAIRS = """
+def rotate(x):
+    x1 = x[..., ::2]
+    x2 = x[..., 1::2]
+    return torch.stack((-x2, x1), dim=-1).flatten(-2)
+"""
+_PAIRS_NAMED = """
+def rotate(x):
+    x1 = x[..., ::2]
+    x2 = x[..., 1::2]
+    rot_x = torch.stack((-x2, x1), dim=-1).flatten(-2)
+    return rot_x
+"""
+_UNSQUEEZE = """
+    cos = cos.unsqueeze(unsqueeze_dim)
+    sin = sin.unsqueeze(unsqueeze_dim)
+"""
+_REPEAT = """
+    cos = cos[..., : cos.shape[-1] // 2].repeat_interleave(2, dim=-1)
+    sin = sin[..., : sin.shape[-1] // 2].repeat_interleave(2, dim=-1)
+"""
+_TURN = """
+    q_embed = (q * cos) + (rotate(q) * sin)
+    k_embed = (k * cos) + (rotate(k) * sin)
+"""
+_SPLIT = """
+    rotary_dim = cos.shape[-1]
+    q_rot, q_pass = q[..., :rotary_dim], q[..., rotary_dim:]
+    k_rot, k_pass = k[..., :rotary_dim], k[..., rotary_dim:]
+"""
+_TURN_PART = """
+    q_embed = (q_rot * cos) + (rotate(q_rot) * sin)
+    k_embed = (k_rot * cos) + (rotate(k_rot) * sin)
+    q_embed = torch.cat([q_embed, q_pass], dim=-1)
+    k_embed = torch.cat([k_embed, k_pass], dim=-1)
+"""
+_BOTH = "    return q_embed, k_embed\n"
+_PAIR = "def f(q, k, cos, sin, unsqueeze_dim=1):\n"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a covered function is called and what it computes."""
+
+    name: str
+    #: ``pair`` (q, k, cos, sin, unsqueeze_dim), ``pair_ids`` (with position_ids, unused, before it), ``single`` (x, cos, sin,
+    #: unsqueeze_dim), ``vision`` (q and k without a batch), ``gptj`` (tensor, sin, cos).
+    call: str
+    text: str
+    interleaved: bool = False
+    #: ``full``: each angle twice, one copy after the other; ``half``: once; ``twice``: each angle twice, side by side.
+    tables: str = "full"
+    #: Of eager operations: ``per_op`` in the tensors' type, ``once`` in float32, ``promoted`` as the tables decide.
+    rounding: str = "per_op"
+
+
+FORMS = (
+    Form("llama", "pair", _PAIR + _UNSQUEEZE + _TURN + _BOTH + _HALVES),
+    Form("gpt_neox", "pair", _PAIR + _UNSQUEEZE + _SPLIT + _TURN_PART + _BOTH + _HALVES),
+    Form(
+        "glmasr", "pair_ids",
+        "def f(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):\n" + _UNSQUEEZE + _SPLIT + _TURN_PART + _BOTH + _HALVES,
+    ),
+    Form(
+        "phi3", "pair",
+        _PAIR + _UNSQUEEZE + _SPLIT + """
+    q_embed = torch.cat([(q_rot * cos) + (rotate(q_rot) * sin), q_pass], dim=-1)
+    k_embed = torch.cat([(k_rot * cos) + (rotate(k_rot) * sin), k_pass], dim=-1)
+""" + _BOTH + _HALVES,
+    ),
+    Form(
+        "nemotron", "pair",
+        _PAIR + _UNSQUEEZE + """
+    rot_dim = cos.shape[-1]
+    q, q_pass = q[..., :rot_dim], q[..., rot_dim:]
+    k, k_pass = k[..., :rot_dim], k[..., rot_dim:]
+""" + _TURN + "    return torch.cat((q_embed, q_pass), dim=-1), torch.cat((k_embed, k_pass), dim=-1)\n" + _HALVES,
+    ),
+    Form(
+        "olmo", "pair",
+        _PAIR + "    q_type, k_type = q.dtype, k.dtype\n" + _UNSQUEEZE + _TURN
+        + "    return q_embed.to(q_type), k_embed.to(k_type)\n" + _HALVES,
+        rounding="promoted",
+    ),
+    Form(
+        "esm", "pair",
+        _PAIR + "    original_dtype = q.dtype\n" + _UNSQUEEZE + """
+    q_embed = (q.float() * cos) + (rotate(q.float()) * sin)
+    k_embed = (k.float() * cos) + (rotate(k.float()) * sin)
+    return q_embed.to(original_dtype), k_embed.to(original_dtype)
+""" + _HALVES,
+        rounding="once",
+    ),
+    Form(
+        "hunyuan_vl", "pair",
+        _PAIR + """
+    origin_dtype = q.dtype
+    q, k = q.float(), k.float()
+    cos = cos.unsqueeze(unsqueeze_dim).float()
+    sin = sin.unsqueeze(unsqueeze_dim).float()
+""" + _TURN + "    return q_embed.to(origin_dtype), k_embed.to(origin_dtype)\n" + _HALVES,
+        rounding="once",
+    ),
+    Form("glm", "pair", _PAIR + _UNSQUEEZE + _REPEAT + _SPLIT + _TURN_PART + _BOTH + _PAIRS, interleaved=True),
+    Form("helium", "pair", _PAIR + _UNSQUEEZE + _REPEAT + _TURN + _BOTH + _PAIRS, interleaved=True),
+    Form(
+        "ernie4_5", "pair",
+        _PAIR + "    original_dtype = q.dtype\n" + _UNSQUEEZE + _REPEAT + """
+    q_embed = (q.float() * cos) + (rotate(q).float() * sin)
+    k_embed = (k.float() * cos) + (rotate(k).float() * sin)
+    return q_embed.to(original_dtype), k_embed.to(original_dtype)
+""" + _PAIRS,
+        interleaved=True, rounding="once",
+    ),
+    Form(
+        "cohere", "pair",
+        _PAIR + "    dtype = q.dtype\n    q = q.float()\n    k = k.float()\n" + _UNSQUEEZE + _TURN
+        + "    return q_embed.to(dtype=dtype), k_embed.to(dtype=dtype)\n" + _PAIRS_NAMED,
+        interleaved=True, tables="twice", rounding="once",
+    ),
+    Form("blt", "pair", _PAIR + _UNSQUEEZE + _TURN + _BOTH + _PAIRS_NAMED, interleaved=True, tables="twice"),
+    Form(
+        "gemma4", "single",
+        "def f(x, cos, sin, unsqueeze_dim=1):\n" + _UNSQUEEZE + "    return (x * cos) + (rotate(x) * sin)\n" + _HALVES,
+    ),
+    Form(
+        "gpt_oss", "pair",
+        _PAIR + _UNSQUEEZE + "    q_embed = rotate(q, cos, sin)\n    k_embed = rotate(k, cos, sin)\n" + _BOTH + """
+def rotate(x, cos, sin):
+    first_half, second_half = torch.chunk(x, 2, dim=-1)
+    first_ = first_half * cos - second_half * sin
+    second_ = second_half * cos + first_half * sin
+    return torch.cat((first_, second_), dim=-1)
+""",
+        tables="half",
+    ),
+    Form(
+        "vision", "vision",
+        "def f(q, k, cos, sin):\n" + """
+    orig_q_dtype = q.dtype
+    orig_k_dtype = k.dtype
+    q, k = q.float(), k.float()
+    cos, sin = cos.unsqueeze(-2).float(), sin.unsqueeze(-2).float()
+""" + _TURN + """
+    q_embed = q_embed.to(orig_q_dtype)
+    k_embed = k_embed.to(orig_k_dtype)
+""" + _BOTH + _HALVES,
+        rounding="once",
+    ),
+    Form(
+        "gptj", "gptj",
+        """
+def f(tensor, sin, cos):
+    sin = torch.repeat_interleave(sin[:, :, None, :], 2, 3)
+    cos = torch.repeat_interleave(cos[:, :, None, :], 2, 3)
+    return (tensor * cos) + (rotate(tensor) * sin)
+
+
+def rotate(x):
+    x1 = x[:, :, :, ::2]
+    x2 = x[:, :, :, 1::2]
+    x = torch.stack((-x2, x1), dim=-1)
+    return x.flatten(-2)
+""",
+        interleaved=True, tables="half",
+    ),
+)  # fmt: skip
+
+
+class _Canonical(ast.NodeTransformer):
+    """One spelling for what is the same: `0::2` and `::2`, lists and tuples, names of helpers."""
+
+    def __init__(self, helpers):
+        self.helpers = helpers
+
+    def visit_Slice(self, node):
+        self.generic_visit(node)
+        if isinstance(node.lower, ast.Constant) and node.lower.value == 0:
+            node.lower = None
+        return node
+
+    def visit_List(self, node):
+        self.generic_visit(node)
+        return ast.Tuple(node.elts, node.ctx)
+
+    def visit_Name(self, node):
+        node.id = self.helpers.get(node.id, node.id)
+        return node
+
+
+def _canonical(functions):
+    """One text for the syntax trees of a function and, behind it, its helpers."""
+    helpers = {f.name: f"helper{i}" for i, f in enumerate(functions)}
+    texts = []
+    for function in functions:
+        if isinstance(function.body[0], ast.Expr) and isinstance(function.body[0].value, ast.Constant):
+            function.body = function.body[1:]
+        names = [a.arg for a in function.args.args]
+        if function.args.vararg or function.args.kwarg or function.args.kwonlyargs or function.args.posonlyargs:
+            return None
+        body = [ast.unparse(ast.fix_missing_locations(_Canonical(helpers).visit(node))) for node in function.body]
+        defaults = [ast.unparse(d) for d in function.args.defaults]
+        texts.append(f"{helpers[function.name]} {names} {defaults}\n" + "\n".join(body))
+    return "\n".join(texts)
+
+
+@functools.lru_cache(maxsize=None)
+def _known():
+    known = {}
+    for form in FORMS:
+        functions = [node for node in ast.parse(form.text).body if isinstance(node, ast.FunctionDef)]
+        known[_canonical(functions)] = form
+    return known
+
+
+#: How a module makes tables whose halves, or neighbours, are equal. Kernels read each angle once.
+_TABLES = {
+    "full": re.compile(r"torch\.cat\([(\[](\w+), \1[)\]], (?:dim|axis)=-1\)"),
+    "twice": re.compile(r"repeat_interleave\((?:\w+, )?2, dim=-1\)"),
+}
+
+
+def _tables_are_told(form, function):
+    if form.tables == "half" or "repeat_interleave" in form.text:
+        return True  # the function itself reads each angle once
+    return _TABLES[form.tables].search(inspect.getsource(sys.modules[function.__module__])) is not None
+
+
+def _tree(function):
+    return ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+
+
+def of(function):
+    """The form of a model's function, or None if it is not covered."""
+    try:
+        tree = _tree(function)
+        nodes = [node for statement in tree.body for node in ast.walk(statement)]  # not of decorators
+        called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+        helpers = [_tree(function.__globals__[name]) for name in sorted(called) if name in function.__globals__]
+        if not all(isinstance(f, ast.FunctionDef) for f in (tree, *helpers)):
+            return None
+        form = _known().get(_canonical([tree, *helpers]))
+        return form if form is not None and _tables_are_told(form, function) else None
+    except (OSError, TypeError, SyntaxError, AttributeError, IndexError, KeyError):
+        return None  # no text, or none that can be told

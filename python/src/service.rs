@@ -1,0 +1,180 @@
+//! Besides rotating: prewarm, freeze, counters, what is in the cache, faults, the command line.
+
+use std::ffi::OsString;
+use std::sync::Once;
+
+use pyo3::prelude::*;
+use ropejit::engine::ChoiceMeta;
+use ropejit::rope::model::ModelConfig;
+use ropejit::store::{Kind, Store, disk::Disk};
+use ropejit::{DType, Direction, RopeSpec, TableForm, TableWidth};
+use serde_json::{Value, json};
+
+use crate::call;
+use crate::dlpack::Device;
+use crate::engines;
+use crate::errors::{guarded, raise, wrong};
+
+fn device(text: &str) -> PyResult<Device> {
+    let unknown = || wrong("device", format!("'{text}' is not one of 'cuda', 'cuda:N' and 'cpu'"));
+    match text.split_once(':') {
+        None if text == "cpu" => Ok(Device::Host),
+        None if text == "cuda" => Ok(Device::Cuda(0)),
+        Some(("cuda", n)) => n.parse().map(Device::Cuda).map_err(|_| unknown()),
+        _ => Err(unknown()),
+    }
+}
+
+/// Fills the cache for a model's RoPE; JSON of what was prepared.
+#[pyfunction]
+#[allow(clippy::too_many_arguments)]
+pub fn prewarm(
+    py: Python<'_>,
+    config: &str,
+    tokens: Vec<u64>,
+    on: &str,
+    dtype: Option<&str>,
+    layout: &str,
+    rounding: &str,
+    table_dtype: Option<&str>,
+    backward: bool,
+    tune: bool,
+) -> PyResult<String> {
+    guarded(|| {
+        let model = ModelConfig::from_json(config).map_err(raise)?;
+        let parsed = |text: &str| text.parse::<DType>().map_err(raise);
+        let dtype = dtype.map(parsed).transpose()?.or(model.dtype).unwrap_or(DType::BF16);
+        let table = table_dtype.map(parsed).transpose()?.unwrap_or(dtype);
+        let head_major = match layout {
+            "bshd" | "thd" => false,
+            "bhsd" => true,
+            _ => return Err(wrong("layout", format!("'{layout}' is not one of 'bshd', 'bhsd' and 'thd'"))),
+        };
+        let rounding = if dtype == DType::F32 { ropejit::Rounding::Once } else { call::rounding(rounding)? };
+        let mut specs: Vec<RopeSpec> = Vec::new();
+        for layer in model.layers.keys() {
+            let mut spec = model.layer_spec(layer).map_err(raise)?;
+            (spec.dtype, spec.rounding) = (dtype, rounding);
+            spec.table = TableForm { dtype: table, width: TableWidth::Full };
+            // Models give one row per token, whose axes are resolved.
+            (spec.positions, spec.mrope) = (ropejit::PositionForm::Implicit, None);
+            for direction in [Direction::Forward, Direction::Backward] {
+                spec.direction = direction;
+                if (direction == Direction::Forward || backward) && !specs.contains(&spec) {
+                    specs.push(spec.clone());
+                }
+            }
+        }
+        let engine = engines::engine(py, device(on)?)?;
+        let mut prepared = Vec::new();
+        for (spec, &tokens) in specs.iter().flat_map(|spec| tokens.iter().map(move |t| (spec, t))) {
+            for done in py.detach(|| engine.prewarm(spec, tokens, head_major, tune)).map_err(raise)? {
+                prepared.push(json!({
+                    "spec": spec.to_string(), "tokens": done.bucket.tokens(), "layout": done.class.to_string(),
+                    "variant": done.variant.to_string(), "tuned": done.tuned, "origin": done.origin,
+                }));
+            }
+        }
+        Ok(Value::from(prepared).to_string())
+    })
+}
+
+/// From now on nothing is compiled or tuned.
+#[pyfunction]
+pub fn freeze() {
+    engines::freeze();
+}
+
+/// Waits for background tuning.
+#[pyfunction]
+pub fn wait_tuned(py: Python<'_>) -> PyResult<()> {
+    guarded(|| {
+        py.detach(|| engines::opened().iter().for_each(ropejit::Engine::wait_tuned));
+        Ok(())
+    })
+}
+
+/// Counters of all engines, as JSON.
+#[pyfunction]
+pub fn stats() -> PyResult<String> {
+    guarded(|| {
+        let mut sum = serde_json::Map::new();
+        let all = engines::opened().iter().map(ropejit::Engine::stats).collect::<Vec<_>>();
+        for stats in if all.is_empty() { vec![ropejit::Stats::default()] } else { all } {
+            if let Ok(Value::Object(stats)) = serde_json::to_value(stats) {
+                for (name, n) in stats {
+                    let before = sum.get(&name).and_then(Value::as_u64).unwrap_or(0);
+                    sum.insert(name, (before + n.as_u64().unwrap_or(0)).into());
+                }
+            }
+        }
+        Ok(Value::from(sum).to_string())
+    })
+}
+
+/// The choices in the cache folder, as JSON.
+#[pyfunction]
+pub fn inspect() -> PyResult<String> {
+    guarded(|| {
+        let Some(root) = ropejit::store::default_root().filter(|root| root.exists()) else { return Ok("[]".into()) };
+        let disk = Disk::open(&root).map_err(raise)?;
+        let mut choices = Vec::new();
+        for listed in disk.list(Kind::Choice).map_err(raise)? {
+            let Ok(entry) = listed.entry else { continue };
+            let Ok(meta) = serde_json::from_slice::<ChoiceMeta>(&entry.meta) else { continue };
+            let Some(chosen) = meta.record.chosen() else { continue };
+            let candidates: Vec<Value> = meta
+                .record
+                .candidates
+                .iter()
+                .map(
+                    |c| json!({"variant": c.variant.to_string(), "median_ns": c.median_ns(), "bit_equal": c.bit_equal}),
+                )
+                .collect();
+            choices.push(json!({
+                "key": entry.key.to_string(), "spec": meta.spec.to_string(), "tokens": meta.bucket.tokens(),
+                "layout": meta.class.to_string(), "arch": meta.arch, "device": meta.record.device,
+                "variant": chosen.variant.to_string(), "tuned": meta.record.tuned, "median_ns": chosen.median_ns(),
+                "copy_ns": meta.record.copy_ns, "candidates": candidates,
+            }));
+        }
+        Ok(Value::from(choices).to_string())
+    })
+}
+
+/// Raises where a token's position lay outside the tables in an earlier call.
+#[pyfunction]
+pub fn check() -> PyResult<()> {
+    guarded(|| engines::in_use().iter().try_for_each(|used| used.rope.check()).map_err(raise))
+}
+
+/// The command line: `program` starts it in another process. Returns the exit status.
+#[pyfunction]
+pub fn command_line(py: Python<'_>, program: Vec<OsString>, arguments: Vec<OsString>) -> PyResult<u8> {
+    engines::find_nvrtc(py);
+    guarded(|| Ok(py.detach(|| ropejit::cli::run(program, arguments))))
+}
+
+/// Ends background work.
+#[pyfunction]
+pub fn close(py: Python<'_>) -> PyResult<()> {
+    guarded(|| {
+        engines::close(py);
+        Ok(())
+    })
+}
+
+/// Warnings of the library go to stderr, as `ROPEJIT_LOG` says; where a program has set up its own, they go there.
+pub fn log_to_stderr() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let filter =
+            std::env::var("ROPEJIT_LOG").ok().and_then(|text| tracing_subscriber::EnvFilter::try_new(text).ok());
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(filter.unwrap_or_else(|| tracing_subscriber::EnvFilter::new("warn")))
+            .with_writer(std::io::stderr)
+            .without_time()
+            .with_target(false)
+            .try_init();
+    });
+}

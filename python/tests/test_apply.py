@@ -1,0 +1,280 @@
+"""`ropejit.apply` and the drop-ins of Unsloth and flash-attn: forms of positions and layouts, autograd, errors."""
+
+import gc
+
+import numpy as np
+import pytest
+import ropejit
+import torch
+from eager import DTYPES, equal, llama, qk, tables
+
+
+def reference(x, cos, sin, interleaved=False):
+    """Rounded once: x is [..., tokens, heads, head_dim], cos and sin [..., tokens, rotary_dim / 2]."""
+    half = cos.shape[-1]
+    rotary, rest = x[..., : 2 * half].float(), x[..., 2 * half :]
+    c, s = cos.float().unsqueeze(-2), sin.float().unsqueeze(-2)
+    a, b = (rotary[..., ::2], rotary[..., 1::2]) if interleaved else (rotary[..., :half], rotary[..., half:])
+    turned = (a * c - b * s, b * c + a * s)
+    out = torch.stack(turned, -1).flatten(-2) if interleaved else torch.cat(turned, -1)
+    return torch.cat((out.to(x.dtype), rest), -1)
+
+
+def half_tables(device, dtype, rows, rotary_dim):
+    cos, sin = tables(device, dtype, 1, rows, rotary_dim)
+    return cos[0, :, : rotary_dim // 2].contiguous(), sin[0, :, : rotary_dim // 2].contiguous()
+
+
+def bshd(device, dtype, batch=2, tokens=5, heads=4, kv_heads=2, head_dim=64):
+    return (torch.randn(batch, tokens, h, head_dim).to(dtype).to(device) for h in (heads, kv_heads))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("table", ["same", "f32"])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_forms(device, dtype, interleaved, table, inplace):
+    q, k = bshd(device, dtype)
+    cos, sin = half_tables(device, dtype if table == "same" else torch.float32, 5, 64)
+    expected = [reference(x, cos, sin, interleaved) for x in (q, k)]
+    before = [x.clone() for x in (q, k)]
+    out = ropejit.apply(q, k, cos, sin, interleaved=interleaved, inplace=inplace)
+    equal(out, expected)
+    if inplace:
+        assert out[0] is q and out[1] is k
+    else:
+        equal((q, k), before)
+
+
+@pytest.mark.parametrize("ids_dtype", [torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize("shape", ["each", "shared", "flat", "strided"])
+def test_position_ids(device, ids_dtype, shape):
+    q, k = bshd(device, torch.bfloat16)
+    cos, sin = half_tables(device, torch.bfloat16, 40, 64)
+    ids = torch.randint(0, 40, (2 if shape in ("each", "strided") else 1, 5), device=device, dtype=ids_dtype)
+    if shape == "strided":
+        ids = ids.repeat_interleave(2, 1)[:, ::2]
+    rows = ids.expand(2, 5).long()
+    out = ropejit.apply(q, k, cos, sin, position_ids=ids[0] if shape == "flat" else ids)
+    equal(out, [reference(x, cos[rows], sin[rows]) for x in (q, k)])
+
+
+def test_a_position_outside_is_nan_and_told(device):
+    q, k = bshd(device, torch.float32)
+    cos, sin = half_tables(device, torch.float32, 8, 64)
+    ids = torch.tensor([[0, 1, 2, 3, 8], [0, 1, 2, 3, 4]], device=device)
+    out, _ = ropejit.apply(q, k, cos, sin, position_ids=ids)
+    assert out[0, 4].isnan().all() and not out[1].isnan().any() and not out[0, :4].isnan().any()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    with pytest.raises(IndexError, match="position_ids"):
+        ropejit.check()
+    ropejit.check()
+
+
+def test_rows_of_their_own(device):
+    q, k = bshd(device, torch.float16)
+    cos, sin = tables(device, torch.float16, 2, 5, 64)
+    equal(ropejit.apply(q, k, cos, sin), [reference(x, cos[..., :32], sin[..., :32]) for x in (q, k)])
+
+
+def test_packed(device):
+    starts = [0, 3, 3, 10]
+    cu = torch.tensor(starts, dtype=torch.int32, device=device)
+    q, k = (torch.randn(10, h, 64, device=device) for h in (4, 2))
+    cos, sin = half_tables(device, torch.float32, 16, 64)
+    rows = torch.cat([torch.arange(b - a) for a, b in zip(starts, starts[1:], strict=False)]).to(device)
+    expected = [reference(x, cos[rows], sin[rows]) for x in (q, k)]
+    equal(ropejit.apply(q, k, cos, sin, cu_seqlens=cu, layout="thd"), expected)
+    equal([ropejit.apply_rotary_emb(q, cos, sin, cu_seqlens=cu, max_seqlen=7)], expected[:1])
+    moved = rows + 2
+    equal(
+        [ropejit.apply_rotary_emb(q, cos, sin, seqlen_offsets=2, cu_seqlens=cu)],
+        [reference(q, cos[moved], sin[moved])],
+    )
+    offsets = torch.tensor([4, 0, 1], device=device)
+    moved = rows + torch.tensor([4] * 3 + [1] * 7, device=device)
+    equal(
+        [ropejit.apply_rotary_emb(q, cos, sin, seqlen_offsets=offsets, cu_seqlens=cu)],
+        [reference(q, cos[moved], sin[moved])],
+    )
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_flash_attn_drop_in(device, interleaved, inplace):
+    x, _ = bshd(device, torch.bfloat16)
+    cos, sin = half_tables(device, torch.bfloat16, 32, 48)
+    for offset in (0, 3, torch.tensor([7, 1], device=device), torch.tensor([7, 1], dtype=torch.int32, device=device)):
+        first = offset if isinstance(offset, int) else offset[:, None].long()
+        rows = (torch.arange(5, device=device) + first).expand(2, 5)
+        given = x.clone()
+        out = ropejit.apply_rotary_emb(given, cos, sin, interleaved, inplace, offset)
+        equal([out], [reference(x, cos[rows], sin[rows], interleaved)])
+        assert (out is given) == inplace
+
+
+def test_unsloth_drop_in(device):
+    q, k = qk(device, torch.bfloat16, 2, 5, 4, 2, 64)
+    cos, sin = (x[0] for x in tables(device, torch.float32, 1, 40, 64))
+    to = lambda x: x.transpose(1, 2)  # noqa: E731
+    expected = [to(reference(to(x), cos[:5, :32], sin[:5, :32])) for x in (q, k)]
+    equal(ropejit.fast_rope_embedding(q, k, cos, sin), expected)
+    equal(ropejit.fast_rope_embedding(q, k, cos[None, None], sin[None, None]), expected)
+    ids = torch.randint(0, 40, (2, 5), device=device)
+    expected = [to(reference(to(x), cos[ids][..., :32], sin[ids][..., :32])) for x in (q, k)]
+    equal(ropejit.fast_rope_embedding(q, k, cos, sin, ids), expected)
+    equal(ropejit.fast_rope_embedding(q, k, cos, sin, ids.reshape(-1).int()), expected)
+
+
+def test_without_k_and_without_tokens(device):
+    q, _ = bshd(device, torch.float32)
+    cos, sin = half_tables(device, torch.float32, 5, 64)
+    out, none = ropejit.apply(q, None, cos, sin)
+    assert none is None
+    equal([out], [reference(q, cos, sin)])
+    out, _ = ropejit.apply(q[:, :0], None, cos, sin)
+    assert out.shape == (2, 0, 4, 64)
+
+
+def test_finite_differences(device):
+    """The gradient against differences in f32: a rotation is linear, so they differ by rounding alone, 2^-23 / step."""
+    q, k = (x.requires_grad_() for x in bshd(device, torch.float32, 1, 2, 2, 1, 8))
+    cos, sin = half_tables(device, torch.float32, 2, 8)
+    weights = [torch.randn_like(x) for x in (q, k)]
+
+    def loss(q, k):
+        return sum((w.double() * x.double()).sum() for w, x in zip(weights, ropejit.apply(q, k, cos, sin), strict=True))
+
+    grads = torch.autograd.grad(loss(q, k), (q, k))
+    step = 2.0**-6
+    for i, x in enumerate((q, k)):
+        for at in range(x.numel()):
+            move = torch.zeros_like(x).view(-1)
+            move[at] = step
+            ends = []
+            for sign in (1, -1):
+                moved = [q.detach(), k.detach()]
+                moved[i] = moved[i] + sign * move.view_as(x)
+                ends.append(loss(*moved).item())
+            difference = (ends[0] - ends[1]) / (2 * step)
+            assert abs(difference - grads[i].view(-1)[at].item()) < 1e-4
+
+
+def test_gradients_of_gradients_and_of_one_output(device):
+    q, k = (x.requires_grad_() for x in bshd(device, torch.float32))
+    cos, sin = half_tables(device, torch.float32, 5, 64)
+    out = ropejit.apply(q, k, cos, sin)
+    g = [torch.randn_like(x, requires_grad=True) for x in out]
+    grads = torch.autograd.grad(out, (q, k), g, create_graph=True)
+    back = torch.autograd.grad(grads, g, [torch.ones_like(x) for x in grads])
+    equal(back, ropejit.apply(*(torch.ones_like(x) for x in (q, k)), cos, sin))
+    out = ropejit.apply(q, k, cos, sin)
+    (only,) = torch.autograd.grad(out[1].sum(), k)  # an expanded gradient, and none for q
+    theirs = torch.autograd.grad(reference(k, cos, sin).sum(), k)
+    equal([only], theirs)
+
+
+def test_gradients_are_not_written_to(device):
+    q, k = (x.requires_grad_() for x in bshd(device, torch.bfloat16))
+    cos, sin = half_tables(device, torch.bfloat16, 5, 64)
+    out = ropejit.apply(q, k, cos, sin)
+    given = [torch.randn_like(x) for x in out]
+    before = [x.clone() for x in given]
+    torch.autograd.grad(out, (q, k), given)
+    equal(given, before)
+
+
+def test_in_place_under_autograd(device):
+    q, k = (x.requires_grad_() for x in bshd(device, torch.float32))
+    cos, sin = half_tables(device, torch.float32, 5, 64)
+    with pytest.raises(RuntimeError, match="leaf"):
+        ropejit.apply(q, k, cos, sin, inplace=True)
+    out = ropejit.apply(q * 2, k * 2, cos, sin, inplace=True)
+    theirs = ropejit.apply(q * 2, k * 2, cos, sin)
+    given = [torch.randn_like(x) for x in out]
+    equal(torch.autograd.grad(out, (q, k), given), torch.autograd.grad(theirs, (q, k), given))
+
+
+def test_what_was_saved_and_then_written_is_told(device):
+    q, k = bshd(device, torch.float32)
+    cos, sin = half_tables(device, torch.float32, 5, 64)
+    w = torch.ones((), device=device, requires_grad=True)
+    loss = (w * q).sum()
+    ropejit.apply(q, k, cos, sin, inplace=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_numpy():
+    q = np.random.randn(2, 3, 4, 8).astype(np.float32)
+    cos, sin = np.random.randn(2, 3, 4).astype(np.float32)
+    expected = reference(*(torch.from_numpy(x) for x in (q, cos, sin))).numpy()
+    out, none = ropejit.apply(q, None, cos, sin)
+    assert none is None and isinstance(out, np.ndarray)
+    np.testing.assert_array_equal(out, expected)
+    assert ropejit.apply(q, None, cos, sin, inplace=True)[0] is q
+    np.testing.assert_array_equal(q, expected)
+
+
+def bad(**change):
+    q, k = bshd("cpu", torch.float32)
+    cos, sin = half_tables("cpu", torch.float32, 5, 64)
+    arguments = {"q": q, "k": k, "cos": cos, "sin": sin} | change
+    return lambda: ropejit.apply(**arguments)
+
+
+@pytest.mark.parametrize(
+    "change, name",
+    [
+        ({"layout": "sbhd"}, "layout"),
+        ({"layout": None}, "layout"),
+        ({"rounding": "twice"}, "rounding"),
+        ({"rotary_dim": 30}, "cos"),
+        ({"q": torch.ones(2, 5, 64)}, "q"),
+        ({"q": torch.ones(2, 5, 4, 64, dtype=torch.float64)}, "q"),
+        ({"k": torch.ones(2, 5, 2, 64, dtype=torch.float16)}, "k"),
+        ({"k": torch.ones(2, 4, 2, 64)}, "k"),
+        ({"k": torch.ones(2, 5, 2, 32)}, "k"),
+        ({"cos": torch.ones(3, 5, 32), "sin": torch.ones(3, 5, 32)}, "cos"),
+        ({"sin": torch.ones(4, 32)}, "sin"),
+        ({"cos": torch.ones(5, 32, requires_grad=True)}, "cos"),
+        ({"cos": torch.ones(5, 32, dtype=torch.bfloat16), "sin": torch.ones(5, 32, dtype=torch.bfloat16)}, "cos"),
+        ({"position_ids": torch.zeros(2, 4, dtype=torch.int64)}, "position_ids"),
+        ({"position_ids": torch.zeros(2, 5)}, "position_ids"),
+        ({"cu_seqlens": torch.zeros(2, dtype=torch.int32)}, "cu_seqlens"),
+        ({"position_ids": torch.zeros(5, dtype=torch.int32), "cu_seqlens": torch.zeros(2, dtype=torch.int32)}, "cu_seqlens"),
+        ({"q": torch.ones(2, 1, 4, 64).expand(2, 5, 4, 64), "inplace": True}, "q"),
+    ],
+)
+def test_errors_name_the_argument(change, name):
+    with pytest.raises(ValueError, match=rf"^{name}"):
+        bad(**change)()
+
+
+def test_errors_that_are_not_of_a_value():
+    with pytest.raises(TypeError, match="^q:"):
+        bad(q="no tensor")()
+    with pytest.raises(IndexError, match="offset"):
+        bad(cos=torch.ones(4, 32), sin=torch.ones(4, 32))()
+
+
+def test_nothing_is_leaked(device):
+    q, k = bshd(device, torch.float32)
+    cos, sin = half_tables(device, torch.float32, 5, 64)
+    ropejit.apply(q, k, cos, sin)
+    gc.collect()
+    before = sum(type(x) is torch.Tensor for x in gc.get_objects())
+    for _ in range(50):
+        ropejit.apply(q, k, cos, sin)
+    assert sum(type(x) is torch.Tensor for x in gc.get_objects()) == before
+    import sys
+
+    assert sys.getrefcount(q) == 2
+
+
+def test_llama_out_of_the_crates_own_layouts(device):
+    """The drop-in and `apply` agree where both are asked for the same."""
+    q, k = qk(device, torch.bfloat16, 2, 5, 4, 2, 64)
+    cos, sin = tables(device, torch.bfloat16, 2, 5, 64)
+    equal(ropejit.apply(q, k, cos, sin, layout="bhsd", rounding="per_op"), llama(q, k, cos, sin))

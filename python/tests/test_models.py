@@ -1,0 +1,176 @@
+"""Tiny random models: equal logits and equal gradients, patched and not; what is not covered is left alone."""
+
+import logging
+import sys
+
+import pytest
+import ropejit
+import torch
+from transformers import (
+    CohereConfig, CohereForCausalLM, GemmaConfig, GemmaForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig,
+    LlamaForCausalLM, MistralConfig, MistralForCausalLM, OlmoConfig, OlmoForCausalLM, Phi3Config, Phi3ForCausalLM, PhiConfig,
+    PhiForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
+)  # fmt: skip
+
+SMALL = dict(
+    vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    max_position_embeddings=128, pad_token_id=0,
+)  # fmt: skip
+NEOX = {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}
+MODELS = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SMALL)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SMALL, head_dim=32)),
+    "gemma": lambda: GemmaForCausalLM(GemmaConfig(**SMALL, head_dim=32)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SMALL)),
+    "phi": lambda: PhiForCausalLM(PhiConfig(**SMALL)),
+    "phi3": lambda: Phi3ForCausalLM(Phi3Config(**SMALL)),
+    "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**NEOX)),
+    "cohere": lambda: CohereForCausalLM(CohereConfig(**SMALL)),
+    "olmo": lambda: OlmoForCausalLM(OlmoConfig(**SMALL)),
+}
+
+
+def step(model, ids):
+    """Logits and all gradients of one training step."""
+    model.zero_grad()
+    out = model(input_ids=ids, labels=ids)
+    out.loss.backward()
+    return out.logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def rotations():
+    stats = ropejit.stats()
+    return stats.memory_hits + stats.disk_hits + stats.compiles
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", MODELS)
+def test_patched_models_compute_the_same(device, name, dtype):
+    model = MODELS[name]().to(device, dtype)
+    ids = torch.randint(0, 64, (2, 9), device=device)
+    torch.use_deterministic_algorithms(device == "cpu")
+    logits, grads = step(model, ids)
+    before = rotations()
+    with ropejit.patched("transformers"):
+        ours, our_grads = step(model, ids)
+    # OLMo's tables are in f32, and its own function then computes gradients that no contract equals.
+    if not (name == "olmo" and dtype != torch.float32):
+        assert rotations() > before, "the kernels were not called"
+    assert torch.equal(ours, logits)
+    assert our_grads.keys() == grads.keys()
+    # Gradients of q and k are equal bit for bit, but lie in memory as the attention's do, not as eager PyTorch copies them:
+    # what sums over them, as the weights of Qwen 3's norms of q and k do, may sum in another order.
+    summed = [n for n in grads if n.endswith(("q_norm.weight", "k_norm.weight"))]
+    for n in summed:
+        torch.testing.assert_close(our_grads[n], grads[n], rtol=1e-5, atol=1e-6)
+    differ = [n for n in grads if n not in summed and not torch.equal(grads[n], our_grads[n])]
+    assert not differ
+    torch.use_deterministic_algorithms(False)
+
+
+def test_generation(device):
+    model = MODELS["llama"]().to(device).eval()
+    ids = torch.randint(1, 64, (2, 5), device=device)
+    plain = model.generate(ids, max_new_tokens=6, do_sample=False)
+    with ropejit.patched("transformers"):
+        assert torch.equal(model.generate(ids, max_new_tokens=6, do_sample=False), plain)
+
+
+def test_a_compiled_patched_model(device):
+    model = MODELS["llama"]().to(device).eval()
+    ids = torch.randint(1, 64, (1, 5), device=device)
+    with torch.no_grad(), ropejit.patched("transformers"):
+        eager = model(input_ids=ids, use_cache=False).logits
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(input_ids=ids, use_cache=False).logits
+    assert torch.equal(compiled, eager)
+
+
+def test_patch_and_unpatch():
+    from transformers.models.llama import modeling_llama
+    from transformers.models.mistral import modeling_mistral
+
+    originals = [m.apply_rotary_pos_emb for m in (modeling_llama, modeling_mistral)]
+    ropejit.patch("transformers")
+    ropejit.patch("transformers")
+    assert modeling_llama.apply_rotary_pos_emb is not originals[0]
+    assert modeling_llama.apply_rotary_pos_emb.__wrapped__ is originals[0]
+    ropejit.unpatch("transformers")
+    assert [m.apply_rotary_pos_emb for m in (modeling_llama, modeling_mistral)] == originals
+    with pytest.raises(ValueError, match="library"):
+        ropejit.patch("torch")
+
+
+def test_a_model_that_is_loaded_later():
+    name = "transformers.models.granite.modeling_granite"
+    sys.modules.pop(name, None)
+    with ropejit.patched("transformers"):
+        import importlib
+
+        module = importlib.import_module(name)
+        assert module.apply_rotary_pos_emb.__ropejit__
+        assert module.__loader__ is module.__spec__.loader and not type(module.__loader__).__module__.startswith("ropejit")
+    assert not hasattr(module.apply_rotary_pos_emb, "__ropejit__")
+
+
+def test_what_is_not_covered_keeps_its_own_with_one_line(caplog):
+    import importlib
+
+    name = "transformers.models.clvp.modeling_clvp"
+    module = importlib.import_module(name)
+    original = module.apply_rotary_pos_emb
+    with caplog.at_level(logging.WARNING, "ropejit"), ropejit.patched("transformers"):
+        assert module.apply_rotary_pos_emb is original
+    assert len([r for r in caplog.records if name in r.getMessage()]) == 1
+
+
+def test_a_function_that_differs_by_a_sign_is_not_covered(tmp_path, monkeypatch):
+    from ropejit import _forms
+
+    text = '''
+import torch
+
+def rotate_half(x):
+    x1 = x[..., : x.shape[-1] // 2]
+    x2 = x[..., x.shape[-1] // 2 :]
+    return torch.cat((-x2, x1), dim=-1)
+
+def apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=1):
+    cos = cos.unsqueeze(unsqueeze_dim)
+    sin = sin.unsqueeze(unsqueeze_dim)
+    q_embed = (q * cos) + (rotate_half(q) * sin)
+    k_embed = (k * cos) + (rotate_half(k) * sin)
+    return q_embed, k_embed
+
+def tables(freqs):
+    return torch.cat((freqs, freqs), dim=-1)
+'''
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def form(name, text):
+        import importlib
+
+        (tmp_path / f"{name}.py").write_text(text)
+        return _forms.of(importlib.import_module(name).apply_rotary_pos_emb)
+
+    assert form("model_as_llama", text).name == "llama"
+    assert form("model_of_its_own_sign", text.replace("(-x2, x1)", "(x2, -x1)")) is None
+    assert form("model_of_its_own_sum", text.replace("(q * cos) +", "(q * cos) -")) is None
+    assert form("model_of_its_own_default", text.replace("unsqueeze_dim=1", "unsqueeze_dim=2")) is None
+    assert form("model_of_its_own_tables", text.replace("(freqs, freqs)", "(freqs, freqs + 1)")) is None
+
+
+def test_unsloth_is_patched_where_it_is_loaded(monkeypatch):
+    import types
+
+    module = types.ModuleType("unsloth.kernels.rope_embedding")
+
+    def fast_rope_embedding(Q, K, cos, sin, rope_embedding_indices=None):
+        raise AssertionError("the original was called")
+
+    module.fast_rope_embedding = fast_rope_embedding
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    with ropejit.patched("unsloth"):
+        q, k = torch.randn(1, 2, 3, 8), torch.randn(1, 1, 3, 8)
+        module.fast_rope_embedding(q, k, torch.ones(3, 8), torch.zeros(3, 8))
+    assert module.fast_rope_embedding is fast_rope_embedding

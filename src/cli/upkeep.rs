@@ -1,0 +1,73 @@
+//! `ropejit inspect verify` and `ropejit inspect gc`
+
+use std::path::Path;
+
+use ropejit::store::disk::Disk;
+use ropejit::store::sweep::{Bytes, Swept};
+use ropejit::store::{Head, Listed};
+use ropejit::{Error, ErrorKind, Result};
+use serde_json::json;
+
+use super::inspect::{Row, row};
+use super::output;
+
+/// Checks every entry, to the last byte.
+pub fn verify(all: Vec<Listed>, as_json: bool, root: &Path) -> Result<()> {
+    let entries = all.len();
+    let rows = all
+        .into_iter()
+        .map(|l| row(&Listed { path: l.path, kind: l.kind, bytes: l.bytes, entry: l.entry.map(Head::from) }));
+    let bad: Vec<Row> = rows.filter(|r| r.problem.is_some()).collect();
+    if as_json {
+        output::json(&output::without_engine(json!({ "entries": entries, "damaged": bad })))?;
+    } else {
+        for r in &bad {
+            output::line(&format!("{}: {}", r.path.display(), r.problem.clone().unwrap_or_default()))?;
+        }
+        output::line(&format!("entries {entries}, damaged {}", bad.len()))?;
+    }
+    if bad.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Io, format!("damaged entries: {}", bad.len()))
+        .subject_is(root.display().to_string())
+        .hint("they are never used, and made again at the next use; ropejit inspect gc removes them"))
+}
+
+/// Removes what nobody needs, and says what that was.
+pub fn gc(root: &Path, max_bytes: Option<Bytes>, as_json: bool) -> Result<()> {
+    let max_bytes = match (max_bytes, std::env::var("ROPEJIT_CACHE_MAX_BYTES")) {
+        (None, Ok(text)) if !text.is_empty() => {
+            Some(text.parse::<Bytes>().map_err(|e| e.subject_is("ROPEJIT_CACHE_MAX_BYTES"))?)
+        }
+        (given, _) => given,
+    };
+    let swept = if root.exists() {
+        let disk = Disk::open(root)?;
+        match max_bytes {
+            Some(Bytes(n)) => disk.max_bytes(n),
+            None => disk,
+        }
+        .gc()?
+    } else {
+        Swept::default()
+    };
+    if as_json {
+        return output::json(&output::without_engine(json!(swept)));
+    }
+    for (count, what) in [
+        (swept.temporaries, "temporary files of dead processes"),
+        (swept.locks, "locks of dead processes"),
+        (swept.versions, "folders of older format versions"),
+        (swept.damaged, "damaged entries"),
+        (swept.evicted, "entries beyond the folder's size, the least recently used"),
+    ] {
+        if count > 0 {
+            output::line(&format!("removed {count} {what}"))?;
+        }
+    }
+    if swept.in_use > 0 {
+        output::line(&format!("left {} more that a living process uses", swept.in_use))?;
+    }
+    output::line(&format!("entries {}, bytes {}", swept.entries, swept.bytes))
+}

@@ -1,0 +1,126 @@
+//! Stores over one another: the user's folder, or memory where there is none, then folders that are only read, such as
+//! those of an image's layers or of a system package.
+//!
+//! An entry is looked for from the top down, so one that the user's folder has costs what it costs without layers. What is
+//! made is kept in the top layer.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::disk::Disk;
+use super::flight::Claim;
+use super::memory::Memory;
+use super::{Entry, Kind, Listed, Lookup, Miss, Store};
+use crate::error::{ErrorKind, Result};
+use crate::jit::Key;
+
+/// Where layers are.
+#[derive(Debug, Clone, Default)]
+pub struct Places {
+    /// The user's folder.
+    pub user: Option<PathBuf>,
+    /// Folders that are only read, the first first.
+    pub read_only: Vec<PathBuf>,
+    /// Bytes that the user's folder may hold.
+    pub max_bytes: Option<u64>,
+}
+
+/// Stores over one another.
+pub struct Layers {
+    top: Arc<dyn Store>,
+    below: Vec<Arc<dyn Store>>,
+}
+
+impl Layers {
+    /// A store that is written to, and others that are only read.
+    pub fn new(top: Arc<dyn Store>, below: Vec<Arc<dyn Store>>) -> Self {
+        Self { top, below }
+    }
+
+    /// Opens the user's folder, and makes it if it is not there, and the folders that are only read. Warns where nothing
+    /// can be kept; a folder to read that is not there is passed over, as one of `PATH` is.
+    ///
+    /// # Errors
+    /// When a folder cannot be trusted.
+    pub fn open(places: &Places) -> Result<Self> {
+        let top: Arc<dyn Store> = match &places.user {
+            Some(root) => match Disk::open(root) {
+                Ok(disk) => match places.max_bytes {
+                    Some(bytes) => Arc::new(disk.max_bytes(bytes)),
+                    None => Arc::new(disk),
+                },
+                // A folder that cannot be trusted is the caller's to repair; one that cannot be had costs its use.
+                Err(e) if e.kind() == ErrorKind::Io => {
+                    tracing::warn!("nothing is kept, later processes will repeat this work: {e}");
+                    Arc::new(Memory::default())
+                }
+                Err(e) => return Err(e),
+            },
+            None => {
+                tracing::warn!("no cache folder: neither ROPEJIT_CACHE_DIR nor HOME is set; nothing is kept");
+                Arc::new(Memory::default())
+            }
+        };
+        let mut below: Vec<Arc<dyn Store>> = Vec::new();
+        for root in &places.read_only {
+            match Disk::read_only(root) {
+                Ok(disk) => below.push(Arc::new(disk)),
+                Err(e) if e.kind() == ErrorKind::Io => tracing::debug!("a cache folder is passed over: {e}"),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(Self::new(top, below))
+    }
+
+    fn all(&self) -> impl Iterator<Item = &dyn Store> {
+        std::iter::once(&self.top).chain(&self.below).map(AsRef::as_ref)
+    }
+}
+
+impl Store for Layers {
+    fn get(&self, kind: Kind, key: Key) -> Lookup {
+        let mut first: Option<Miss> = None;
+        for layer in self.all() {
+            match layer.get(kind, key) {
+                Lookup::Hit(entry) => {
+                    if let Some(miss @ Miss::Unusable { .. }) = first {
+                        tracing::warn!("{miss}; a layer below has the entry");
+                    }
+                    return Lookup::Hit(entry);
+                }
+                // What is wrong with an entry is news; that others do not have it is none.
+                Lookup::Miss(miss) => match (&first, &miss) {
+                    (Some(Miss::Unusable { .. }), _) | (Some(_), Miss::Absent) => {}
+                    _ => first = Some(miss),
+                },
+            }
+        }
+        Lookup::Miss(first.unwrap_or(Miss::Absent))
+    }
+
+    fn put(&self, entry: &Entry) -> Result<()> {
+        self.top.put(entry)
+    }
+
+    fn list(&self, kind: Kind) -> Result<Vec<Listed>> {
+        let lists = self.all().map(|layer| layer.list(kind)).collect::<Result<Vec<_>>>()?;
+        Ok(lists.into_iter().flatten().collect())
+    }
+
+    fn remove(&self, kind: Kind, key: Key) -> Result<bool> {
+        self.top.remove(kind, key)
+    }
+
+    fn claim(&self, kind: Kind, key: Key) -> Claim {
+        self.top.claim(kind, key)
+    }
+
+    fn path(&self, kind: Kind, key: Key) -> PathBuf {
+        let paths = || self.all().map(|layer| layer.path(kind, key));
+        paths().find(|path| path.exists()).unwrap_or_else(|| self.top.path(kind, key))
+    }
+
+    fn root(&self) -> Option<&Path> {
+        self.top.root()
+    }
+}
