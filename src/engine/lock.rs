@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::kernels::Loaded;
 use super::resolve::{Prewarmed, plan, prewarm_command};
-use super::{Shared, Tuning};
+use super::{Engine, Shared, Tuning};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::lock::{Lock, Locked, MAX_BYTES};
 use crate::jit::{Bucket, Candidate, Class, Record, Variant, variant};
@@ -80,6 +80,15 @@ impl Held {
         );
         let add = format!("ROPEJIT_LOCK= {} --lock {file}", prewarm_command(spec, bucket, class));
         Error::new(ErrorKind::NotCached, what).subject_is(spec.to_string()).hint(add)
+    }
+}
+
+impl Engine {
+    /// The variant that the engine's lock file names for a call, and the file's line that does.
+    pub fn locked(&self, spec: &RopeSpec, bucket: Bucket, class: Class) -> Option<(Variant, String)> {
+        let held = self.shared.lock.as_ref()?;
+        let (_, locked) = held.choice(&self.shared, spec, class, bucket)?;
+        Some((locked.variant, held.at(locked)))
     }
 }
 

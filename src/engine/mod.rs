@@ -38,7 +38,7 @@ use choices::Choices;
 pub use kernels::ArtifactMeta;
 use kernels::Kernels;
 pub use lock::read_lock;
-pub use resolve::Prewarmed;
+pub use resolve::{Prewarmed, prewarm_command};
 pub use stats::Stats;
 use stats::{Counter, Counters};
 use worker::Worker;

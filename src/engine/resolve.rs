@@ -207,7 +207,7 @@ fn not_cached(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: Class) ->
 }
 
 /// The command that fills the cache for a spec, bucket and class.
-pub(super) fn prewarm_command(spec: &RopeSpec, bucket: Bucket, class: Class) -> String {
+pub fn prewarm_command(spec: &RopeSpec, bucket: Bucket, class: Class) -> String {
     let mut command = format!(
         "ropejit prewarm --dtype {} --head-dim {} --num-heads {} --num-kv-heads {} --tokens {}",
         spec.dtype,

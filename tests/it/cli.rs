@@ -97,7 +97,7 @@ impl Shell {
     /// All entries' files.
     pub fn entries(&self) -> Vec<PathBuf> {
         let listed = self.json(&["inspect", "list"]);
-        listed.as_array().expect("an array").iter().map(|e| text(e, "path").into()).collect()
+        listed["entries"].as_array().expect("an array").iter().map(|e| text(e, "path").into()).collect()
     }
 }
 
@@ -254,7 +254,8 @@ fn prewarm_compiles_for_gpus_that_are_not_there() {
     assert_eq!(text(&manifest[0], "arch"), "sm_90");
 
     let listed = shell.json(&["inspect", "list"]);
-    let artifact = listed.as_array().expect("an array").iter().find(|e| e["kind"] == "artifact").expect("one");
+    let artifact =
+        listed["entries"].as_array().expect("an array").iter().find(|e| e["kind"] == "artifact").expect("one");
     let ptx = shell.ok(&["inspect", "show", text(artifact, "key"), "--ptx"]).stdout;
     assert!(ptx.contains(".target sm_90"), "{ptx}");
     let document = shell.json(&["inspect", "show", text(artifact, "key"), "--ptx"]);
@@ -265,11 +266,11 @@ fn prewarm_compiles_for_gpus_that_are_not_there() {
 fn inspect_lists_and_shows_what_was_chosen() {
     let shell = Shell::new();
     shell.ok(&["inspect"]).says(&["the cache is empty", "ropejit prewarm"]);
-    assert_eq!(shell.json(&["inspect", "list"]), Value::Array(Vec::new()));
+    assert_eq!(shell.json(&["inspect", "list"])["entries"], Value::Array(Vec::new()));
     shell.ok(&[&RUN[..], &["--tuning", "blocking"]].concat());
 
     let listed = shell.json(&["inspect", "list"]);
-    let entries = listed.as_array().expect("an array");
+    let entries = listed["entries"].as_array().expect("an array");
     for entry in entries {
         for name in ["key", "kind", "device", "arch", "spec", "tokens", "variant", "bytes"] {
             assert!(entry.get(name).is_some(), "no {name} in {entry}");
@@ -565,12 +566,15 @@ fn every_json_document_has_stats() {
     for args in [&run[..], &prewarm] {
         stats(&shell.json(args));
     }
-    let key = text(&shell.json(&["inspect", "list"])[0], "key").to_owned();
+    let key = text(&shell.json(&["inspect", "list"])["entries"][0], "key").to_owned();
     for args in [
         &["doctor"][..],
         &["model", "llama-3.1-8b"],
         &["inspect", "path"],
         &["inspect", "verify"],
+        &["inspect", "list"],
+        &["inspect", "report"],
+        &["inspect", "why", "--model", "llama-3.1-8b"],
         &["inspect", "show", &key],
     ] {
         let document = shell.json(args);
@@ -644,7 +648,7 @@ fn every_command_has_help_with_an_example_or_explanation() {
             }
         }
     }
-    assert_eq!(pages, 1 + 7 + 5, "the program, its commands, and those of inspect");
+    assert_eq!(pages, 1 + 7 + 7, "the program, its commands, and those of inspect");
     shell.ok(&["--version"]);
     let bare = shell.run(&[]);
     assert_eq!((bare.code, bare.stdout.as_str()), (2, ""));

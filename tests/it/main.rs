@@ -10,6 +10,8 @@ mod eager;
 mod engine;
 mod gpu;
 mod host;
+#[cfg(all(feature = "cli", unix))]
+mod inspect_cli;
 mod lock;
 #[cfg(all(feature = "cli", unix))]
 mod lock_cli;
