@@ -9,7 +9,7 @@ use super::show::{order, verdict};
 
 const LEFT: f64 = 210.0;
 const WIDTH: f64 = 560.0;
-const RIGHT: f64 = 120.0;
+const RIGHT: f64 = 150.0;
 const ROW: f64 = 22.0;
 const TOP: f64 = 34.0;
 
@@ -33,7 +33,7 @@ pub fn draw(r: &Record) -> Option<String> {
     let (from, to) = axis(least, most);
     let x = |ns: f64| LEFT + WIDTH * ((ns - from) / (to - from)).clamp(0.0, 1.0);
     let bottom = TOP + ROW * order.len() as f64;
-    let (width, height) = (LEFT + WIDTH + RIGHT, bottom + 12.0);
+    let (width, height) = (LEFT + WIDTH + RIGHT, bottom + 16.0);
     // Writing to a String cannot fail.
     let mut svg =
         format!("<svg viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\" aria-label=\"time of every candidate\">\n");
