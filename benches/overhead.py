@@ -29,7 +29,8 @@ def main():
     device = sys.argv[1] if len(sys.argv) > 1 else "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)
     q, k = (torch.randn(1, 1, h, 128, device=device, dtype=torch.bfloat16) for h in (32, 8))
-    cos, sin = (torch.rand(1, 1, 128, device=device, dtype=torch.bfloat16) for _ in range(2))
+    angles = torch.rand(1, 1, 64, device=device).repeat(1, 1, 2)
+    cos, sin = angles.cos().bfloat16(), angles.sin().bfloat16()
     qt, kt = q.transpose(1, 2), k.transpose(1, 2)
     none_q, none_k = q[:, :0], k[:, :0]
     for inplace in (False, True):

@@ -44,13 +44,23 @@ def rotations():
     return stats.memory_hits + stats.disk_hits + stats.compiles
 
 
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.filterwarnings("ignore:.*deterministic")
+@pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", MODELS)
 def test_patched_models_compute_the_same(device, name, dtype):
     model = MODELS[name]().to(device, dtype)
     ids = torch.randint(0, 64, (2, 9), device=device)
-    torch.use_deterministic_algorithms(device == "cpu")
     logits, grads = step(model, ids)
+    again, grads_again = step(model, ids)
+    assert torch.equal(again, logits)
     before = rotations()
     with ropejit.patched("transformers"):
         ours, our_grads = step(model, ids)
@@ -62,11 +72,14 @@ def test_patched_models_compute_the_same(device, name, dtype):
     # Gradients of q and k are equal bit for bit, but lie in memory as the attention's do, not as eager PyTorch copies them:
     # what sums over them, as the weights of Qwen 3's norms of q and k do, may sum in another order.
     summed = [n for n in grads if n.endswith(("q_norm.weight", "k_norm.weight"))]
+    # And what PyTorch itself does not compute twice alike (atomics, on a GPU) cannot be compared by bits.
+    summed += [n for n in grads if n not in summed and not torch.equal(grads[n], grads_again[n])]
+    assert device != "cpu" or all(n.endswith("_norm.weight") for n in summed)
+    close = dict(rtol=1e-5, atol=1e-6) if dtype == torch.float32 else dict(rtol=2e-2, atol=1e-3)
     for n in summed:
-        torch.testing.assert_close(our_grads[n], grads[n], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(our_grads[n], grads[n], **close)
     differ = [n for n in grads if n not in summed and not torch.equal(grads[n], our_grads[n])]
     assert not differ
-    torch.use_deterministic_algorithms(False)
 
 
 def test_generation(device):
@@ -77,6 +90,9 @@ def test_generation(device):
         assert torch.equal(model.generate(ids, max_new_tokens=6, do_sample=False), plain)
 
 
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10), reason="transformers' own functions break the graph"
+)
 def test_a_compiled_patched_model(device):
     model = MODELS["llama"]().to(device).eval()
     ids = torch.randint(1, 64, (1, 5), device=device)
