@@ -16,7 +16,7 @@ use super::spec::{self, Chosen, FormArgs, NumberArgs};
 /// A second run finds everything and does nothing. With --arch no GPU is needed: kernels are compiled for that
 /// architecture (image build time) and not tuned.
 ///
-/// --lock also writes the choices to a text file to commit. Programs that are given it (ROPEJIT_LOCK) launch exactly those
+/// --lock also writes the choices to a text file to commit. Programs that are given it (`ROPEJIT_LOCK`) launch exactly those
 /// variants and never tune what it names; a prewarm that is given it compiles them.
 #[derive(Args)]
 #[command(
@@ -163,7 +163,9 @@ impl Prewarm {
                     bar.set_message(format!("{}, {tokens} tokens, {}", one.name, engine.facts().arch));
                     let done = engine.prewarm(&one.spec, tokens, self.bhsd, !self.no_tune)?;
                     if let Some(writer) = &mut writer {
-                        done.iter().for_each(|done| writer.add(engine, done));
+                        for done in &done {
+                            writer.add(engine, done);
+                        }
                     }
                     report.prepared.extend(done.into_iter().map(|done| Done {
                         model: one.name.clone(),

@@ -26,7 +26,7 @@ fn with_field(shell: &Shell, name: &str, value: &str) {
     let mut entry = Entry::decode(&fs_err::read(&path).expect("read")).expect("sound");
     let mut meta: ChoiceMeta = serde_json::from_slice(&entry.meta).expect("a choice");
     let field = meta.fields.0.iter_mut().find(|(n, _)| n == name).expect("a field");
-    field.1 = value.to_owned();
+    value.clone_into(&mut field.1);
     entry.key = meta.fields.key();
     entry.meta = serde_json::to_vec(&meta).expect("JSON");
     fs_err::remove_file(&path).expect("removed");

@@ -64,12 +64,13 @@ pub fn differences(expected: &KeyFields, found: &KeyFields) -> Vec<Difference> {
     all
 }
 
-/// How far an entry is from what is wanted: its own spec before all, and what follows from others not counted.
+/// How far an entry is from what is wanted. Another computation or device is farther than another bucket or layout, and
+/// what follows from others does not count.
 pub fn distance(differences: &[Difference]) -> usize {
     differences
         .iter()
         .filter(|d| !d.meaning.ends_with("from the above"))
-        .map(|d| if d.field.starts_with("spec") { 2 } else { 1 })
+        .map(|d| if d.field.starts_with("spec") || matches!(d.field.as_str(), "device" | "arch") { 2 } else { 1 })
         .sum()
 }
 
@@ -158,7 +159,7 @@ mod tests {
         assert_eq!(names, ["spec.dtype", "spec.num_kv_heads", "bucket", "device", "space"]);
         assert_eq!((&*all[0].expected, &*all[0].found), ("bf16", "f32"));
         assert!(all[4].meaning.ends_with("from the above"));
-        assert_eq!(distance(&all), 2 + 2 + 1 + 1);
+        assert_eq!(distance(&all), 2 + 2 + 1 + 2);
     }
 
     #[test]

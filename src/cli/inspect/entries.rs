@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ropejit::engine::{ArtifactMeta, ChoiceMeta};
+use ropejit::jit::Candidate;
 use ropejit::store::disk::Disk;
 use ropejit::store::layers::Layers;
 use ropejit::store::memory::Memory;
@@ -107,6 +108,7 @@ pub struct Row {
     pub path: PathBuf,
 }
 
+#[allow(clippy::ref_option)] // as serde calls it
 fn as_text<S: serde::Serializer>(spec: &Option<RopeSpec>, serializer: S) -> std::result::Result<S::Ok, S::Error> {
     spec.as_ref().map(ToString::to_string).serialize(serializer)
 }
@@ -138,7 +140,7 @@ pub fn row(listed: &Listed<Head>) -> Row {
         Ok(Meta::Choice(m)) => {
             let chosen = m.record.chosen();
             row.variant = chosen.map(|c| c.variant.to_string());
-            row.of_copy = chosen.and_then(|c| c.median_ns()).zip(m.record.copy_ns).map(|(ns, copy)| copy / ns);
+            row.of_copy = chosen.and_then(Candidate::median_ns).zip(m.record.copy_ns).map(|(ns, copy)| copy / ns);
             row.device = Some(m.record.device.clone());
             row.arch = Some(m.arch);
             row.spec = Some(m.spec);

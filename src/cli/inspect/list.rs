@@ -101,7 +101,7 @@ impl List {
             return rows.iter().try_for_each(|row| output::line(&row.tsv()));
         }
         let (sound, unusable): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(|r| r.problem.is_none());
-        self.print(&sound)?;
+        Self::print(&sound)?;
         unusable.iter().try_for_each(|r| {
             output::line(&format!("unusable {}: {}", r.path.display(), r.problem.as_deref().unwrap_or_default()))
         })
@@ -138,7 +138,7 @@ impl List {
         }
     }
 
-    fn print(&self, rows: &[&Row]) -> Result<()> {
+    fn print(rows: &[&Row]) -> Result<()> {
         let cells = rows.iter().map(|r| r.cells()).collect();
         let header = [" key", "kind", "for", "variant", "choice", "tokens", "of copy", "bytes"];
         let lines = output::lines(&header, cells, 3);

@@ -39,13 +39,13 @@ pub struct Show {
 impl Show {
     pub fn run(&self, cache: &Cache, as_json: bool) -> Result<()> {
         let listed = self.find(cache)?;
-        let head = listed.entry.as_ref().map_err(|why| damaged(&listed, why.clone()))?;
+        let head = listed.entry.as_ref().map_err(|why| damaged(&listed, why))?;
         // A listing reads heads alone; here the whole entry is read, and its digest checked.
         let entry = match cache.store.get(head.kind, head.key) {
             Lookup::Hit(entry) => entry,
-            Lookup::Miss(miss) => return Err(damaged(&listed, miss.to_string())),
+            Lookup::Miss(miss) => return Err(damaged(&listed, &miss.to_string())),
         };
-        let meta = check(head).map_err(|why| damaged(&listed, why))?;
+        let meta = check(head).map_err(|why| damaged(&listed, &why))?;
         if self.ptx || self.sass {
             let artifact = self.artifact(cache, entry, &meta)?;
             let (name, text) = if self.ptx { ("ptx", ptx(&artifact)?) } else { ("sass", disassembled(&artifact)?) };
@@ -94,7 +94,7 @@ impl Show {
     }
 }
 
-fn damaged(listed: &Listed<Head>, why: String) -> Error {
+fn damaged(listed: &Listed<Head>, why: &str) -> Error {
     Error::new(ErrorKind::Io, format!("the entry is damaged: {why}")).subject_is(listed.path.display().to_string())
 }
 
