@@ -141,8 +141,7 @@ impl Call<'_> {
         // Where the device is not there, only what holds for its architecture is made.
         let wanted = if self.engine.device().runs() { &wanted[..] } else { &wanted[1..] };
         let (choice, records) = self.choice(wanted)?;
-        let record = records.iter().find(|r| r.chosen().is_some_and(|c| self.is_legal(c.variant)));
-        let chosen = record.and_then(Record::chosen);
+        let chosen = records.first().and_then(Record::chosen).filter(|c| self.is_legal(c.variant));
         let locked = self.engine.locked(self.spec, self.bucket, self.class);
         let artifact = if let Some((variant, _)) = &locked {
             let candidates = records.iter().flat_map(|r| &r.candidates);
@@ -185,7 +184,8 @@ impl Call<'_> {
                     Ok(Meta::Choice(meta)) => {
                         let usable = meta.record.chosen().filter(|c| self.is_legal(c.variant));
                         match usable {
-                            Some(c) if found.is_none() => found = Some(told(key, &meta.record, c)),
+                            // A call takes the first that can be read, and no other where that is not legal.
+                            Some(c) if records.is_empty() => found = Some(told(key, &meta.record, c)),
                             Some(_) => {}
                             None => problems
                                 .push(format!("{}: names no variant that is legal here", short(&key.to_string()))),
