@@ -28,6 +28,8 @@ pub enum ErrorKind {
     UntrustedCache,
     /// `Frozen` forbids work, and what was asked for is not in the cache: the subject names the entry.
     NotCached,
+    /// A lock file cannot be used as it stands: the subject is its path, and the line where there is one.
+    LockFile,
     /// A token's position lies outside the cos/sin table.
     PositionOutOfRange,
     /// A correct request that this version cannot serve.
@@ -139,6 +141,11 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.0.source.as_deref().map(|s| s as _)
     }
+}
+
+/// As much of a text from outside as a message should repeat.
+pub(crate) fn clip(text: &str) -> &str {
+    text.char_indices().nth(160).map_or(text, |(at, _)| &text[..at])
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod bench_picture;
 mod demo;
 mod doctor;
 mod inspect;
+mod lock;
 mod model;
 mod output;
 mod prewarm;
@@ -48,6 +49,7 @@ Environment:
                       size that the cache folder may have (default: 1G)
   ROPEJIT_TUNING      background, blocking, never or frozen
   ROPEJIT_DEVICE      auto, cuda, cuda:N or host
+  ROPEJIT_LOCK        a tuning lock file, as prewarm --lock writes it: its variants serve
   ROPEJIT_NVRTC       the file of the NVRTC library
   ROPEJIT_LOG         what is logged to stderr, such as debug or ropejit=info (default: warn)
 

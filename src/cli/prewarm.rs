@@ -7,6 +7,7 @@ use ropejit::jit::Bucket;
 use ropejit::{Engine, Error, Origin, Result};
 use serde::Serialize;
 
+use super::lock::{self, Writer};
 use super::output;
 use super::spec::{self, Chosen, FormArgs, NumberArgs};
 
@@ -14,15 +15,23 @@ use super::spec::{self, Chosen, FormArgs, NumberArgs};
 ///
 /// A second run finds everything and does nothing. With --arch no GPU is needed: kernels are compiled for that
 /// architecture (image build time) and not tuned.
+///
+/// --lock also writes the choices to a text file to commit. Programs that are given it (`ROPEJIT_LOCK`) launch exactly those
+/// variants and never tune what it names; a prewarm that is given it compiles them.
 #[derive(Args)]
 #[command(
     override_usage = "ropejit prewarm --model <CONFIG.json>... [OPTIONS]\n       \
-                      ropejit prewarm --head-dim <D> --num-heads <H> [--num-kv-heads <K>] [OPTIONS]",
+                      ropejit prewarm --head-dim <D> --num-heads <H> [--num-kv-heads <K>] [OPTIONS]\n       \
+                      ropejit prewarm --check <FILE> [--arch <sm_NN,...>] [--json]",
     after_help = "\
 Examples:
   ropejit prewarm --model config.json --tokens 1,64,512,8192
   ropejit prewarm --model llama-3.1-8b --arch sm_80,sm_90 --no-tune
   ropejit prewarm --head-dim 128 --num-heads 32 --num-kv-heads 8 --tokens 8192 --dtype f16
+  ropejit prewarm --model config.json --lock rope.lock     tune here, commit the file
+  ROPEJIT_LOCK=rope.lock ropejit prewarm --model config.json --arch sm_90
+                                           compile what it names where there is no GPU
+  ropejit prewarm --check rope.lock        exit status 1 if it no longer holds
 
 A call finds what was prepared for its dtype, tables, positions, rounding, direction
 and layout: give the options that say how the program calls it. Where a program runs
@@ -51,6 +60,17 @@ pub struct Prewarm {
     /// Also write what was prepared to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     manifest: Option<std::path::PathBuf>,
+    /// Also write the choices to this lock file. Choices of a file that is there are kept, but for those made again and
+    /// those of other templates.
+    #[arg(long, value_name = "FILE")]
+    lock: Option<std::path::PathBuf>,
+    /// Only say whether this lock file still fits: the templates, this device (or --arch), the variants that are legal.
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["model", "lock", "manifest", "no_tune", "bhsd", "head_dim", "num_heads"]
+    )]
+    check: Option<std::path::PathBuf>,
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
@@ -78,6 +98,9 @@ struct Report {
 
 impl Prewarm {
     pub fn run(self) -> Result<()> {
+        if let Some(path) = &self.check {
+            return lock::check(path, &self.engines(None)?, self.json);
+        }
         let longest = self.tokens.iter().copied().max().unwrap_or(1);
         let mut chosen: Vec<Chosen> = Vec::new();
         for model in &self.model {
@@ -86,16 +109,21 @@ impl Prewarm {
         if self.model.is_empty() {
             chosen.push(self.numbers.choose(&self.form, longest)?);
         }
+        if let (Some(path), Some(used)) = (&self.lock, std::env::var_os("ROPEJIT_LOCK").filter(|v| !v.is_empty())) {
+            let what = format!("ROPEJIT_LOCK ({}) has chosen already", used.display());
+            return Err(Error::argument("--lock", what)
+                .hint(format!("to choose anew: ROPEJIT_LOCK= ropejit prewarm … --lock {}", path.display())));
+        }
+        // Before any work: a file that cannot be read ends it.
+        let mut writer = self.lock.as_deref().map(Writer::open).transpose()?;
         let bar = output::spinner();
-        let engines = if self.arch.is_empty() {
-            vec![Engine::builder().on_progress(output::show_on(&bar)).build()?]
-        } else {
-            let build = |arch: &String| Engine::builder().arch(arch).build().map_err(spec::as_typed);
-            self.arch.iter().map(build).collect::<Result<_>>()?
-        };
-        let report = self.fill(&engines, &chosen, &bar);
+        let engines = self.engines(Some(&bar))?;
+        let report = self.fill(&engines, &chosen, &bar, writer.as_mut());
         bar.finish_and_clear();
         let report = report?;
+        if let Some((path, writer)) = self.lock.as_deref().zip(writer) {
+            writer.write(path)?;
+        }
         if let Some(path) = &self.manifest {
             let text = serde_json::to_string_pretty(&report.prepared).unwrap_or_default();
             std::fs::write(path, text + "\n").map_err(|e| Error::io(path, "the manifest cannot be written", e))?;
@@ -103,7 +131,25 @@ impl Prewarm {
         if self.json { output::json(&report) } else { report.print() }
     }
 
-    fn fill(&self, engines: &[Engine], chosen: &[Chosen], bar: &indicatif::ProgressBar) -> Result<Report> {
+    /// Of this machine's device, or of the architectures; without a bar to show progress on, only to look at.
+    fn engines(&self, bar: Option<&indicatif::ProgressBar>) -> Result<Vec<Engine>> {
+        let builder = || match bar {
+            Some(bar) => Engine::builder().on_progress(output::show_on(bar)),
+            None => Engine::builder().in_memory(),
+        };
+        if self.arch.is_empty() {
+            return Ok(vec![builder().build()?]);
+        }
+        self.arch.iter().map(|arch| builder().arch(arch).build().map_err(spec::as_typed)).collect()
+    }
+
+    fn fill(
+        &self,
+        engines: &[Engine],
+        chosen: &[Chosen],
+        bar: &indicatif::ProgressBar,
+        mut writer: Option<&mut Writer>,
+    ) -> Result<Report> {
         // Counts that are rounded to the same power of two are one.
         let tokens: BTreeSet<Bucket> = self.tokens.iter().map(|&tokens| Bucket::of(tokens)).collect();
         let mut report = Report {
@@ -116,9 +162,14 @@ impl Prewarm {
                 for tokens in tokens.iter().map(|bucket| bucket.tokens()) {
                     bar.set_message(format!("{}, {tokens} tokens, {}", one.name, engine.facts().arch));
                     let done = engine.prewarm(&one.spec, tokens, self.bhsd, !self.no_tune)?;
+                    if let Some(writer) = &mut writer {
+                        for done in &done {
+                            writer.add(engine, done);
+                        }
+                    }
                     report.prepared.extend(done.into_iter().map(|done| Done {
                         model: one.name.clone(),
-                        spec: one.spec.to_string(),
+                        spec: done.spec.to_string(),
                         arch: engine.facts().arch.clone(),
                         device: engine.facts().name.clone(),
                         tokens: done.bucket.tokens(),

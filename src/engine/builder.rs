@@ -8,6 +8,7 @@ use dashmap::DashMap;
 
 use super::choices::Choices;
 use super::kernels::Kernels;
+use super::lock::Held;
 use super::stats::Counters;
 use super::worker::Worker;
 use super::{Engine, OnProgress, Progress, Shared, Tuning};
@@ -17,7 +18,7 @@ use crate::store::layers::{Layers, Places};
 use crate::store::{self, Store, memory::Memory, sweep::Bytes};
 
 /// Options of an [`Engine`]. Unset ones come from the environment (`ROPEJIT_DEVICE`, `ROPEJIT_CACHE_DIR`,
-/// `ROPEJIT_CACHE_PATH`, `ROPEJIT_CACHE_MAX_BYTES`, `ROPEJIT_TUNING`), then from the defaults.
+/// `ROPEJIT_CACHE_PATH`, `ROPEJIT_CACHE_MAX_BYTES`, `ROPEJIT_TUNING`, `ROPEJIT_LOCK`), then from the defaults.
 #[derive(Default)]
 pub struct Builder {
     device: Option<DeviceChoice>,
@@ -28,6 +29,7 @@ pub struct Builder {
     store: Option<Arc<dyn Store>>,
     in_memory: bool,
     tuning: Option<Tuning>,
+    lock_file: Option<PathBuf>,
     on_progress: Option<OnProgress>,
 }
 
@@ -90,6 +92,15 @@ impl Builder {
         self
     }
 
+    /// A tuning lock file, as `ropejit prewarm --lock` writes it. The variants that it names serve, whatever was measured
+    /// here, and are never tuned: all processes that are given one file launch the same. What it does not name is left to
+    /// the policy, and is an error where that is [`Frozen`](Tuning::Frozen).
+    #[must_use]
+    pub fn lock_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.lock_file = Some(path.into());
+        self
+    }
+
     /// Called while candidates are compiled and measured, from any thread.
     #[must_use]
     pub fn on_progress(mut self, f: impl Fn(&Progress<'_>) + Send + Sync + 'static) -> Self {
@@ -100,12 +111,16 @@ impl Builder {
     /// Opens device and cache.
     ///
     /// # Errors
-    /// When the device cannot be had, the cache folder cannot be trusted, or an environment variable is wrong.
+    /// When the device cannot be had, the cache folder cannot be trusted, the lock file cannot be read, or an
+    /// environment variable is wrong.
     pub fn build(self) -> Result<Engine> {
         let tuning = match self.tuning {
             Some(tuning) => tuning,
             None => from_environment("ROPEJIT_TUNING")?.unwrap_or_default(),
         };
+        let lock_file =
+            self.lock_file.or_else(|| std::env::var_os("ROPEJIT_LOCK").filter(|v| !v.is_empty()).map(Into::into));
+        let lock = lock_file.map(Held::read).transpose()?;
         let store: Arc<dyn Store> = match self.store {
             Some(store) => store,
             None if self.in_memory => Arc::new(Memory::default()),
@@ -140,6 +155,7 @@ impl Builder {
             device,
             store,
             tuning,
+            lock,
             frozen: AtomicBool::new(false),
             counters,
             angles: std::sync::Mutex::default(),

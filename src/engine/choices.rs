@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::stats::Counters;
 use crate::device::Device;
 use crate::jit::key::{Key, KeyFields};
-use crate::jit::{Abilities, Bucket, Class, Record, variant};
+use crate::jit::{Abilities, Bucket, Class, Record, Variant, variant};
 use crate::rope::RopeSpec;
 use crate::store::{Entry, Kind, Lookup, Miss, Store};
 
@@ -60,6 +60,17 @@ impl Choices {
     /// The choice for this device alone.
     pub fn read_own(&self, spec: &RopeSpec, bucket: Bucket, class: Class) -> Option<Record> {
         self.read_one(self.fields(spec, bucket, class)[0].key())
+    }
+
+    /// The choice for its architecture alone.
+    pub fn read_arch(&self, spec: &RopeSpec, bucket: Bucket, class: Class) -> Option<Record> {
+        self.read_one(self.fields(spec, bucket, class)[1].key())
+    }
+
+    /// The artifact of a variant, where a choice for this device or its architecture names it.
+    pub fn artifact_of(&self, spec: &RopeSpec, bucket: Bucket, class: Class, variant: Variant) -> Option<Key> {
+        let named = |record: Record| record.candidates.into_iter().find(|c| c.variant == variant)?.artifact;
+        self.fields(spec, bucket, class).iter().find_map(|fields| self.read_one(fields.key()).and_then(named))
     }
 
     /// The key of the choice for this device.

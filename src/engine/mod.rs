@@ -7,6 +7,7 @@ mod angles;
 mod builder;
 mod choices;
 mod kernels;
+mod lock;
 mod resolve;
 mod scratch;
 mod stats;
@@ -36,7 +37,8 @@ pub use choices::ChoiceMeta;
 use choices::Choices;
 pub use kernels::ArtifactMeta;
 use kernels::Kernels;
-pub use resolve::Prewarmed;
+pub use lock::read_lock;
+pub use resolve::{Prewarmed, prewarm_command};
 pub use stats::Stats;
 use stats::{Counter, Counters};
 use worker::Worker;
@@ -115,6 +117,8 @@ struct Shared {
     device: Arc<dyn Device>,
     store: Arc<dyn Store>,
     tuning: Tuning,
+    /// Decides calls before the policy does.
+    lock: Option<lock::Held>,
     /// Set by [`Engine::freeze`].
     frozen: AtomicBool,
     counters: Arc<Counters>,
@@ -234,18 +238,21 @@ impl Engine {
             let class = Class::contiguous(spec, head_major, out);
             resolve::prewarm(self, spec, Bucket::of(tokens), class, tune)
         };
-        let mut done: Vec<Prewarmed> = classes.iter().map(|&out| prepare(out)).collect::<Result<_>>()?;
+        let mut done: Vec<Prewarmed> = Vec::new();
+        for &out in &classes {
+            done.extend(prepare(out)?);
+        }
         if let Some(mode) = spec.angles {
             // For what has no table: lengths with frequencies of their own, and tables, which are made so.
             let tableless =
                 |spec: &RopeSpec, head_major, out| Class { table_word: 0, ..Class::contiguous(spec, head_major, out) };
             for &out in &classes {
                 let class = tableless(spec, head_major, out);
-                done.push(resolve::prewarm(self, spec, Bucket::of(tokens), class, tune)?);
+                done.extend(resolve::prewarm(self, spec, Bucket::of(tokens), class, tune)?);
             }
             let maker = angles::maker_spec(spec.rotary_dim, mode);
             let class = tableless(&maker, false, true);
-            done.push(resolve::prewarm(self, &maker, angles::maker_bucket(), class, false)?);
+            done.extend(resolve::prewarm(self, &maker, angles::maker_bucket(), class, false)?);
         }
         Ok(done)
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use super::kernels::Loaded;
-use super::{BUDGET, Engine, Rope, RopeState, Shared, Tuning, turn};
+use super::{BUDGET, Engine, Rope, RopeState, Shared, Tuning, lock, turn};
 use crate::device::Stream;
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::{Bucket, Candidate, Class, Record, Variant, variant};
@@ -14,8 +14,10 @@ use crate::rope::scaling::TableMode;
 use crate::rope::{DType, Direction, PairStyle, PositionForm, RopeSpec, Rounding, TableWidth};
 
 /// What a prewarm has done for one spec, bucket and class.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prewarmed {
+    /// What is computed.
+    pub spec: RopeSpec,
     /// For how many tokens.
     pub bucket: Bucket,
     /// For which layouts.
@@ -51,7 +53,11 @@ pub(super) fn resolve(
     let plan = Arc::new(find_or_make(shared, state, bucket, class, tuning)?);
     tracing::debug!("{}, {} tokens: {:?} in {:?}", state.spec, bucket.tokens(), plan.origin, started.elapsed());
     slot.plan.store(Some(Arc::clone(&plan)));
-    if tuning == Tuning::Background && !plan.tuned && plan.origin != Origin::Reference {
+    if tuning == Tuning::Background
+        && !plan.tuned
+        && plan.origin != Origin::Reference
+        && !lock::decides(shared, &state.spec, bucket, class)
+    {
         rope.worker.enqueue(Arc::clone(state), bucket, class);
     }
     Ok(plan)
@@ -74,6 +80,9 @@ fn while_capturing(state: &RopeState, class: Class) -> Result<Arc<Plan>> {
 /// A kernel from the cache, a compiled or a tuned one; the device's fallback where nothing can be compiled.
 fn find_or_make(shared: &Shared, state: &RopeState, bucket: Bucket, class: Class, tuning: Tuning) -> Result<Plan> {
     let spec = &state.spec;
+    if let Some(plan) = lock::find(shared, spec, bucket, class, tuning) {
+        return or_fallback(shared, spec, bucket, class, plan);
+    }
     if let Some(plan) = find(shared, spec, bucket, class, tuning).transpose() {
         return or_fallback(shared, spec, bucket, class, plan);
     }
@@ -112,7 +121,7 @@ pub(super) fn find(
     found.map(|(loaded, origin)| plan(shared, spec, class, loaded, chosen.variant, origin, record.tuned)).transpose()
 }
 
-fn plan(
+pub(super) fn plan(
     shared: &Shared,
     spec: &RopeSpec,
     class: Class,
@@ -198,7 +207,7 @@ fn not_cached(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: Class) ->
 }
 
 /// The command that fills the cache for a spec, bucket and class.
-fn prewarm_command(spec: &RopeSpec, bucket: Bucket, class: Class) -> String {
+pub fn prewarm_command(spec: &RopeSpec, bucket: Bucket, class: Class) -> String {
     let mut command = format!(
         "ropejit prewarm --dtype {} --head-dim {} --num-heads {} --num-kv-heads {} --tokens {}",
         spec.dtype,
@@ -243,27 +252,38 @@ fn prewarm_command(spec: &RopeSpec, bucket: Bucket, class: Class) -> String {
 }
 
 /// Makes sure that a call finds everything in the cache.
-pub(super) fn prewarm(engine: &Engine, spec: &RopeSpec, bucket: Bucket, class: Class, tune: bool) -> Result<Prewarmed> {
+pub(super) fn prewarm(
+    engine: &Engine,
+    spec: &RopeSpec,
+    bucket: Bucket,
+    class: Class,
+    tune: bool,
+) -> Result<Vec<Prewarmed>> {
     let shared = engine.shared.as_ref();
+    let locked = lock::prewarm(shared, spec, bucket, class)?;
+    if !locked.is_empty() {
+        return Ok(locked);
+    }
+    let done = |variant, tuned, origin| vec![Prewarmed { spec: spec.clone(), bucket, class, variant, tuned, origin }];
     let tune = tune && shared.device.runs();
     if let Some(record) = shared.choices.read(spec, bucket, class)
         && (record.tuned || !tune)
         && let Some(chosen) = legal_choice(shared, spec, class, bucket, &record)
     {
         let (_, origin) = shared.kernels.obtain(spec, class, chosen.variant, chosen.artifact)?;
-        return Ok(Prewarmed { bucket, class, variant: chosen.variant, tuned: record.tuned, origin });
+        return Ok(done(chosen.variant, record.tuned, origin));
     }
     if tune {
         let state = engine.state(spec)?;
         let slot = state.slot(bucket, class);
         let _filling = slot.filling.lock().unwrap_or_else(PoisonError::into_inner);
         let plan = turn::tune(shared, &state, class, bucket, BUDGET, &AtomicBool::new(false))?;
-        let done = Prewarmed { bucket, class, variant: plan.variant, tuned: plan.tuned, origin: plan.origin };
+        let done = done(plan.variant, plan.tuned, plan.origin);
         slot.plan.store(Some(Arc::new(plan)));
         return Ok(done);
     }
     let default = default_variant(shared, spec, class, bucket);
     let (loaded, origin) = shared.kernels.obtain(spec, class, default, None)?;
     keep_default(shared, spec, bucket, class, default, &loaded);
-    Ok(Prewarmed { bucket, class, variant: default, tuned: false, origin })
+    Ok(done(default, false, origin))
 }

@@ -108,7 +108,8 @@ impl Hint {
         }
     }
 
-    const fn name(self) -> &'static str {
+    /// Its name in a variant's text.
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Default => "wb",
             Self::Streaming => "cs",

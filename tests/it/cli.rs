@@ -10,57 +10,57 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// A small RoPE in numbers.
-const SMALL: [&str; 6] = ["--head-dim", "64", "--num-heads", "4", "--num-kv-heads", "2"];
+pub const SMALL: [&str; 6] = ["--head-dim", "64", "--num-heads", "4", "--num-kv-heads", "2"];
 /// `run` of it.
-const RUN: [&str; 9] = ["run", SMALL[0], SMALL[1], SMALL[2], SMALL[3], SMALL[4], SMALL[5], "--tokens", "8"];
+pub const RUN: [&str; 9] = ["run", SMALL[0], SMALL[1], SMALL[2], SMALL[3], SMALL[4], SMALL[5], "--tokens", "8"];
 
 /// A cache folder that lives as long as a test, and commands that use it.
-struct Shell {
-    folder: TempDir,
+pub struct Shell {
+    pub folder: TempDir,
 }
 
 /// How a process ended.
-struct Ended {
-    code: i32,
-    stdout: String,
-    stderr: String,
+pub struct Ended {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
 }
 
 impl Shell {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self { folder: tempfile::tempdir().expect("a folder") }
     }
 
-    fn at(&self, name: &str) -> PathBuf {
+    pub fn at(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn cache(&self) -> PathBuf {
+    pub fn cache(&self) -> PathBuf {
         self.at("cache")
     }
 
     /// A file of this text.
-    fn file(&self, name: &str, text: &str) -> String {
+    pub fn file(&self, name: &str, text: &str) -> String {
         fs_err::write(self.at(name), text).expect("written");
         self.at(name).display().to_string()
     }
 
     /// The command with nothing of the tester's environment that it reads, except where NVRTC is.
-    fn command(&self, args: &[&str]) -> Command {
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ropejit"));
-        for name in ["ROPEJIT_TUNING", "ROPEJIT_LOG", "RUST_BACKTRACE"] {
+        for name in ["ROPEJIT_TUNING", "ROPEJIT_LOCK", "ROPEJIT_LOG", "RUST_BACKTRACE"] {
             command.env_remove(name);
         }
         command.args(args).env("ROPEJIT_CACHE_DIR", self.cache()).env("ROPEJIT_DEVICE", "host").stdin(Stdio::null());
         command
     }
 
-    fn run(&self, args: &[&str]) -> Ended {
+    pub fn run(&self, args: &[&str]) -> Ended {
         self.run_with(args, &[])
     }
 
     /// With these environment variables; those without a value are unset.
-    fn run_with(&self, args: &[&str], environment: &[(&str, Option<&str>)]) -> Ended {
+    pub fn run_with(&self, args: &[&str], environment: &[(&str, Option<&str>)]) -> Ended {
         let mut command = self.command(args);
         for (name, value) in environment {
             match value {
@@ -83,50 +83,50 @@ impl Shell {
     }
 
     /// Runs what must succeed.
-    fn ok(&self, args: &[&str]) -> Ended {
+    pub fn ok(&self, args: &[&str]) -> Ended {
         let ended = self.run(args);
         assert_eq!(ended.code, 0, "{args:?}: {}", ended.stderr);
         ended
     }
 
     /// Runs what must succeed, with `--json`.
-    fn json(&self, args: &[&str]) -> Value {
+    pub fn json(&self, args: &[&str]) -> Value {
         self.ok(&[args, &["--json"]].concat()).json()
     }
 
     /// All entries' files.
-    fn entries(&self) -> Vec<PathBuf> {
+    pub fn entries(&self) -> Vec<PathBuf> {
         let listed = self.json(&["inspect", "list"]);
-        listed.as_array().expect("an array").iter().map(|e| text(e, "path").into()).collect()
+        listed["entries"].as_array().expect("an array").iter().map(|e| text(e, "path").into()).collect()
     }
 }
 
 impl Ended {
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {}", self.stdout))
     }
 
     /// It failed with this code, printed no data, and its message holds all parts.
     #[track_caller]
-    fn fails(&self, code: i32, parts: &[&str]) {
+    pub fn fails(&self, code: i32, parts: &[&str]) {
         assert_eq!((self.code, self.stdout.as_str()), (code, ""), "{}", self.stderr);
         assert!(self.stderr.starts_with("error: "), "{}", self.stderr);
         self.says(parts);
     }
 
     #[track_caller]
-    fn says(&self, parts: &[&str]) {
+    pub fn says(&self, parts: &[&str]) {
         for part in parts {
             assert!(self.stderr.contains(part), "'{part}' is not in: {}", self.stderr);
         }
     }
 }
 
-fn text<'a>(value: &'a Value, name: &str) -> &'a str {
+pub fn text<'a>(value: &'a Value, name: &str) -> &'a str {
     value[name].as_str().unwrap_or_else(|| panic!("{name} is no text in {value}"))
 }
 
-fn stat(document: &Value, name: &str) -> u64 {
+pub fn stat(document: &Value, name: &str) -> u64 {
     document["stats"][name].as_u64().unwrap_or_else(|| panic!("no {name} in {}", document["stats"]))
 }
 
@@ -136,7 +136,7 @@ fn stats(document: &Value) -> [u64; 4] {
 }
 
 /// Whether there is an NVRTC to compile with; says so where there is none.
-fn nvrtc(shell: &Shell, test: &str) -> bool {
+pub fn nvrtc(shell: &Shell, test: &str) -> bool {
     let there = shell.run(&["doctor", "--require", "nvrtc"]).code == 0;
     if !there {
         writeln!(std::io::stderr(), "SKIPPED {test}: no NVRTC on this machine").expect("written");
@@ -254,7 +254,8 @@ fn prewarm_compiles_for_gpus_that_are_not_there() {
     assert_eq!(text(&manifest[0], "arch"), "sm_90");
 
     let listed = shell.json(&["inspect", "list"]);
-    let artifact = listed.as_array().expect("an array").iter().find(|e| e["kind"] == "artifact").expect("one");
+    let artifact =
+        listed["entries"].as_array().expect("an array").iter().find(|e| e["kind"] == "artifact").expect("one");
     let ptx = shell.ok(&["inspect", "show", text(artifact, "key"), "--ptx"]).stdout;
     assert!(ptx.contains(".target sm_90"), "{ptx}");
     let document = shell.json(&["inspect", "show", text(artifact, "key"), "--ptx"]);
@@ -265,11 +266,11 @@ fn prewarm_compiles_for_gpus_that_are_not_there() {
 fn inspect_lists_and_shows_what_was_chosen() {
     let shell = Shell::new();
     shell.ok(&["inspect"]).says(&["the cache is empty", "ropejit prewarm"]);
-    assert_eq!(shell.json(&["inspect", "list"]), Value::Array(Vec::new()));
+    assert_eq!(shell.json(&["inspect", "list"])["entries"], Value::Array(Vec::new()));
     shell.ok(&[&RUN[..], &["--tuning", "blocking"]].concat());
 
     let listed = shell.json(&["inspect", "list"]);
-    let entries = listed.as_array().expect("an array");
+    let entries = listed["entries"].as_array().expect("an array");
     for entry in entries {
         for name in ["key", "kind", "device", "arch", "spec", "tokens", "variant", "bytes"] {
             assert!(entry.get(name).is_some(), "no {name} in {entry}");
@@ -565,12 +566,15 @@ fn every_json_document_has_stats() {
     for args in [&run[..], &prewarm] {
         stats(&shell.json(args));
     }
-    let key = text(&shell.json(&["inspect", "list"])[0], "key").to_owned();
+    let key = text(&shell.json(&["inspect", "list"])["entries"][0], "key").to_owned();
     for args in [
         &["doctor"][..],
         &["model", "llama-3.1-8b"],
         &["inspect", "path"],
         &["inspect", "verify"],
+        &["inspect", "list"],
+        &["inspect", "report"],
+        &["inspect", "why", "--model", "llama-3.1-8b"],
         &["inspect", "show", &key],
     ] {
         let document = shell.json(args);
@@ -644,7 +648,7 @@ fn every_command_has_help_with_an_example_or_explanation() {
             }
         }
     }
-    assert_eq!(pages, 1 + 7 + 5, "the program, its commands, and those of inspect");
+    assert_eq!(pages, 1 + 7 + 7, "the program, its commands, and those of inspect");
     shell.ok(&["--version"]);
     let bare = shell.run(&[]);
     assert_eq!((bare.code, bare.stdout.as_str()), (2, ""));

@@ -13,5 +13,10 @@ mod engine;
 mod faults;
 mod gpu;
 mod host;
+#[cfg(all(feature = "cli", unix))]
+mod inspect_cli;
+mod lock;
+#[cfg(all(feature = "cli", unix))]
+mod lock_cli;
 mod nvrtc;
 mod structure;

@@ -1,0 +1,232 @@
+//! `ropejit inspect report`
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use clap::Args;
+use ropejit::engine::ChoiceMeta;
+use ropejit::jit::{Bucket, Candidate, Key};
+use ropejit::{Error, Result};
+use serde_json::json;
+
+use super::super::output;
+use super::entries::{Cache, short};
+use super::picture::{draw, escape};
+
+/// All choices: how fast each is against a copy, by spec and number of tokens, and as pictures.
+///
+/// With --html, one page that needs no other file and no network: an index of specs and token counts, and for each choice a
+/// row for every candidate with a dot for every sample, the time of the copy as a line, what was chosen and what tied with it
+/// marked. Without, the index as a table.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  ropejit inspect report                       the index: time of the copy over the choice's
+  ropejit inspect report --html tuning.html
+  ropejit inspect report --html - > tuning.html")]
+pub struct Report {
+    /// Write a page with pictures to this file; - for stdout.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+}
+
+/// A choice, and what its kernel's median is of the copy's.
+struct Choice {
+    key: Key,
+    meta: ChoiceMeta,
+    of_copy: Option<f64>,
+}
+
+/// A row of the index: spec, layout, device.
+type Place = (String, String, String);
+
+impl Report {
+    pub fn run(&self, cache: &Cache, as_json: bool) -> Result<()> {
+        let mut choices: Vec<Choice> = Vec::new();
+        for (listed, meta) in cache.choices()? {
+            let Ok(head) = &listed.entry else { continue };
+            let ns = meta.record.chosen().and_then(Candidate::median_ns);
+            let of_copy = ns.zip(meta.record.copy_ns).map(|(ns, copy)| copy / ns);
+            choices.push(Choice { key: head.key, meta, of_copy });
+        }
+        choices.sort_by_cached_key(|c| (c.place(), c.meta.bucket, c.key));
+        if let Some(path) = &self.html {
+            let page = page(&cache.root.display().to_string(), &choices);
+            if path.as_os_str() == "-" && !as_json {
+                return output::line(page.trim_end());
+            }
+            std::fs::write(path, page).map_err(|e| {
+                Error::io(path, "the report cannot be written", e)
+                    .hint("name a file in a folder that is there and that you can write to")
+            })?;
+        }
+        if as_json {
+            let choices: Vec<_> = choices.iter().map(Choice::json).collect();
+            let document = json!({ "cache": cache.root, "html": self.html, "choices": choices });
+            return output::json(&output::without_engine(document));
+        }
+        match &self.html {
+            Some(path) => {
+                eprintln!("{}: choices {}", path.display(), choices.len());
+                Ok(())
+            }
+            None => index(&choices),
+        }
+    }
+}
+
+impl Choice {
+    fn place(&self) -> Place {
+        let device = format!("{} ({})", self.meta.record.device, self.meta.arch);
+        (self.meta.spec.to_string(), self.meta.class.to_string(), device)
+    }
+
+    /// Its cell in the index.
+    fn cell(&self) -> String {
+        match self.of_copy {
+            Some(ratio) => format!("{ratio:.3}"),
+            None if self.meta.record.tuned => "tuned".into(),
+            None => "default".into(),
+        }
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let (spec, layout, device) = self.place();
+        let chosen = self.meta.record.chosen();
+        json!({
+            "key": self.key, "spec": spec, "layout": layout, "device": device, "tokens": self.meta.bucket.tokens(),
+            "tuned": self.meta.record.tuned, "variant": chosen.map(|c| c.variant.to_string()),
+            "median_ns": chosen.and_then(Candidate::median_ns), "copy_ns": self.meta.record.copy_ns,
+            "of_copy": self.of_copy,
+        })
+    }
+}
+
+/// The choices by row, and all buckets.
+fn rows(choices: &[Choice]) -> (BTreeMap<Place, BTreeMap<Bucket, &Choice>>, BTreeSet<Bucket>) {
+    let mut rows: BTreeMap<Place, BTreeMap<Bucket, &Choice>> = BTreeMap::new();
+    for choice in choices {
+        let row = rows.entry(choice.place()).or_default();
+        let known = row.entry(choice.meta.bucket).or_insert(choice);
+        // One that was measured says more than one for the architecture.
+        if choice.meta.record.tuned && !known.meta.record.tuned {
+            *known = choice;
+        }
+    }
+    (rows, choices.iter().map(|c| c.meta.bucket).collect())
+}
+
+fn index(choices: &[Choice]) -> Result<()> {
+    let (rows, buckets) = rows(choices);
+    if rows.is_empty() {
+        eprintln!("there are no choices; make some with: ropejit prewarm --model llama-3.1-8b");
+        return Ok(());
+    }
+    let tokens: Vec<String> = buckets.iter().map(|b| b.tokens().to_string()).collect();
+    let header: Vec<&str> = ["layout, device"].into_iter().chain(tokens.iter().map(String::as_str)).collect();
+    let cells = rows.iter().map(|((_, layout, device), row)| {
+        let cells = buckets.iter().map(|b| row.get(b).map_or_else(String::new, |c| c.cell()));
+        [format!("  {layout}, {device}")].into_iter().chain(cells).collect()
+    });
+    let lines = output::lines(&header, cells.collect(), buckets.len());
+    let mut lines = lines.iter();
+    lines.next().map_or(Ok(()), |header| output::line(header))?;
+    let mut last = "";
+    for ((spec, ..), line) in rows.keys().zip(lines) {
+        if spec != last {
+            output::line(spec)?;
+            last = spec;
+        }
+        output::line(line)?;
+    }
+    Ok(())
+}
+
+/// The page.
+fn page(cache: &str, choices: &[Choice]) -> String {
+    let (rows, buckets) = rows(choices);
+    let tuned = choices.iter().filter(|c| c.meta.record.tuned).count();
+    let mut html = format!(
+        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width\">\n\
+         <title>ropejit: what was chosen, and why</title>\n<style>\n{}</style>\n<h1>What was chosen, and why</h1>\n\
+         <p class=\"faint\">{}: {} choices, {tuned} of them tuned</p>\n",
+        include_str!("report.css"),
+        escape(cache),
+        choices.len()
+    );
+    html.push_str(
+        "<h2>Speed by spec and number of tokens</h2>\n<p class=\"faint\">The time of a device-to-device copy of the same \
+         bytes over the chosen kernel's: 1.000 is as fast as the copy. A cell leads to its picture.</p>\n\
+         <div class=\"scroll\"><table>\n<thead><tr><th>spec, layout, device</th>",
+    );
+    // Writing to a String cannot fail.
+    for bucket in &buckets {
+        let _ = write!(html, "<th>{}</th>", bucket.tokens());
+    }
+    html.push_str("</tr></thead>\n");
+    for ((spec, layout, device), row) in &rows {
+        let (spec, layout, device) = (escape(spec), escape(layout), escape(device));
+        let _ = write!(html, "<tr><td><code>{spec}</code><br><span class=\"faint\">{layout}, {device}</span></td>");
+        for bucket in &buckets {
+            let Some(choice) = row.get(bucket) else {
+                html.push_str("<td></td>");
+                continue;
+            };
+            let class = match choice.of_copy {
+                Some(ratio) if ratio >= 0.95 => "high",
+                Some(ratio) if ratio >= 0.85 => "mid",
+                Some(_) => "low",
+                None => "",
+            };
+            let _ = write!(html, "<td class=\"cell {class}\"><a href=\"#{}\">{}</a></td>", choice.key, choice.cell());
+        }
+        html.push_str("</tr>\n");
+    }
+    html.push_str(
+        "</table></div>\n<h2>Every candidate, every sample</h2>\n<p class=\"legend faint\">\
+         <span><i class=\"chosen\"></i>chosen</span><span><i class=\"tie\"></i>tied with it</span>\
+         <span><i class=\"other\"></i>slower</span><span><i class=\"copy\"></i>the copy</span>\
+         dot: a sample; bar: from the fastest to the slowest; tick: the median, and its share of the copy's speed</p>\n",
+    );
+    for choice in choices {
+        section(&mut html, choice);
+    }
+    html.push_str("</html>\n");
+    html
+}
+
+fn section(html: &mut String, choice: &Choice) {
+    let (spec, layout, device) = choice.place();
+    let r = &choice.meta.record;
+    let variant = r.chosen().map_or_else(String::new, |c| c.variant.to_string());
+    let how = if r.tuned { format!("tuned in {}", output::ms(r.took_ms)) } else { "default, not tuned".into() };
+    let copy = r.copy_ns.map_or_else(String::new, |ns| format!(", copy of {} bytes {}", r.bytes, output::us(ns / 1e3)));
+    let _ = write!(
+        html,
+        "<section id=\"{}\">\n<h3>{} tokens: <span class=\"variant\">{}</span></h3>\n<p><code>{}</code></p>\n\
+         <p class=\"faint\">{}, {}; {how}{copy}; {} <code>{}</code></p>\n",
+        choice.key,
+        choice.meta.bucket.tokens(),
+        escape(&variant),
+        escape(&spec),
+        escape(&layout),
+        escape(&device),
+        escape(&r.compiler),
+        short(&choice.key.to_string())
+    );
+    match draw(r) {
+        Some(svg) => html.push_str(&svg),
+        None => html.push_str("<p class=\"faint\">Nothing was measured.</p>\n"),
+    }
+    let dropped: Vec<String> = r
+        .candidates
+        .iter()
+        .filter(|c| c.median_ns().is_none())
+        .filter_map(|c| Some(format!("{}: {}", c.variant, c.dropped.as_ref()?)))
+        .collect();
+    if !dropped.is_empty() {
+        let _ = writeln!(html, "<p class=\"faint\">Not measured: {}</p>", escape(&dropped.join("; ")));
+    }
+    html.push_str("</section>\n");
+}

@@ -1,0 +1,359 @@
+//! `ropejit inspect why`
+
+use clap::Args;
+use ropejit::engine::prewarm_command;
+use ropejit::jit::render::render;
+use ropejit::jit::{Bucket, Candidate, Class, Key, KeyFields, Record, Variant, variant};
+use ropejit::store::{Kind, Lookup, Miss, Store as _};
+use ropejit::{Engine, Result, RopeSpec};
+use serde::Serialize;
+use serde_json::json;
+
+use super::super::output;
+use super::super::spec::{self, SpecArgs};
+use super::difference::{Difference, differences, distance};
+use super::entries::{Cache, Meta, check, short};
+
+/// Whether a call finds its choice and its kernel in the cache, and if not, why: the fields of the key that differ.
+///
+/// A call looks for the choice made for its device, then for the one for its architecture, then for the kernel that the
+/// choice names. On a miss, the entry that is nearest is named, with what was expected of each field and what was found.
+/// Exit status 0 for a hit and a miss; --json says which in `hit`.
+#[derive(Args)]
+#[command(
+    override_usage = "ropejit inspect why --model <CONFIG.json> [OPTIONS]\n       \
+                      ropejit inspect why --head-dim <D> --num-heads <H> [--num-kv-heads <K>] [OPTIONS]",
+    after_help = "\
+Examples:
+  ropejit inspect why --model llama-3.1-8b --tokens 8192
+  ropejit inspect why --head-dim 128 --num-heads 32 --num-kv-heads 8 --arch sm_90
+  ropejit inspect why --model config.json --json | jq -e .hit"
+)]
+pub struct Why {
+    #[command(flatten)]
+    spec: SpecArgs,
+    /// Tokens of the call, over the whole batch.
+    #[arg(long, value_name = "N", value_parser = spec::tokens, default_value = "8192")]
+    tokens: u64,
+    /// q and k stored as [B,H,S,D] instead of [B,S,H,D].
+    #[arg(long)]
+    bhsd: bool,
+    /// This layout class instead of those of contiguous tensors, as errors name it, such as bshd/16B/t16B.
+    #[arg(long, value_name = "CLASS", value_parser = spec::parse::<Class>, conflicts_with = "bhsd")]
+    layout: Option<Class>,
+    /// For this architecture instead of this machine's device.
+    #[arg(long, value_name = "sm_NN")]
+    arch: Option<String>,
+}
+
+/// What a call finds.
+#[derive(Serialize)]
+struct Answer {
+    spec: String,
+    tokens: u64,
+    layout: String,
+    device: String,
+    arch: String,
+    hit: bool,
+    /// The lock file's line that decides, if one does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lock: Option<String>,
+    choice: Looked,
+    artifact: Looked,
+    /// What fills the cache.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
+}
+
+/// What a look-up finds.
+#[derive(Serialize)]
+struct Looked {
+    hit: bool,
+    /// The keys that are looked for, in order; none where no compiler is there to tell its version.
+    keys: Vec<Key>,
+    /// What was found, or why it was not.
+    what: String,
+    nearest: Option<Nearest>,
+}
+
+/// The entry that is nearest to what was looked for.
+#[derive(Serialize)]
+struct Nearest {
+    key: Key,
+    what: String,
+    differences: Vec<Difference>,
+}
+
+/// One call to look up.
+struct Call<'a> {
+    engine: &'a Engine,
+    cache: &'a Cache,
+    spec: &'a RopeSpec,
+    bucket: Bucket,
+    class: Class,
+}
+
+impl Why {
+    pub fn run(&self, cache: &Cache, as_json: bool) -> Result<()> {
+        // Nothing is run here and nothing is kept: the engine tells of its device, and reads the lock file.
+        let mut builder = Engine::builder().in_memory();
+        if let Some(arch) = &self.arch {
+            builder = builder.arch(arch);
+        }
+        let engine = builder.build().map_err(spec::as_typed)?;
+        let mut answers = Vec::new();
+        for chosen in self.spec.choose(self.tokens)? {
+            for class in self.classes(&chosen.spec) {
+                let bucket = Bucket::of(self.tokens);
+                let call = Call { engine: &engine, cache, spec: &chosen.spec, bucket, class };
+                answers.push(call.answer(self.arch.as_deref())?);
+            }
+        }
+        if as_json {
+            let hit = answers.iter().all(|a| a.hit);
+            let document = json!({ "hit": hit, "cache": cache.root, "answers": answers });
+            return output::json(&output::without_engine(document));
+        }
+        answers.iter().try_for_each(|answer| answer.print(cache))
+    }
+
+    /// The classes that a prewarm prepares: of partial rotary, both out of place and in place.
+    fn classes(&self, spec: &RopeSpec) -> Vec<Class> {
+        if let Some(class) = self.layout {
+            return vec![class];
+        }
+        let mut classes = vec![Class::contiguous(spec, self.bhsd, true), Class::contiguous(spec, self.bhsd, false)];
+        classes.dedup();
+        if spec.angles.is_some() {
+            let tableless: Vec<Class> = classes.iter().map(|class| Class { table_word: 0, ..*class }).collect();
+            classes.extend(tableless);
+        }
+        classes
+    }
+}
+
+impl Call<'_> {
+    fn answer(&self, arch: Option<&str>) -> Result<Answer> {
+        let facts = self.engine.facts();
+        let space = variant::space(self.spec, self.class, self.bucket, self.engine.device().abilities());
+        let wanted = [facts.identity(), facts.arch.clone()]
+            .map(|device| KeyFields::choice(self.spec, self.bucket, self.class, &space, &device));
+        // Where the device is not there, only what holds for its architecture is made.
+        let wanted = if self.engine.device().runs() { &wanted[..] } else { &wanted[1..] };
+        let (choice, records) = self.choice(wanted)?;
+        let chosen = records.first().and_then(Record::chosen).filter(|c| self.is_legal(c.variant));
+        let locked = self.engine.locked(self.spec, self.bucket, self.class);
+        let artifact = if let Some((variant, _)) = &locked {
+            let candidates = records.iter().flat_map(|r| &r.candidates);
+            let named = candidates.filter(|c| c.variant == *variant).find_map(|c| c.artifact);
+            self.artifact(*variant, named)?
+        } else {
+            self.artifact(chosen.map_or(space[0], |c| c.variant), chosen.and_then(|c| c.artifact))?
+        };
+        // What a lock file decides needs no choice, but the choice says which artifact it is.
+        let hit = choice.hit && artifact.hit;
+        let command = || {
+            let arch = arch.map_or_else(String::new, |arch| format!(" --arch {arch}"));
+            format!("{}{arch}", prewarm_command(self.spec, self.bucket, self.class))
+        };
+        Ok(Answer {
+            spec: self.spec.to_string(),
+            tokens: self.bucket.tokens(),
+            layout: self.class.to_string(),
+            device: facts.name.clone(),
+            arch: facts.arch.clone(),
+            hit,
+            lock: locked.map(|(variant, at)| format!("{at} names {variant}")),
+            choice,
+            artifact,
+            hint: (!hit).then(command),
+        })
+    }
+
+    fn is_legal(&self, v: Variant) -> bool {
+        variant::check(self.spec, self.class, v, self.engine.device().abilities()).is_ok()
+    }
+
+    /// Looks the choice up, for the device and then its architecture; also what was found in that order.
+    fn choice(&self, wanted: &[KeyFields]) -> Result<(Looked, Vec<Record>)> {
+        let keys: Vec<Key> = wanted.iter().map(KeyFields::key).collect();
+        let (mut records, mut found, mut problems) = (Vec::new(), None, Vec::new());
+        for &key in &keys {
+            match self.cache.store.get(Kind::Choice, key) {
+                Lookup::Hit(entry) => match check(&entry.into()) {
+                    Ok(Meta::Choice(meta)) => {
+                        let usable = meta.record.chosen().filter(|c| self.is_legal(c.variant));
+                        match usable {
+                            // A call takes the first that can be read, and no other where that is not legal.
+                            Some(c) if records.is_empty() => found = Some(told(key, &meta.record, c)),
+                            Some(_) => {}
+                            None => problems
+                                .push(format!("{}: names no variant that is legal here", short(&key.to_string()))),
+                        }
+                        records.push(meta.record);
+                    }
+                    Ok(Meta::Artifact(_)) => problems.push(format!("{key}: it is no choice")),
+                    Err(why) => problems.push(format!("{key}: {why}")),
+                },
+                Lookup::Miss(Miss::Absent) => {}
+                Lookup::Miss(miss) => problems.push(miss.to_string()),
+            }
+        }
+        if let Some(what) = found {
+            return Ok((Looked { hit: true, keys, what, nearest: None }, records));
+        }
+        let mut nearest: Option<(usize, u32, Nearest)> = None;
+        for (listed, meta) in self.cache.choices()? {
+            let Ok(head) = &listed.entry else { continue };
+            for wanted in wanted {
+                let differences = differences(wanted, &meta.fields);
+                // Of two as near, the one with more nearly as many tokens.
+                let near = (distance(&differences), self.bucket.index().abs_diff(meta.bucket.index()) as u32);
+                if !differences.is_empty() && nearest.as_ref().is_none_or(|(d, b, _)| near < (*d, *b)) {
+                    let what = meta.record.chosen().map_or_else(String::new, |c| told(head.key, &meta.record, c));
+                    nearest = Some((near.0, near.1, Nearest { key: head.key, what, differences }));
+                }
+            }
+        }
+        let what = if problems.is_empty() { "not in the cache".to_owned() } else { problems.join("; ") };
+        Ok((Looked { hit: false, keys, what, nearest: nearest.map(|(_, _, nearest)| nearest) }, records))
+    }
+
+    /// Looks the kernel of a variant up: the one that a choice names, else the one that this compiler would make.
+    fn artifact(&self, variant: Variant, named: Option<Key>) -> Result<Looked> {
+        let device = self.engine.device();
+        let source = render(device.dialect(), self.spec, self.class, variant);
+        let compiler = device.compiler();
+        let known = compiler.is_ok();
+        let fields = KeyFields::artifact(
+            &source,
+            &device.compile_options(),
+            &compiler.unwrap_or_default(),
+            &device.facts().arch,
+        );
+        let keys: Vec<Key> = named.into_iter().chain(known.then(|| fields.key())).collect();
+        let mut problems = Vec::new();
+        for &key in &keys {
+            match self.cache.store.get(Kind::Artifact, key) {
+                Lookup::Hit(entry) => match check(&entry.into()) {
+                    Ok(Meta::Artifact(meta)) => {
+                        let same = |name: &&str| meta.fields.get(name) == fields.get(name);
+                        if let Some(other) = ["source", "options", "arch", "entry"].iter().find(|name| !same(name)) {
+                            problems.push(format!("{} has another {other}", short(&key.to_string())));
+                            continue;
+                        }
+                        let by = meta.fields.get("compiler").unwrap_or_default();
+                        let what = format!("{variant}, compiled by {by}");
+                        return Ok(Looked { hit: true, keys: vec![key], what, nearest: None });
+                    }
+                    Ok(Meta::Choice(_)) => problems.push(format!("{key}: it is no artifact")),
+                    Err(why) => problems.push(format!("{key}: {why}")),
+                },
+                Lookup::Miss(Miss::Absent) => {}
+                Lookup::Miss(miss) => problems.push(miss.to_string()),
+            }
+        }
+        let wanted = with_meta(&fields, self.spec, self.class, variant);
+        let mut nearest: Option<Nearest> = None;
+        for (listed, meta) in self.cache.artifacts()? {
+            let Ok(head) = &listed.entry else { continue };
+            let mut differences = differences(&wanted, &with_meta(&meta.fields, &meta.spec, meta.class, meta.variant));
+            // Without a compiler its version is not known, and does not count.
+            differences.retain(|d| known || d.field != "compiler");
+            if nearest.as_ref().is_none_or(|n| distance(&differences) < distance(&n.differences)) {
+                nearest = Some(Nearest { key: head.key, what: meta.variant.to_string(), differences });
+            }
+        }
+        let mut what =
+            format!("{variant}: {}", if problems.is_empty() { "not in the cache".into() } else { problems.join("; ") });
+        if !known {
+            what.push_str(" (no compiler is here, so its key is not known)");
+        }
+        Ok(Looked { hit: false, keys, what, nearest })
+    }
+}
+
+fn told(key: Key, record: &Record, chosen: &Candidate) -> String {
+    let how = if record.tuned { "tuned" } else { "default, not tuned" };
+    format!("{}: {}, {how}", short(&key.to_string()), chosen.variant)
+}
+
+/// An artifact's fields, and what its source is rendered from: that explains why a source differs.
+fn with_meta(fields: &KeyFields, spec: &RopeSpec, class: Class, variant: Variant) -> KeyFields {
+    let mut all = fields.clone();
+    all.0.push(("spec".into(), serde_json::to_string(spec).unwrap_or_default()));
+    all.0.push(("class".into(), class.to_string()));
+    all.0.push(("variant".into(), variant.to_string()));
+    all
+}
+
+impl Answer {
+    fn print(&self, cache: &Cache) -> Result<()> {
+        output::line(&self.spec)?;
+        output::line(&format!("{} tokens, layout {}, {} ({})", self.tokens, self.layout, self.device, self.arch))?;
+        if let Some(lock) = &self.lock {
+            output::line(&format!("{:<10}{lock}", "lock"))?;
+        }
+        for (name, looked) in [("choice", &self.choice), ("artifact", &self.artifact)] {
+            looked.print(name, cache)?;
+        }
+        let call = match (self.choice.hit, self.artifact.hit) {
+            _ if self.lock.is_some() && self.hit => "launches what the lock file names, and tunes nothing",
+            (true, true) => "loads the kernel, and compiles nothing",
+            _ if self.lock.is_some() => "compiles what the lock file names; where tuning is frozen it fails",
+            (true, false) => "compiles the kernel again; where tuning is frozen it fails",
+            (false, true) => "loads the default variant; where tuning is frozen it fails",
+            (false, false) => "compiles; where tuning is frozen it fails",
+        };
+        output::line(&format!("{:<10}{call}", "a call"))?;
+        match &self.hint {
+            Some(hint) => output::line(&format!("{:<10}{hint}", "to fill")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Looked {
+    fn print(&self, name: &str, cache: &Cache) -> Result<()> {
+        let verdict = if self.hit { "hit" } else { "miss" };
+        output::line(&format!("{name:<10}{verdict}: {}", self.what))?;
+        if self.hit {
+            return Ok(());
+        }
+        for key in &self.keys {
+            output::line(&format!("{:<10}looked for {key}", ""))?;
+        }
+        let Some(nearest) = &self.nearest else {
+            return output::line(&format!("{:<10}there is no {name} in {}", "", cache.root.display()));
+        };
+        output::line(&format!("{:<10}nearest is {}", "", nearest.what_with_key()))?;
+        nearest.print()
+    }
+}
+
+/// Values that are longer than this do not stand beside each other.
+const NARROW: usize = 32;
+
+impl Nearest {
+    fn print(&self) -> Result<()> {
+        let narrow = |d: &Difference| [&d.expected, &d.found].iter().all(|text| text.chars().count() <= NARROW);
+        let (narrow, wide): (Vec<_>, Vec<_>) = self.differences.iter().partition(|d| narrow(d));
+        let row = |d: &&Difference| vec![d.field.clone(), d.expected.clone(), d.found.clone(), d.meaning.clone()];
+        let rows: Vec<_> = narrow.iter().map(row).collect();
+        if !rows.is_empty() {
+            let lines = output::lines(&["differs in", "expected", "found", "which says"], rows, 0);
+            lines.iter().try_for_each(|line| output::line(&format!("{:<10}{line}", "")))?;
+        }
+        for d in wide {
+            output::line(&format!("{:<11}{}: {}", "", d.field, d.meaning))?;
+            output::line(&format!("{:<13}expected  {}", "", d.expected))?;
+            output::line(&format!("{:<13}found     {}", "", d.found))?;
+        }
+        Ok(())
+    }
+
+    fn what_with_key(&self) -> String {
+        let key = self.key.to_string();
+        if self.what.starts_with(short(&key)) { self.what.clone() } else { format!("{}: {}", short(&key), self.what) }
+    }
+}

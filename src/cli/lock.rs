@@ -1,0 +1,89 @@
+//! `ropejit prewarm --lock` and `--check`
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use ropejit::engine::{Prewarmed, read_lock};
+use ropejit::jit::lock::{Lock, Locked, Place, Problem};
+use ropejit::{Engine, Error, ErrorKind, Result};
+use serde_json::json;
+
+use super::output;
+
+/// Choices on their way into a lock file.
+pub struct Writer {
+    lock: Lock,
+    /// What the file held before, and was made with other templates.
+    outdated: usize,
+}
+
+impl Writer {
+    /// Goes on with what the file holds, unless that was made with other templates.
+    pub fn open(path: &Path) -> Result<Self> {
+        if !path.exists() {
+            return Ok(Self { lock: Lock::default(), outdated: 0 });
+        }
+        let lock = read_lock(path)?;
+        if lock.is_of_these_templates() {
+            return Ok(Self { lock, outdated: 0 });
+        }
+        Ok(Self { lock: Lock::default(), outdated: lock.places().map(|(_, n)| n).sum() })
+    }
+
+    /// Adds what a call will be served by: one that was measured for this device, one that was not for its architecture.
+    pub fn add(&mut self, engine: &Engine, done: &Prewarmed) {
+        let facts = engine.facts();
+        let identity = facts.identity();
+        let place = Place::new(&facts.arch, done.tuned.then_some(identity.as_str()));
+        let Prewarmed { spec, class, bucket, variant, .. } = done.clone();
+        self.lock.set(place, Locked { spec, class, bucket, variant, line: 0 });
+    }
+
+    pub fn write(&self, path: &Path) -> Result<()> {
+        std::fs::write(path, self.lock.to_string()).map_err(|e| {
+            Error::io(path, "the lock file cannot be written", e)
+                .hint("name a file in a folder that is there and that you can write to")
+        })?;
+        if self.outdated > 0 {
+            eprintln!("{}: left out {} choices made with other templates", path.display(), self.outdated);
+        }
+        let sections: Vec<String> = self.lock.places().map(|(place, n)| format!("[{place}] {n}")).collect();
+        eprintln!("{}: choices in {}", path.display(), sections.join(", "));
+        Ok(())
+    }
+}
+
+/// Says what of a lock file no longer holds for these engines' devices; an error if anything does not.
+pub fn check(path: &Path, engines: &[Engine], as_json: bool) -> Result<()> {
+    let lock = read_lock(path)?;
+    // By line: what does not hold for two architectures is told twice, unless in the same words.
+    let mut problems: BTreeMap<(usize, String), Problem> = BTreeMap::new();
+    for engine in engines {
+        let facts = engine.facts();
+        let identity = engine.device().runs().then(|| facts.identity());
+        for problem in lock.problems(&facts.arch, identity.as_deref(), engine.device().abilities()) {
+            problems.insert((problem.line, problem.what.clone()), problem);
+        }
+    }
+    let choices: usize = lock.places().map(|(_, n)| n).sum();
+    if as_json {
+        let problems: Vec<_> = problems.values().map(|p| json!({ "line": p.line, "what": p.what })).collect();
+        let document = json!({ "lock": path, "choices": choices, "problems": problems, "holds": problems.is_empty() });
+        output::json(&output::without_engine(document))?;
+    } else {
+        for p in problems.values() {
+            let line = if p.line > 0 { format!(":{}", p.line) } else { String::new() };
+            output::line(&format!("{}{line}: {}", path.display(), p.what))?;
+        }
+        if problems.is_empty() {
+            let devices: Vec<_> = engines.iter().map(|e| e.facts().name.as_str()).collect();
+            output::line(&format!("{}: holds for {}, choices {choices}", path.display(), devices.join(", ")))?;
+        }
+    }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::LockFile, format!("no longer holds, problems: {}", problems.len()))
+        .subject_is(path.display().to_string())
+        .hint(format!("write it again on the device: ropejit prewarm --model CONFIG.json --lock {}", path.display())))
+}

@@ -1,0 +1,299 @@
+//! The tuning lock file: which variant serves each spec, layout class and bucket, as a small text to commit.
+//!
+//! ```text
+//! # comments, and empty lines
+//! version = 1
+//! templates = <SHA-256 of the templates that the choices were made with>
+//!
+//! [sm_90]                                       choices for an architecture, not measured
+//! [sm_90: NVIDIA H200; cc 9.0; …]               choices measured on a device, by its identity
+//! bf16 d128 h32/8 half_split once table=f32/half pos=implicit | bshd/16B/t16B | 8192 = t128 v8 h1 wb/cs keep pdl
+//! ```
+//!
+//! One choice is one line, whole in itself, and sections and lines are sorted: two versions of a file differ where choices
+//! do, and two branches merge. All processes that read one file launch the same variants without talking to each other.
+//! Here is the text alone; the engine reads the file.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fmt;
+
+use super::render::templates_digest;
+use super::variant::{Abilities, Bucket, Class, Variant, check};
+use crate::error::{Error, ErrorKind, Result, clip};
+use crate::rope::RopeSpec;
+
+/// Version of the file's format.
+const VERSION: &str = "1";
+/// A file that is longer is no lock file; a thousand choices are some 130 KB.
+pub const MAX_BYTES: u64 = 8 << 20;
+const HEAD: &str = "\
+# ropejit lock file: the variant that serves each RoPE, layout and number of tokens. Commit it.
+# Written by `ropejit prewarm --lock FILE`, tested by `ropejit prewarm --check FILE`, used with ROPEJIT_LOCK=FILE.
+";
+
+/// Where choices hold: on one kind of device, or, not measured, on all of an architecture.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// What kernels are compiled for.
+    pub arch: String,
+    /// Identity of the device that they were measured on.
+    pub device: Option<String>,
+}
+
+impl Place {
+    /// A place; what would break its line is left out of the device's name.
+    pub fn new(arch: &str, device: Option<&str>) -> Self {
+        Self { arch: arch.to_owned(), device: device.map(one_line) }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.device {
+            None => f.write_str(&self.arch),
+            Some(device) => write!(f, "{}: {device}", self.arch),
+        }
+    }
+}
+
+fn one_line(device: &str) -> String {
+    device.split(char::is_whitespace).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+/// One choice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Locked {
+    /// What is computed.
+    pub spec: RopeSpec,
+    /// For which layouts.
+    pub class: Class,
+    /// For how many tokens.
+    pub bucket: Bucket,
+    /// The variant that serves.
+    pub variant: Variant,
+    /// The line that says so; 0 for one that was not read from a file.
+    pub line: usize,
+}
+
+/// What a choice is looked up by, in the order of the file.
+type Call = (String, String, Bucket);
+
+fn call(spec: &RopeSpec, class: Class, bucket: Bucket) -> Call {
+    (spec.to_string(), class.to_string(), bucket)
+}
+
+/// What no longer holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The line; 0 for the file as a whole.
+    pub line: usize,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+/// The choices of a lock file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lock {
+    templates: (String, usize),
+    places: BTreeMap<Place, BTreeMap<Call, Locked>>,
+}
+
+impl Default for Lock {
+    /// No choices, for this program's templates.
+    fn default() -> Self {
+        Self { templates: (templates_digest().to_owned(), 0), places: BTreeMap::new() }
+    }
+}
+
+impl Lock {
+    /// Reads the text of a file that errors call `name`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LockFile`] with `name:line` as its subject.
+    pub fn parse(name: &str, text: &str) -> Result<Self> {
+        Parser { lock: Self::default(), version: false, templates: false, place: None }.read(text).map_err(
+            |(line, what)| {
+                let error = Error::new(ErrorKind::LockFile, what).subject_is(format!("{name}:{line}"));
+                error.hint(format!("correct the line, or write the file again: ropejit prewarm … --lock {name}"))
+            },
+        )
+    }
+
+    /// Whether its choices were made with this program's templates.
+    pub fn is_of_these_templates(&self) -> bool {
+        self.templates.0 == templates_digest()
+    }
+
+    /// The choice for a device, else for its architecture.
+    pub fn find(
+        &self,
+        arch: &str,
+        device: &str,
+        spec: &RopeSpec,
+        class: Class,
+        bucket: Bucket,
+    ) -> Option<(&Place, &Locked)> {
+        let call = call(spec, class, bucket);
+        [Place::new(arch, Some(device)), Place::new(arch, None)]
+            .iter()
+            .filter_map(|place| self.places.get_key_value(place))
+            .find_map(|(place, lines)| Some((place, lines.get(&call)?)))
+    }
+
+    /// The choices for all devices of an architecture: what is compiled where the device is not there.
+    pub fn of_arch(&self, arch: &str, spec: &RopeSpec, class: Class, bucket: Bucket) -> Vec<&Locked> {
+        let call = call(spec, class, bucket);
+        self.places.iter().filter(|(place, _)| place.arch == arch).filter_map(|(_, lines)| lines.get(&call)).collect()
+    }
+
+    /// Adds a choice, or replaces the one for the same call.
+    pub fn set(&mut self, place: Place, locked: Locked) {
+        let call = call(&locked.spec, locked.class, locked.bucket);
+        self.places.entry(place).or_default().insert(call, locked);
+    }
+
+    /// Its sections, with the number of choices in each.
+    pub fn places(&self) -> impl Iterator<Item = (&Place, usize)> {
+        self.places.iter().map(|(place, lines)| (place, lines.len()))
+    }
+
+    /// What no longer holds on a device, or, without its identity, on an architecture.
+    pub fn problems(&self, arch: &str, device: Option<&str>, can: Abilities) -> Vec<Problem> {
+        let mut all = Vec::new();
+        if !self.is_of_these_templates() {
+            let (made, line) = &self.templates;
+            let what = format!(
+                "made with templates {}, this program has {}: the kernels have changed since",
+                &made[..12], // hexadecimal digits, checked when it was read
+                &templates_digest()[..12]
+            );
+            all.push(Problem { line: *line, what });
+        }
+        let concerned = |place: &Place| {
+            place.arch == arch && (place.device.is_none() || device.is_none() || place.device == device.map(one_line))
+        };
+        let mut found = false;
+        for lines in self.places.iter().filter(|(place, _)| concerned(place)).map(|(_, lines)| lines) {
+            found |= !lines.is_empty();
+            for locked in lines.values() {
+                if let Err(e) = check(&locked.spec, locked.class, locked.variant, can) {
+                    let what = format!("not legal here: {}: {}", e.subject().unwrap_or_default(), e.message());
+                    all.push(Problem { line: locked.line, what });
+                }
+            }
+        }
+        if !found {
+            let there: Vec<_> = self.places.keys().map(|p| format!("[{p}]")).collect();
+            let there = if there.is_empty() { "none".to_owned() } else { there.join(", ") };
+            let what = format!("no choices for {}; there are {there}", Place::new(arch, device));
+            all.push(Problem { line: 0, what });
+        }
+        all.sort_by_key(|p| p.line);
+        all
+    }
+}
+
+impl fmt::Display for Lock {
+    /// The text of its file.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{HEAD}version = {VERSION}\ntemplates = {}\n", self.templates.0)?;
+        for (place, lines) in self.places.iter().filter(|(_, lines)| !lines.is_empty()) {
+            writeln!(f, "\n[{place}]")?;
+            for ((spec, class, bucket), locked) in lines {
+                writeln!(f, "{spec} | {class} | {} = {}", bucket.tokens(), locked.variant)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Parser {
+    lock: Lock,
+    version: bool,
+    templates: bool,
+    place: Option<Place>,
+}
+
+impl Parser {
+    /// The lock, or the line that is wrong and why.
+    fn read(mut self, text: &str) -> Result<Lock, (usize, String)> {
+        let mut last = 1;
+        for (i, line) in text.lines().enumerate() {
+            last = i + 1;
+            let line = line.trim();
+            if !line.is_empty() && !line.starts_with('#') {
+                self.line(line, last).map_err(|what| (last, what))?;
+            }
+        }
+        if self.version && self.templates { Ok(self.lock) } else { Err((last, "ends before its header".into())) }
+    }
+
+    fn line(&mut self, line: &str, number: usize) -> Result<(), String> {
+        if !self.version {
+            return match line.strip_prefix("version = ") {
+                Some(VERSION) => {
+                    self.version = true;
+                    Ok(())
+                }
+                Some(other) => Err(format!("version {}, this program reads {VERSION}", clip(other))),
+                None => Err(format!("not a lock file: 'version = {VERSION}' must come first")),
+            };
+        }
+        if !self.templates {
+            let digest = line.strip_prefix("templates = ").ok_or("'templates = …' must come second")?;
+            if digest.len() != 64 || !digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+                return Err("the digest of the templates has 64 hexadecimal digits".into());
+            }
+            self.lock.templates = (digest.to_owned(), number);
+            self.templates = true;
+            return Ok(());
+        }
+        if let Some(name) = line.strip_prefix('[') {
+            let name = name.strip_suffix(']').ok_or("a section's name ends with ']'")?;
+            let place = match name.split_once(": ") {
+                Some((arch, device)) => Place::new(arch, Some(device)),
+                None => Place::new(name, None),
+            };
+            if place.to_string() != name || place.arch.is_empty() || place.arch.contains([':', ' ']) {
+                return Err("a section is named like [sm_90], or [sm_90: identity of a device]".into());
+            }
+            if self.lock.places.insert(place.clone(), BTreeMap::new()).is_some() {
+                return Err(format!("[{place}] begins a second time"));
+            }
+            self.place = Some(place);
+            return Ok(());
+        }
+        let locked = choice(line, number)?;
+        let place = self.place.as_ref().ok_or("a choice must stand in a section such as [sm_90]")?;
+        let lines = self.lock.places.entry(place.clone()).or_default();
+        match lines.entry(call(&locked.spec, locked.class, locked.bucket)) {
+            Entry::Vacant(free) => {
+                free.insert(locked);
+                Ok(())
+            }
+            Entry::Occupied(taken) => Err(format!("line {} has made this choice already", taken.get().line)),
+        }
+    }
+}
+
+fn choice(line: &str, number: usize) -> Result<Locked, String> {
+    let form = || format!("'{}' is not of the form 'spec | layout | tokens = variant'", clip(line));
+    let (call, variant) = line.rsplit_once(" = ").ok_or_else(form)?;
+    let mut parts = call.split(" | ");
+    let (Some(spec), Some(class), Some(bucket), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        return Err(form());
+    };
+    let why = |e: Error| format!("{}: {}", e.subject().unwrap_or_default(), e.message());
+    Ok(Locked {
+        spec: spec.parse().map_err(why)?,
+        class: class.parse().map_err(why)?,
+        bucket: bucket.parse().map_err(why)?,
+        variant: variant.parse().map_err(why)?,
+        line: number,
+    })
+}
+
+#[cfg(test)]
+#[path = "lock_tests.rs"]
+mod tests;

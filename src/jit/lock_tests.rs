@@ -1,0 +1,148 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::jit::render::Dialect;
+use crate::jit::text::tests::{classes, variants};
+use crate::rope::DType;
+
+const GPU: &str = "NVIDIA H200; cc 9.0; 132 multiprocessors; L2 62914560 B; bus 6144 bit; memory 3201000 kHz";
+const CAN: Abilities = Abilities { dialect: Dialect::Cuda, overlap: true };
+
+fn spec() -> RopeSpec {
+    RopeSpec::new(DType::BF16, 128, 32, 8)
+}
+
+fn locked(tokens: u64, variant: &str) -> Locked {
+    let (class, variant) = (Class::contiguous(&spec(), false, true), variant.parse().expect("a variant"));
+    Locked { spec: spec(), class, bucket: Bucket::of(tokens), variant, line: 0 }
+}
+
+/// Choices for the GPU, for its architecture and for a host.
+fn sample() -> Lock {
+    let mut lock = Lock::default();
+    lock.set(Place::new("x86_64", Some("a host")), locked(8, "t128 v8 h1 wb/wb"));
+    lock.set(Place::new("sm_90", None), locked(8192, "t128 v8 h1 wb/cs keep pdl"));
+    lock.set(Place::new("sm_90", Some(GPU)), locked(8192, "t256 v8 h1 wb/cs keep pdl"));
+    lock.set(Place::new("sm_90", Some(GPU)), locked(16, "t64 v8 h1 wb/wb pdl pf"));
+    lock
+}
+
+fn body(text: &str) -> String {
+    format!("version = 1\ntemplates = {}\n{text}", templates_digest())
+}
+
+#[test]
+fn the_text_is_sorted_and_reads_back() {
+    let text = sample().to_string();
+    let lines: Vec<_> = text.lines().skip(4).filter(|l| !l.is_empty()).collect();
+    let spec = "bf16 d128 h32/8 half_split once table=f32/half pos=implicit | bshd/16B/t16B";
+    assert_eq!(
+        lines,
+        [
+            "[sm_90]",
+            &format!("{spec} | 8192 = t128 v8 h1 wb/cs keep pdl"),
+            &format!("[sm_90: {GPU}]"),
+            &format!("{spec} | 16 = t64 v8 h1 wb/wb pdl pf"),
+            &format!("{spec} | 8192 = t256 v8 h1 wb/cs keep pdl"),
+            "[x86_64: a host]",
+            &format!("{spec} | 8 = t128 v8 h1 wb/wb"),
+        ]
+    );
+    let back = Lock::parse("rope.lock", &text).expect("reads back");
+    assert_eq!(back.to_string(), text);
+    assert_eq!(Lock::parse("f", &text.replace('\n', "\r\n")).expect("an editor's line ends").to_string(), text);
+}
+
+#[test]
+fn the_device_comes_before_its_architecture() {
+    let lock = sample();
+    let class = Class::contiguous(&spec(), false, true);
+    let find = |arch, device, tokens| {
+        lock.find(arch, device, &spec(), class, Bucket::of(tokens)).map(|(_, l)| l.variant.threads)
+    };
+    assert_eq!([find("sm_90", GPU, 8192), find("sm_90", "another", 8192)], [Some(256), Some(128)]);
+    assert_eq!([find("sm_90", GPU, 16), find("sm_90", "another", 16), find("sm_80", GPU, 16)], [Some(64), None, None]);
+    let of_arch: Vec<_> = lock.of_arch("sm_90", &spec(), class, Bucket::of(8192));
+    assert_eq!(of_arch.iter().map(|l| l.variant.threads).collect::<Vec<_>>(), [128, 256]);
+}
+
+#[test]
+fn what_is_wrong_is_named_by_file_and_line() {
+    let good = "bf16 d128 h32/8 half_split once table=f32/half pos=implicit | bshd/16B/t16B | 8 = t128 v8 h1 wb/wb";
+    for (text, line, part) in [
+        (String::new(), 1, "ends before its header"),
+        ("hello".into(), 1, "not a lock file"),
+        ("# c\nversion = 2".into(), 2, "version 2, this program reads 1"),
+        ("version = 1\ntemplates = 12".into(), 2, "64 hexadecimal digits"),
+        (body(good), 3, "must stand in a section"),
+        (body("[sm_90\n"), 3, "ends with ']'"),
+        (body("[sm 90]\n"), 3, "named like [sm_90]"),
+        (body("[sm_90]\n[sm_90]"), 4, "a second time"),
+        (body(&format!("[sm_90]\n{good}\n\n{good}")), 6, "line 4 has made this choice"),
+        (body("[sm_90]\n<<<<<<< ours"), 4, "not of the form"),
+        (body(&format!("[sm_90]\n{}", good.replace("bf16", "bf17"))), 4, "is not a spec"),
+        (body(&format!("[sm_90]\n{}", good.replace("d128", "d127"))), 4, "head_dim: must be even"),
+        (body(&format!("[sm_90]\n{}", good.replace("t16B", "t17B"))), 4, "is not a layout class"),
+        (body(&format!("[sm_90]\n{}", good.replace("8 =", "9 ="))), 4, "is not a bucket"),
+        (body(&format!("[sm_90]\n{}", good.replace("wb/wb", "wb/xx"))), 4, "is not a variant"),
+    ] {
+        let e = Lock::parse("rope.lock", &text).expect_err(part);
+        assert_eq!((e.kind(), e.subject()), (ErrorKind::LockFile, Some(&*format!("rope.lock:{line}"))), "{e}");
+        assert!(e.message().contains(part) && e.advice().is_some_and(|h| h.contains("--lock rope.lock")), "{e}");
+    }
+}
+
+#[test]
+fn what_no_longer_holds_is_told() {
+    let read = |text: &str| Lock::parse("f", text).expect("reads");
+    let lock = read(&sample().to_string());
+    assert_eq!(lock.problems("sm_90", Some(GPU), CAN), []);
+    assert_eq!(lock.problems("sm_90", None, CAN), []);
+    assert_eq!(lock.problems("sm_90", Some("another"), CAN), [], "the architecture's choices hold for it");
+
+    let other = lock.problems("sm_80", None, CAN);
+    assert_eq!((other.len(), other[0].line), (1, 0));
+    assert!(other[0].what.starts_with("no choices for sm_80; there are [sm_90], [sm_90: NVIDIA"), "{other:?}");
+
+    let old = lock.problems("sm_90", Some(GPU), Abilities { overlap: false, ..CAN });
+    assert_eq!(old.iter().map(|p| p.line).collect::<Vec<_>>(), [7, 10, 11], "{old:?}");
+    assert!(old.iter().all(|p| p.what.contains("not legal here: variant.overlap: needs compute capability")));
+
+    let stale = read(&sample().to_string().replace(templates_digest(), &"0".repeat(64)));
+    assert!(!stale.is_of_these_templates());
+    let problems = stale.problems("x86_64", Some("a host"), CAN);
+    assert_eq!((problems.len(), problems[0].line), (1, 4), "{problems:?}");
+}
+
+proptest! {
+    #[test]
+    fn a_lock_reads_back(
+        lines in prop::collection::vec((variants(), classes(), 0u32..30, 0usize..3, 1u32..=256), 0..20),
+        device in "\\PC{0,40}",
+    ) {
+        let mut lock = Lock::default();
+        for (variant, class, bucket, place, half) in lines {
+            let place = [None, Some("plain"), Some(&*device)][place];
+            let spec = RopeSpec::new(DType::F16, 2 * half, 4, 2);
+            let bucket = Bucket::of(1 << bucket);
+            lock.set(Place::new("sm_90", place.filter(|d| !d.trim().is_empty())), Locked { spec, class, bucket, variant, line: 0 });
+        }
+        let text = lock.to_string();
+        prop_assert_eq!(Lock::parse("f", &text).expect("reads back").to_string(), text);
+    }
+
+    #[test]
+    fn any_text_is_read_or_refused(text in "\\PC{0,200}", at in any::<prop::sample::Index>(), cut in any::<prop::sample::Index>()) {
+        let _ = Lock::parse("f", &text);
+        let mut near = sample().to_string(); // ASCII
+        near.truncate(cut.index(near.len() + 1));
+        near.insert_str(at.index(near.len() + 1), &text);
+        for text in [near.clone(), body(&near), near.replace(' ', "\n"), near.replace('=', "|")] {
+            if let Ok(lock) = Lock::parse("f", &text) {
+                let _ = lock.problems("sm_90", Some(GPU), CAN);
+                let again = lock.to_string();
+                prop_assert_eq!(Lock::parse("f", &again).expect("what is written is read").to_string(), again);
+            }
+        }
+    }
+}

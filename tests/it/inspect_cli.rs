@@ -1,0 +1,266 @@
+//! `ropejit inspect`: what is asked of a cache, on the host device; NVRTC for what only GPUs' kernels have.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use ropejit::engine::ChoiceMeta;
+use ropejit::store::Entry;
+use serde_json::Value;
+
+use crate::cli::{RUN, SMALL, Shell, nvrtc, text};
+
+fn why<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [&["inspect", "why"], &SMALL[..], more].concat()
+}
+
+/// A cache with a tuned choice for 8 tokens.
+fn tuned() -> Shell {
+    let shell = Shell::new();
+    shell.ok(&[&RUN[..], &["--tuning", "blocking"]].concat());
+    shell
+}
+
+/// Rewrites the only choice with another value of a field of its key, under the key that this makes.
+fn with_field(shell: &Shell, name: &str, value: &str) {
+    let choice = shell.json(&["inspect", "list", "--kind", "choice"])["entries"][0].clone();
+    let path = std::path::PathBuf::from(text(&choice, "path"));
+    let mut entry = Entry::decode(&fs_err::read(&path).expect("read")).expect("sound");
+    let mut meta: ChoiceMeta = serde_json::from_slice(&entry.meta).expect("a choice");
+    let field = meta.fields.0.iter_mut().find(|(n, _)| n == name).expect("a field");
+    value.clone_into(&mut field.1);
+    entry.key = meta.fields.key();
+    entry.meta = serde_json::to_vec(&meta).expect("JSON");
+    fs_err::remove_file(&path).expect("removed");
+    let key = entry.key.to_string();
+    let folder = path.parent().and_then(|p| p.parent()).expect("two folders").join(&key[..2]);
+    fs_err::create_dir_all(&folder).expect("made");
+    fs_err::set_permissions(&folder, std::fs::Permissions::from_mode(0o700)).expect("set");
+    let file = folder.join(format!("{key}.rope"));
+    fs_err::write(&file, entry.encode()).expect("written");
+    fs_err::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("set");
+}
+
+fn differences(looked: &Value) -> Vec<(String, String)> {
+    let all = looked["nearest"]["differences"].as_array().unwrap_or_else(|| panic!("nothing is near: {looked}"));
+    all.iter().map(|d| (text(d, "field").to_owned(), text(d, "meaning").to_owned())).collect()
+}
+
+#[test]
+fn why_says_hit_or_which_fields_differ() {
+    let shell = Shell::new();
+    let empty = shell.ok(&why(&["--tokens", "8"])).stdout;
+    assert!(empty.contains("choice    miss: not in the cache") && empty.contains("there is no artifact in"), "{empty}");
+    assert!(empty.contains("ropejit prewarm --dtype bf16 --head-dim 64") && !shell.cache().exists(), "{empty}");
+
+    let shell = tuned();
+    let hit = shell.ok(&why(&["--tokens", "5"])).stdout;
+    assert!(hit.contains("choice    hit: ") && hit.contains(", tuned") && hit.contains("artifact  hit: "), "{hit}");
+    let document = shell.json(&why(&["--tokens", "8"]));
+    assert_eq!((document["hit"].as_bool(), document["answers"].as_array().map(Vec::len)), (Some(true), Some(1)));
+
+    let miss = shell.json(&why(&["--tokens", "512"]));
+    assert_eq!(miss["hit"], false);
+    let answer = &miss["answers"][0];
+    assert_eq!(differences(&answer["choice"]), [("bucket".to_owned(), "another number of tokens".to_owned())]);
+    assert_eq!(answer["artifact"]["hit"], true, "the default variant is one of the candidates");
+    let fields = |more: &[&str], what: &str| -> Vec<String> {
+        let answer = shell.json(&why(more))["answers"][0].clone();
+        differences(&answer[what]).into_iter().map(|(field, _)| field).collect()
+    };
+    assert_eq!(fields(&["--tokens", "8", "--dtype", "f16"], "choice"), ["spec.dtype"]);
+    assert_eq!(fields(&["--tokens", "8", "--dtype", "f16"], "artifact"), ["spec.dtype", "source"]);
+    assert_eq!(fields(&["--tokens", "8", "--bhsd", "--table", "same"], "choice"), ["spec.table.dtype", "class"]);
+    // For a GPU that is not there; without a compiler its version is not held against an entry.
+    let nowhere = [("ROPEJIT_NVRTC", Some("/nowhere/libnvrtc.so"))];
+    let there = shell.run_with(&why(&["--tokens", "8", "--arch", "sm_90", "--json"]), &nowhere);
+    assert_eq!(there.code, 0, "{}", there.stderr);
+    let answer = there.json()["answers"][0].clone();
+    let names: Vec<String> = differences(&answer["choice"]).into_iter().map(|(field, _)| field).collect();
+    assert_eq!(names, ["device", "space"]);
+    assert!(differences(&answer["artifact"]).iter().all(|(field, _)| field != "compiler"), "{answer}");
+    assert!(text(&answer["artifact"], "what").contains("no compiler is here"), "{answer}");
+    assert!(text(&answer, "hint").ends_with("--arch sm_90"), "{answer}");
+
+    shell.run(&why(&["--layout", "bshd/16B"])).fails(2, &["--layout", "bshd/16B/t16B"]);
+    shell.run(&why(&["--arch", "sm_1"])).fails(2, &["--arch", "sm_1"]);
+    let other = shell.json(&why(&["--tokens", "8", "--layout", "bshd/8B/t16B"]));
+    assert_eq!(differences(&other["answers"][0]["choice"])[0].0, "class");
+    // Partial rotary has a kernel in place and one out of place.
+    let partial = shell.json(&why(&["--tokens", "8", "--rotary-dim", "32"]));
+    assert_eq!(partial["answers"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn why_says_in_words_what_a_digest_means() {
+    for (field, value, meaning) in [
+        ("templates", "0123456789abcdef", "the program's templates changed"),
+        ("space", "t128 v8 h1 wb/wb", "the program offers other candidates"),
+        ("policy", "0", "another way of measuring"),
+        ("device", "AMD EPYC; cc 0.0; 1 multiprocessors", "another device"),
+    ] {
+        let shell = tuned();
+        with_field(&shell, field, value);
+        let answer = shell.json(&why(&["--tokens", "8"]))["answers"][0].clone();
+        assert_eq!(differences(&answer["choice"]), [(field.to_owned(), meaning.to_owned())]);
+        let page = shell.ok(&why(&["--tokens", "8"])).stdout;
+        assert!(page.contains(meaning) && page.contains("choice    miss"), "{page}");
+    }
+}
+
+#[test]
+fn why_finds_a_kernel_that_is_gone_or_damaged() {
+    let shell = tuned();
+    let chosen = shell.json(&["inspect", "list", "--kind", "choice"])["entries"][0]["variant"].clone();
+    let list = shell.json(&["inspect", "list", "--kind", "artifact", chosen.as_str().expect("text")]);
+    let path = text(&list["entries"][0], "path").to_owned();
+    let mut bytes = fs_err::read(&path).expect("read");
+    bytes[200] ^= 1;
+    fs_err::write(&path, &bytes).expect("written");
+    let answer = shell.json(&why(&["--tokens", "8"]))["answers"][0].clone();
+    assert_eq!((answer["choice"]["hit"].as_bool(), answer["artifact"]["hit"].as_bool()), (Some(true), Some(false)));
+    assert!(text(&answer["artifact"], "what").contains(&path), "{answer}");
+    fs_err::remove_file(&path).expect("removed");
+    let page = shell.ok(&why(&["--tokens", "8"])).stdout;
+    assert!(page.contains("choice    hit") && page.contains("artifact  miss"), "{page}");
+    assert!(page.contains("compiles the kernel again"), "{page}");
+}
+
+#[test]
+fn why_names_the_lock_files_line() {
+    let shell = tuned();
+    let lock = shell.at("rope.lock").display().to_string();
+    shell.ok(&[&["prewarm"], &SMALL[..], &["--tokens", "8", "--lock", &lock]].concat());
+    let there = [("ROPEJIT_LOCK", Some(&*lock))];
+    let page = shell.run_with(&why(&["--tokens", "8"]), &there).stdout;
+    assert!(page.contains(&format!("lock      {lock}:7 names t")) && page.contains("tunes nothing"), "{page}");
+}
+
+#[test]
+fn list_filters_and_sorts() {
+    let shell = tuned();
+    shell.ok(&[&["prewarm"], &SMALL[..], &["--tokens", "64", "--dtype", "f16", "--no-tune"]].concat());
+    let keys = |more: &[&str]| -> Vec<Value> {
+        let list = shell.json(&[&["inspect", "list"], more].concat());
+        list["entries"].as_array().expect("an array").clone()
+    };
+    let all = keys(&[]).len();
+    let of = |more: &[&str]| keys(more).len();
+    assert_eq!((of(&["--kind", "choice"]), of(&["--kind", "choice"]) + of(&["--kind", "artifact"])), (2, all));
+    assert_eq!((of(&["--tuned"]), of(&["--untuned"]), of(&["--tokens", "60"]), of(&["--bucket", "8"])), (1, 1, 1, 1));
+    assert_eq!((of(&["--dtype", "f16"]), of(&["--dtype", "f32"]), of(&["--head-dim", "64"])), (2, 0, all));
+    assert_eq!(
+        (of(&["--arch", "sm_90"]), of(&["--arch", std::env::consts::ARCH]), of(&["--device", "no such"])),
+        (0, all, 0)
+    );
+    assert_eq!((of(&["D64 H4/2", "once"]), of(&["bf16", "--kind", "choice"]), of(&["no such text"])), (all, 1, 0));
+    let tokens: Vec<_> = keys(&["--kind", "choice", "--sort", "tokens"]).iter().map(|e| e["tokens"].as_u64()).collect();
+    assert_eq!(tokens, [Some(8), Some(64)]);
+    let bytes: Vec<_> = keys(&["--sort", "bytes"]).iter().map(|e| e["bytes"].as_u64()).collect();
+    assert!(bytes.is_sorted_by(|a, b| a >= b), "{bytes:?}");
+    let names: Vec<_> = keys(&["--sort", "key"]).iter().map(|e| text(e, "key").to_owned()).collect();
+    assert!(names.is_sorted());
+    // Lines for other programs: as many fields in each.
+    let lines = shell.ok(&["inspect", "list", "--tsv"]).stdout;
+    assert_eq!(lines.lines().count(), all);
+    assert!(lines.lines().all(|line| line.split('\t').count() == 11), "{lines}");
+    shell.ok(&["inspect", "list", "--arch", "sm_90"]).says(&["none of the"]);
+    shell.run(&["inspect", "list", "--sort", "colour"]).fails(2, &["--sort", "colour", "tokens"]);
+    shell.run(&["inspect", "list", "--tuned", "--untuned"]).fails(2, &["--tuned", "--untuned"]);
+}
+
+#[test]
+fn show_prints_all_samples_and_the_rate() {
+    let shell = tuned();
+    let key = text(&shell.json(&["inspect", "list", "--kind", "choice"])["entries"][0], "key").to_owned();
+    let document = shell.json(&["inspect", "show", &key]);
+    let page = shell.ok(&["inspect", "show", &key]).stdout;
+    let candidates = document["candidates"].as_array().expect("an array");
+    for candidate in candidates {
+        let samples = candidate["samples_ns"].as_array().expect("an array");
+        let variant = text(candidate, "variant");
+        let line = page.lines().find(|l| l.trim_start().starts_with(&format!("{variant}: "))).expect("its samples");
+        assert_eq!(line.rsplit(": ").next().map(|l| l.split(' ').count()), Some(samples.len()), "{line}");
+    }
+    let winner = candidates.iter().find(|c| c["winner"] == true).expect("one");
+    let rate = document["bytes"].as_f64().expect("bytes") / winner["median_ns"].as_f64().expect("a median") * 1e9;
+    assert!((document["bytes_per_second"].as_f64().expect("a rate") - rate).abs() < 1.0, "{document}");
+    assert_eq!(document["peak_bytes_per_second"], Value::Null, "a host does not tell");
+    for part in ["rate        ", " GB/s, ", " of the copy", "made        2", "what its key hashes:", "compiler    "] {
+        assert!(page.contains(part), "'{part}' is not in: {page}");
+    }
+    shell.run(&["inspect", "show", &key, "--sass"]).fails(2, &["--sass", "no code for a GPU"]);
+}
+
+#[test]
+fn show_disassembles_where_it_can_and_says_where_it_cannot() {
+    let shell = Shell::new();
+    if !nvrtc(&shell, "show_disassembles_where_it_can_and_says_where_it_cannot") {
+        return;
+    }
+    shell.ok(&[&["prewarm"], &SMALL[..], &["--tokens", "8", "--arch", "sm_90"]].concat());
+    let key = text(&shell.json(&["inspect", "list", "--kind", "choice"])["entries"][0], "key").to_owned();
+    let ptx = shell.ok(&["inspect", "show", &key, "--ptx"]).stdout;
+    assert!(ptx.contains(".target sm_90"), "of the kernel that the choice names");
+
+    // A stand-in that says what it was given: the cubin, whole, and the option to print code.
+    let tools = shell.at("tools/bin");
+    fs_err::create_dir_all(&tools).expect("made");
+    let tool = tools.join("nvdisasm");
+    let with = |script: &str, args: &[&str]| {
+        fs_err::write(&tool, script).expect("written");
+        fs_err::set_permissions(&tool, std::fs::Permissions::from_mode(0o755)).expect("set");
+        let home = shell.at("tools").display().to_string();
+        shell.run_with(args, &[("CUDA_HOME", Some(&home)), ("PATH", Some("")), ("CUDA_PATH", None)])
+    };
+    let sass = ["inspect", "show", &key, "--sass"];
+    let shown = with("#!/bin/sh\necho \"$1\"\n/usr/bin/head -c 4 \"$2\" | /usr/bin/tail -c 3\n", &sass);
+    assert_eq!((shown.code, shown.stdout.as_str()), (0, "--print-code\nELF\n"), "{}", shown.stderr);
+    let shown = with("#!/bin/sh\necho code\n", &[&sass[..], &["--json"]].concat());
+    assert_eq!((shown.code, text(&shown.json(), "sass")), (0, "code"));
+    with("#!/bin/sh\necho too new >&2\nexit 1\n", &sass).fails(1, &["nvdisasm", "too new", "hint: ", "--ptx"]);
+    if !std::path::Path::new("/usr/local/cuda/bin").exists() {
+        let bare = shell.run_with(&sass, &[("PATH", Some("")), ("CUDA_HOME", None), ("CUDA_PATH", None)]);
+        bare.fails(1, &["--sass", "neither nvdisasm nor cuobjdump", "hint: ", "--ptx"]);
+    }
+}
+
+#[test]
+fn report_is_one_page_that_needs_nothing_else() {
+    let shell = tuned();
+    let page = shell.at("tuning.html").display().to_string();
+    shell.ok(&["inspect", "report", "--html", &page]).says(&["tuning.html", "choices 1"]);
+    let html = fs_err::read_to_string(&page).expect("written");
+    let choice = shell.json(&["inspect", "list", "--kind", "choice"])["entries"][0].clone();
+    let shown = shell.json(&["inspect", "show", text(&choice, "key")]);
+    let candidates = shown["candidates"].as_array().expect("an array");
+    let samples: usize = candidates.iter().map(|c| c["samples_ns"].as_array().map_or(0, Vec::len)).sum();
+    let beyond: usize = html.matches(" beyond)").count();
+    let dots = html.matches("<circle").count();
+    assert!(dots <= samples && (beyond > 0 || dots == samples), "{dots} dots for {samples} samples");
+    assert_eq!(html.matches("<g class=\"chosen\">").count(), 1);
+    assert_eq!(html.matches("<g class=\"copy\">").count(), 1);
+    for part in
+        [text(&choice, "spec"), text(&choice, "variant"), text(&choice, "key"), "prefers-color-scheme: dark", "</html>"]
+    {
+        assert!(html.contains(part), "{part}");
+    }
+    for foreign in ["<script", "http:", "https:", "src=", "@import", "url(", "NaN", "inf"] {
+        assert!(!html.contains(foreign), "{foreign} in the page");
+    }
+    for tag in ["svg", "section", "table", "g", "title", "p", "code"] {
+        let (open, close) = (
+            html.matches(&format!("<{tag}>")).count() + html.matches(&format!("<{tag} ")).count(),
+            html.matches(&format!("</{tag}>")).count(),
+        );
+        assert_eq!(open, close, "<{tag}>");
+    }
+    assert_eq!(shell.ok(&["inspect", "report", "--html", "-"]).stdout, html);
+    let index = shell.ok(&["inspect", "report"]).stdout;
+    assert!(index.contains(text(&choice, "spec")) && index.lines().count() == 3, "{index}");
+    let document = shell.json(&["inspect", "report"]);
+    assert_eq!(document["choices"][0]["key"], choice["key"]);
+    shell
+        .run(&["inspect", "report", "--html", "/nowhere/at/all.html"])
+        .fails(1, &["/nowhere/at/all.html", "cannot be written", "hint"]);
+    let empty = Shell::new();
+    empty.ok(&["inspect", "report"]).says(&["there are no choices"]);
+}
