@@ -2,6 +2,9 @@
 //!
 //! Everything here uses the crate's public API only, by the name that others know it by (`ropejit::`).
 
+// Help is plain text: `[B,H,S,D]` is a layout there, not a link.
+#![allow(rustdoc::broken_intra_doc_links)]
+
 mod bench;
 mod bench_picture;
 mod demo;
