@@ -142,7 +142,7 @@ impl Call {
             if view.device == device {
                 Ok(())
             } else {
-                Err(wrong(name, format!("is on {:?}, q on {device:?}", view.device)))
+                Err(wrong(name, format!("is on {}, q on {device}", view.device)))
             }
         };
         let k_layout = k.as_ref().map(|k| layout("k", k, form.order)).transpose()?;

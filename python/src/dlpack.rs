@@ -34,6 +34,16 @@ pub enum Device {
     Cuda(u32),
 }
 
+impl std::fmt::Display for Device {
+    /// As PyTorch writes it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Host => f.write_str("cpu"),
+            Self::Cuda(gpu) => write!(f, "cuda:{gpu}"),
+        }
+    }
+}
+
 /// A tensor, as far as a call needs to know it. Strides are in elements.
 #[derive(Clone, Copy, Debug)]
 pub struct View {

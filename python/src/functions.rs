@@ -241,10 +241,17 @@ pub fn drop_in<'py>(
             2 => Order::Bshd,
             _ => return Ok(None),
         };
-        let (q_view, cos_view) = (torch.view("q", q)?, torch.view("cos", cos)?);
-        let k_view = k.map(|k| torch.view("k", k)).transpose()?;
+        // What no view can be had of (a meta tensor, five dimensions) is no call for the kernels.
+        let view = |name, tensor: &Bound<'py, PyAny>| torch.view(name, tensor).ok();
+        let (Some(q_view), Some(cos_view), Some(sin_view)) = (view("q", q), view("cos", cos), view("sin", sin)) else {
+            return Ok(None);
+        };
+        let k_view = match k.map(|k| view("k", k)) {
+            Some(None) => return Ok(None),
+            k_view => k_view.flatten(),
+        };
         let rotary_dim = cos_view.shape().get(2).map_or(0, |&width| if half { 2 * width } else { width });
-        let tables = [&cos_view, &torch.view("sin", sin)?];
+        let tables = [&cos_view, &sin_view];
         let Some(contract) = covered(&q_view, k_view.as_ref(), tables, order, rotary_dim, rounding) else {
             return Ok(None);
         };

@@ -86,3 +86,12 @@ def test_glm(device, dtype):
     cos, sin = tables(device, dtype, 2, 5, 32)
     ours = ropejit.apply(q, k, cos, sin, interleaved=True, rotary_dim=32, layout="bhsd", rounding="per_op")
     equal(ours, glm(q, k, cos, sin))
+
+
+def test_meta_tensors_and_other_shapes_are_left_to_eager():
+    q, k = (torch.empty(1, 2, 3, 64, device="meta") for _ in range(2))
+    cos, sin = (torch.empty(1, 3, 64, device="meta") for _ in range(2))
+    assert ropejit.apply_rotary_pos_emb(q, k, cos, sin)[0].shape == q.shape
+    q, k = (torch.randn(2, 1, 2, 3, 64) for _ in range(2))
+    cos, sin = (x[:, None] for x in tables("cpu", torch.float32, 1, 3, 64))
+    equal(ropejit.apply_rotary_pos_emb(q, k, cos, sin, 2), llama(q, k, cos, sin, 2))

@@ -81,6 +81,43 @@ fn frozen_names_what_is_missing_and_how_to_get_it() {
 }
 
 #[test]
+fn a_frozen_engine_serves_what_is_loaded_and_makes_nothing() {
+    let engine = crate::host::engine(Tuning::Never);
+    works(&engine, &small());
+    engine.freeze();
+    assert_eq!(works(&engine, &small()), Origin::Memory);
+    let other = Case::new(RopeSpec::new(DType::F16, 64, 4, 2), 1, 5);
+    let error = run(&engine, &other, &Data::new(&other, 1)).expect_err("frozen");
+    assert_eq!((error.kind(), engine.stats().compiles), (ErrorKind::NotCached, 1));
+}
+
+#[test]
+fn what_is_not_loaded_is_left_to_the_caller() {
+    let engine = crate::host::engine(Tuning::Never);
+    let rope = engine.rope(&RopeSpec::new(DType::F32, 4, 1, 0)).expect("a rope");
+    let layout = Layout::bshd(1, 1, 1, 4);
+    let mut q = [1.0f32, 2.0, 3.0, 4.0];
+    let (cos, sin) = ([0.0f32; 2], [1.0f32; 2]);
+    let mut call = |loaded: bool| {
+        let args = Args {
+            q: Operand::in_place(Tensor::host(&mut q, layout).expect("fits")),
+            k: None,
+            tables: Tables::host(&cos, &sin, 1, 2).expect("fits"),
+            positions: Positions::Offset(0),
+        };
+        if loaded {
+            return rope.apply_loaded(Stream::DEFAULT, &args).expect("launches");
+        }
+        rope.apply(Stream::DEFAULT, &args).is_ok()
+    };
+    assert!(!call(true));
+    assert!(call(false));
+    assert!(call(true));
+    assert_eq!(q, [-1.0, -2.0, -3.0, -4.0], "turned twice by a quarter, and not a third time");
+    assert_eq!((engine.stats().compiles, engine.stats().memory_hits), (1, 1));
+}
+
+#[test]
 fn never_compiles_the_default_and_tunes_nothing() {
     let engine = crate::host::engine(Tuning::Never);
     assert_eq!(works(&engine, &small()), Origin::Compiled);
