@@ -7,13 +7,14 @@ NVRTC_PACKAGE := nvidia-cuda-nvrtc==13.0.88
 FUZZ_SECONDS ?= 600
 BIN := $(or $(CARGO_TARGET_DIR),target)/release/ropejit
 
-.PHONY: help build nvrtc demo test test-transformers fuzz lint python test-python lint-python gpu-bundle peers-bundle clean
+.PHONY: help build nvrtc demo test test-transformers fuzz kernels check-kernels lint python test-python lint-python gpu-bundle peers-bundle clean
 
 help:
 	@echo "make demo        what it is about, in a minute (no GPU needed)"
 	@echo "make test        all tests that need no GPU"
 	@echo "make test-transformers  forms of RoPE, bit for bit with transformers on the CPU (installs PyTorch)"
 	@echo "make fuzz        the readers of entries and of config.json against any input (FUZZ_SECONDS each)"
+	@echo "make kernels     the kernels that the crate ships, from templates/ into cache/"
 	@echo "make lint        format, clippy, documentation, feature combinations"
 	@echo "make python      the Python package's wheel, in dist/"
 	@echo "make test-python its tests, in a fresh .venv-python (installs PyTorch and transformers)"
@@ -49,6 +50,13 @@ test-transformers: build
 fuzz:
 	scripts/fuzz.sh entry $(FUZZ_SECONDS)
 	scripts/fuzz.sh model_config $(FUZZ_SECONDS)
+
+# One NVRTC makes the same bytes everywhere.
+kernels: nvrtc
+	$(CARGO) run --release --example ship_kernels
+
+check-kernels: nvrtc
+	$(CARGO) run --release --example ship_kernels -- --check
 
 lint:
 	$(CARGO) fmt --check

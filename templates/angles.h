@@ -40,17 +40,11 @@ ROPE_INLINE void sin_cos(double x, double& s, double& c) {
 }
 
 // In f32 the angle is the f32 product, as transformers has it; accurate, everything is a double until one rounding.
-ROPE_INLINE void angle(i64 position, float inv_freq, float factor, float& c, float& s) {
+ROPE_INLINE void angle(i64 position, float inv_freq, float factor, bool accurate, float& c, float& s) {
     double sine, cosine;
-#if ROPE_ACCURATE
-    sin_cos(mul((double)position, (double)inv_freq), sine, cosine);
-    c = (float)mul(cosine, (double)factor);
-    s = (float)mul(sine, (double)factor);
-#else
-    sin_cos((double)mul((float)position, inv_freq), sine, cosine);
-    c = mul((float)cosine, factor);
-    s = mul((float)sine, factor);
-#endif
+    sin_cos(accurate ? mul((double)position, (double)inv_freq) : (double)mul((float)position, inv_freq), sine, cosine);
+    c = accurate ? (float)mul(cosine, (double)factor) : mul((float)cosine, factor);
+    s = accurate ? (float)mul(sine, (double)factor) : mul((float)sine, factor);
 }
 
 #endif

@@ -152,7 +152,10 @@ ROPE_INLINE void wait_for_previous() {
 #endif
 }
 
-#if ROPE_TABLELESS
+#if ROPE_PORTABLE
+#define ROPE_ARGUMENTS                                                                                                \
+    const __grid_constant__ RopeParams p, const __grid_constant__ RopeAngles angles, const __grid_constant__ RopeShape shape
+#elif ROPE_TABLELESS
 #define ROPE_ARGUMENTS const __grid_constant__ RopeParams p, const __grid_constant__ RopeAngles angles
 #else
 #define ROPE_ARGUMENTS const __grid_constant__ RopeParams p
@@ -161,5 +164,5 @@ ROPE_INLINE void wait_for_previous() {
 #define ROPE_ENTRY                                                                                                    \
     extern "C" __global__ void __launch_bounds__(ROPE_THREADS) rope_kernel(ROPE_ARGUMENTS) {                          \
         let_next_start();                                                                                             \
-        rope_thread(p, ROPE_ANGLES(angles), blockIdx.x, threadIdx.x);                                                 \
+        rope_thread(p, ROPE_ANGLES(angles), ROPE_SHAPE(shape), blockIdx.x, threadIdx.x);                              \
     }

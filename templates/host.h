@@ -80,9 +80,11 @@ ROPE_INLINE void wait_for_previous() {}
 #endif
 
 #define ROPE_ENTRY                                                                                                    \
-    extern "C" ROPE_CLONES void rope_kernel(const RopeParams* p, const RopeAngles* angles, u32 first_block,           \
-                                            u32 last_block) {                                                         \
+    extern "C" ROPE_CLONES void rope_kernel(const RopeParams* p, const RopeAngles* angles, const RopeShape* shape,    \
+                                            u32 first_block, u32 last_block) {                                        \
         (void)angles;                                                                                                 \
+        (void)shape;                                                                                                  \
         for (u32 block = first_block; block < last_block; ++block)                                                    \
-            for (u32 thread = 0; thread < ROPE_THREADS; ++thread) rope_thread(*p, ROPE_ANGLES(*angles), block, thread); \
+            for (u32 thread = 0; thread < ROPE_THREADS; ++thread)                                                     \
+                rope_thread(*p, ROPE_ANGLES(*angles), ROPE_SHAPE(*shape), block, thread);                             \
     }

@@ -63,4 +63,22 @@ struct RopeAngles {
 // For kernels that read their tables.
 struct NoAngles {};
 
-static_assert(sizeof(RopeParams) == 272 && sizeof(RopeAngles) == 1028, "src/device/params.rs mirrors these structs");
+// What a portable kernel is told of the spec and layout that others are compiled for.
+struct RopeShape {
+    u32 rotary_dim;
+    u32 rest;          // elements of a head that are only copied
+    u32 num_heads;
+    u32 num_kv_heads;
+    u32 positions;     // ROPE_IMPLICIT, …
+    u32 mrope;         // 0 none, 1 chunked, 2 interleaved
+    u32 mrope_t;       // pairs of each section
+    u32 mrope_h;
+    u32 mrope_w;
+    u32 backward;
+    u32 per_op;
+    u32 accurate;
+    u32 head_major;
+};
+
+static_assert(sizeof(RopeParams) == 272 && sizeof(RopeAngles) == 1028 && sizeof(RopeShape) == 52,
+              "src/device/params.rs mirrors these structs");

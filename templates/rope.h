@@ -5,7 +5,8 @@
 // ROPE_HEAD_MAJOR. Every piece width, every number of heads and every hint computes the same operations on the same
 // operands: variants differ in speed, never in a bit.
 //
-// No barrier, no shuffle, no shared memory: the same text is a host program.
+// No barrier, no shuffle, no shared memory: the same text is a host program. With ROPE_PORTABLE it is one kernel for all
+// shapes, which are then arguments.
 
 #if ROPE_DTYPE == ROPE_F32
 typedef float Element;
@@ -37,52 +38,66 @@ typedef NoAngles Angles;
 #define ROPE_ANGLES(given) NoAngles()
 #endif
 
-constexpr u32 VEC = ROPE_VEC;                                          // elements in a piece
-constexpr u32 PAIRS = ROPE_INTERLEAVED ? VEC / 2 : VEC;                // pairs that a thread turns in one head
-constexpr u32 HALF = ROPE_ROTARY_DIM / 2;
-constexpr u32 TURNING = HALF / PAIRS;                                  // lanes of a head that turn
-constexpr u32 RESTING = ROPE_COPY_REST ? (ROPE_HEAD_DIM - ROPE_ROTARY_DIM) / VEC : 0;  // lanes that only copy
-constexpr u32 LANES = TURNING + RESTING;
+#if ROPE_PORTABLE
+// Told at run time: one kernel for all shapes.
+typedef RopeShape Shape;
+#define ROPE_SHAPE(given) given
+#else
+// Known: the same names, as constants.
+struct Shape {
+    static constexpr u32 rotary_dim = ROPE_ROTARY_DIM, rest = ROPE_COPY_REST ? ROPE_HEAD_DIM - ROPE_ROTARY_DIM : 0;
+    static constexpr u32 num_heads = ROPE_NUM_HEADS, num_kv_heads = ROPE_NUM_KV_HEADS;
+    static constexpr u32 positions = ROPE_POSITIONS;
+    static constexpr u32 mrope = ROPE_MROPE, mrope_t = ROPE_MROPE_T, mrope_h = ROPE_MROPE_H, mrope_w = ROPE_MROPE_W;
+    static constexpr u32 backward = ROPE_BACKWARD, per_op = ROPE_PER_OP, accurate = ROPE_ACCURATE;
+    static constexpr u32 head_major = ROPE_HEAD_MAJOR;
+};
+#define ROPE_SHAPE(given) Shape()
+#endif
+
+constexpr u32 VEC = ROPE_VEC;                                // elements in a piece
+constexpr u32 PAIRS = ROPE_INTERLEAVED ? VEC / 2 : VEC;      // pairs that a thread turns in one head
 constexpr u32 HEADS = ROPE_HEADS_PER_THREAD;
-constexpr u32 GROUPS = (ROPE_NUM_HEADS + ROPE_NUM_KV_HEADS) / HEADS;   // a thread's heads lie GROUPS apart
 
-static_assert(HALF % PAIRS == 0 && GROUPS * HEADS == ROPE_NUM_HEADS + ROPE_NUM_KV_HEADS, "illegal variant");
+#if !ROPE_PORTABLE
+static_assert(Shape::rotary_dim / 2 % PAIRS == 0 && (Shape::num_heads + Shape::num_kv_heads) % HEADS == 0, "illegal variant");
+#endif
 
-ROPE_INLINE float rounded(float x) { return ROPE_PER_OP ? widen(narrow(x)) : x; }
+ROPE_INLINE float rounded(const Shape& shape, float x) { return shape.per_op ? widen(narrow(x)) : x; }
 
 // cos or sin of the thread's pairs.
-ROPE_INLINE void load_table(float (&values)[PAIRS], const TableElement* at) {
+ROPE_INLINE void load_table(const Shape& shape, float (&values)[PAIRS], const TableElement* at) {
     Piece<TableElement, PAIRS, ROPE_TABLE_WORD> entries;
     load_entries(entries, at);
-    ROPE_EACH_PAIR for (u32 i = 0; i < PAIRS; ++i) values[i] = rounded(widen_table(entries.elements[i]));
+    ROPE_EACH_PAIR for (u32 i = 0; i < PAIRS; ++i) values[i] = rounded(shape, widen_table(entries.elements[i]));
 }
 
 // a' = a·c − b·s, b' = b·c + a·s; backward the transpose, that is −s.
-ROPE_INLINE void rotate(Element& a, Element& b, float c, float s) {
+ROPE_INLINE void rotate(const Shape& shape, Element& a, Element& b, float c, float s) {
     float x = widen(a), y = widen(b);
-    if (ROPE_BACKWARD) s = -s;
-    a = narrow(sub(rounded(mul(x, c)), rounded(mul(y, s))));
-    b = narrow(add(rounded(mul(y, c)), rounded(mul(x, s))));
+    if (shape.backward) s = -s;
+    a = narrow(sub(rounded(shape, mul(x, c)), rounded(shape, mul(y, s))));
+    b = narrow(add(rounded(shape, mul(y, c)), rounded(shape, mul(x, s))));
 }
 
 ROPE_INLINE u32 divide(u32 n, const Divider& d) { return (mul_high(n, d.multiplier) + n) >> d.shift; }
 
 // A number of position_ids or of offsets.
-ROPE_INLINE i64 position_at(const RopeParams& p, i64 at) {
-#if ROPE_POSITIONS == ROPE_IDS64 || ROPE_POSITIONS == ROPE_OFFSETS64
-    return ((const i64*)p.position_ids)[at];
-#else
-    return ((const int*)p.position_ids)[at];
-#endif
+ROPE_INLINE i64 position_at(const RopeParams& p, const Shape& shape, i64 at) {
+    const bool wide = shape.positions == ROPE_IDS64 || shape.positions == ROPE_OFFSETS64;
+    return wide ? ((const i64*)p.position_ids)[at] : ((const int*)p.position_ids)[at];
 }
 
 // The position of a token on one axis; below 0 for a packed token behind the last sequence.
-ROPE_INLINE i64 position_of(const RopeParams& p, u32 batch, u32 token, u32 axis) {
-#if ROPE_POSITIONS == ROPE_IMPLICIT
-    return p.position_offset + token;
-#elif ROPE_POSITIONS == ROPE_OFFSETS32 || ROPE_POSITIONS == ROPE_OFFSETS64
-    return (i64)((u64)position_at(p, batch) + token);
-#elif ROPE_POSITIONS == ROPE_CU_SEQLENS
+ROPE_INLINE i64 position_of(const RopeParams& p, const Shape& shape, u32 batch, u32 token, u32 axis) {
+    if (shape.positions == ROPE_IMPLICIT) return p.position_offset + token;
+    if (shape.positions == ROPE_OFFSETS32 || shape.positions == ROPE_OFFSETS64) {
+        return (i64)((u64)position_at(p, shape, batch) + token);
+    }
+    if (shape.positions != ROPE_CU_SEQLENS) {
+        return position_at(p, shape, axis * p.position_axis_stride + batch * p.position_batch_stride +
+                                         token * p.position_token_stride);
+    }
     // The last sequence that begins at or before the token.
     u32 low = 0, high = (u32)p.packed_sequences;
     while (low < high) {
@@ -91,105 +106,109 @@ ROPE_INLINE i64 position_of(const RopeParams& p, u32 batch, u32 token, u32 axis)
         else high = middle;
     }
     if (low == (u32)p.packed_sequences) return -1;
-    i64 offset = p.position_ids ? position_at(p, low) : 0;
+    i64 offset = p.position_ids ? position_at(p, shape, low) : 0;
     return offset + token - p.cu_seqlens[low];
-#else
-    return position_at(p, axis * p.position_axis_stride + batch * p.position_batch_stride +
-                              token * p.position_token_stride);
-#endif
 }
 
 // The row of the table for a token on one axis, or −1 when its position lies outside.
-ROPE_INLINE i64 table_row(const RopeParams& p, u32 batch, u32 token, u32 axis) {
-    i64 position = position_of(p, batch, token, axis);
+ROPE_INLINE i64 table_row(const RopeParams& p, const Shape& shape, u32 batch, u32 token, u32 axis) {
+    i64 position = position_of(p, shape, batch, token, axis);
     // An implicit position has been checked by the host.
-    if (ROPE_POSITIONS == ROPE_IMPLICIT || (u64)position < (u64)p.table_rows) return position;
+    if (shape.positions == ROPE_IMPLICIT || (u64)position < (u64)p.table_rows) return position;
     report(p.fault, (u64)batch * p.tokens_total + token + 1);
     return -1;
 }
 
 // cos and sin of the thread's pairs in one row, or at the position that would be its number.
-ROPE_INLINE void load_row(const RopeParams& p, const Angles& angles, u32 batch, i64 row, u32 lane, float (&c)[PAIRS], float (&s)[PAIRS]) {
+ROPE_INLINE void load_row(const RopeParams& p, const Angles& angles, const Shape& shape, u32 batch, i64 row, u32 lane,
+                          float (&c)[PAIRS], float (&s)[PAIRS]) {
     if (row < 0) {
         ROPE_UNROLL for (u32 i = 0; i < PAIRS; ++i) c[i] = s[i] = bits_float(0x7fffffffu);
         return;
     }
 #if ROPE_TABLELESS
     ROPE_EACH_PAIR for (u32 i = 0; i < PAIRS; ++i) {
-        angle(row, angles.inv_freq[lane * PAIRS + i], angles.factor, c[i], s[i]);
-        c[i] = rounded(c[i]);
-        s[i] = rounded(s[i]);
+        angle(row, angles.inv_freq[lane * PAIRS + i], angles.factor, shape.accurate, c[i], s[i]);
+        c[i] = rounded(shape, c[i]);
+        s[i] = rounded(shape, s[i]);
     }
 #else
     const i64 at = batch * p.table_batch_stride + row * p.table_row_stride + lane * PAIRS;
-    load_table(c, (const TableElement*)p.cos_table + at);
-    load_table(s, (const TableElement*)p.sin_table + at);
+    load_table(shape, c, (const TableElement*)p.cos_table + at);
+    load_table(shape, s, (const TableElement*)p.sin_table + at);
 #endif
 }
 
-#if ROPE_MROPE
 // Which axis a pair follows: chunked, sections one after the other; interleaved, pair c follows h if c mod 3 = 1 and
 // c < 3·sections[1], w if c mod 3 = 2 and c < 3·sections[2], else t.
-ROPE_INLINE u32 axis_of(u32 pair) {
-    if (ROPE_MROPE == 2) {
-        if (pair % 3 == 1 && pair < 3 * ROPE_MROPE_H) return 1;
-        return pair % 3 == 2 && pair < 3 * ROPE_MROPE_W ? 2 : 0;
+ROPE_INLINE u32 axis_of(const Shape& shape, u32 pair) {
+    if (shape.mrope == 2) {
+        if (pair % 3 == 1 && pair < 3 * shape.mrope_h) return 1;
+        return pair % 3 == 2 && pair < 3 * shape.mrope_w ? 2 : 0;
     }
-    return pair < ROPE_MROPE_T ? 0 : pair < ROPE_MROPE_T + ROPE_MROPE_H ? 1 : 2;
+    return pair < shape.mrope_t ? 0 : pair < shape.mrope_t + shape.mrope_h ? 1 : 2;
 }
-#endif
 
 // cos and sin of the thread's pairs for a token.
-ROPE_INLINE void load_angles(const RopeParams& p, const Angles& angles, u32 batch, u32 token, u32 lane,
+ROPE_INLINE void load_angles(const RopeParams& p, const Angles& angles, const Shape& shape, u32 batch, u32 token, u32 lane,
                              float (&c)[PAIRS], float (&s)[PAIRS]) {
-#if ROPE_MROPE
+    if (!shape.mrope) {
+        load_row(p, angles, shape, batch, table_row(p, shape, batch, token, 0), lane, c, s);
+        return;
+    }
     // A token is outside as a whole when one of its axes is.
     i64 rows[3];
-    ROPE_UNROLL for (u32 axis = 0; axis < 3; ++axis) rows[axis] = table_row(p, batch, token, axis);
+    ROPE_UNROLL for (u32 axis = 0; axis < 3; ++axis) rows[axis] = table_row(p, shape, batch, token, axis);
     const bool outside = (rows[0] | rows[1] | rows[2]) < 0;
     const u32 first = lane * PAIRS;
     ROPE_UNROLL for (u32 axis = 0; axis < 3; ++axis) {
         bool used = false;
-        ROPE_UNROLL for (u32 i = 0; i < PAIRS; ++i) used |= axis_of(first + i) == axis;
+        ROPE_UNROLL for (u32 i = 0; i < PAIRS; ++i) used |= axis_of(shape, first + i) == axis;
         if (!used) continue;
         float ca[PAIRS], sa[PAIRS];
-        load_row(p, angles, batch, outside ? -1 : rows[axis], lane, ca, sa);
+        load_row(p, angles, shape, batch, outside ? -1 : rows[axis], lane, ca, sa);
         ROPE_UNROLL for (u32 i = 0; i < PAIRS; ++i) {
-            if (axis_of(first + i) == axis) {
+            if (axis_of(shape, first + i) == axis) {
                 c[i] = ca[i];
                 s[i] = sa[i];
             }
         }
     }
-#else
-    load_row(p, angles, batch, table_row(p, batch, token, 0), lane, c, s);
-#endif
 }
 
-ROPE_INLINE void rope_unit(const RopeParams& p, const Angles& angles, u32 unit) {
-    u32 rest = unit / LANES, lane = unit - rest * LANES;
-#if ROPE_HEAD_MAJOR
-    u32 outer = divide(rest, p.tokens), token = rest - outer * p.tokens.divisor;
-    u32 batch = outer / GROUPS, group = outer - batch * GROUPS;
-#else
-    u32 outer = rest / GROUPS, group = rest - outer * GROUPS;
-    u32 batch = divide(outer, p.tokens), token = outer - batch * p.tokens.divisor;
-#endif
+ROPE_INLINE void rope_unit(const RopeParams& p, const Angles& angles, const Shape& shape, u32 unit) {
+    const u32 half = shape.rotary_dim / 2;
+    const u32 turning = half / PAIRS;                                        // lanes of a head that turn
+    const u32 lanes = turning + shape.rest / VEC;                            // and those that only copy
+    const u32 groups = (shape.num_heads + shape.num_kv_heads) / HEADS;       // a thread's heads lie so far apart
+    u32 rest = unit / lanes, lane = unit - rest * lanes;
+    u32 batch, token, group;
+    if (shape.head_major) {
+        u32 outer = divide(rest, p.tokens);
+        token = rest - outer * p.tokens.divisor;
+        batch = outer / groups;
+        group = outer - batch * groups;
+    } else {
+        u32 outer = rest / groups;
+        group = rest - outer * groups;
+        batch = divide(outer, p.tokens);
+        token = outer - batch * p.tokens.divisor;
+    }
     batch += p.batch_begin;
     token += p.token_begin;
 
-    const bool turns = RESTING == 0 || lane < TURNING;
+    const bool turns = shape.rest == 0 || lane < turning;
     // First elements of the thread's pieces in a head. A resting lane moves only the first.
-    const u32 at_a = turns ? lane * (ROPE_INTERLEAVED ? VEC : PAIRS) : ROPE_ROTARY_DIM + (lane - TURNING) * VEC;
-    const u32 at_b = at_a + HALF;
+    const u32 at_a = turns ? lane * (ROPE_INTERLEAVED ? VEC : PAIRS) : shape.rotary_dim + (lane - turning) * VEC;
+    const u32 at_b = at_a + half;
     const bool two = !ROPE_INTERLEAVED && turns;
 
     const Element* in[HEADS];
     Element* out[HEADS];
     ROPE_UNROLL for (u32 h = 0; h < HEADS; ++h) {
-        u32 head = group + h * GROUPS;
-        const bool is_k = ROPE_NUM_KV_HEADS != 0 && head >= ROPE_NUM_HEADS;
-        if (is_k) head -= ROPE_NUM_HEADS;
+        u32 head = group + h * groups;
+        const bool is_k = shape.num_kv_heads != 0 && head >= shape.num_heads;
+        if (is_k) head -= shape.num_heads;
         const i64 in_batch = is_k ? p.k.in_stride[0] : p.q.in_stride[0];
         const i64 in_token = is_k ? p.k.in_stride[1] : p.q.in_stride[1];
         const i64 in_head = is_k ? p.k.in_stride[2] : p.q.in_stride[2];
@@ -209,14 +228,14 @@ ROPE_INLINE void rope_unit(const RopeParams& p, const Angles& angles, u32 unit) 
         if (two) load(b[h], in[h] + at_b);
     }
     float c[PAIRS], s[PAIRS];
-    if (turns) load_angles(p, angles, batch, token, lane, c, s);
+    if (turns) load_angles(p, angles, shape, batch, token, lane, c, s);
     ROPE_UNROLL for (u32 h = 0; h < HEADS; ++h) {
         if (turns) {
             ROPE_EACH_PAIR for (u32 i = 0; i < PAIRS; ++i) {
 #if ROPE_INTERLEAVED
-                rotate(a[h].elements[2 * i], a[h].elements[2 * i + 1], c[i], s[i]);
+                rotate(shape, a[h].elements[2 * i], a[h].elements[2 * i + 1], c[i], s[i]);
 #else
-                rotate(a[h].elements[i], b[h].elements[i], c[i], s[i]);
+                rotate(shape, a[h].elements[i], b[h].elements[i], c[i], s[i]);
 #endif
             }
         }
@@ -225,9 +244,9 @@ ROPE_INLINE void rope_unit(const RopeParams& p, const Angles& angles, u32 unit) 
     }
 }
 
-ROPE_INLINE void rope_thread(const RopeParams& p, const Angles& angles, u32 block, u32 thread) {
+ROPE_INLINE void rope_thread(const RopeParams& p, const Angles& angles, const Shape& shape, u32 block, u32 thread) {
     u32 unit = block * ROPE_THREADS + thread;
-    if (unit < p.units) rope_unit(p, angles, unit);
+    if (unit < p.units) rope_unit(p, angles, shape, unit);
 }
 
 ROPE_ENTRY

@@ -16,8 +16,8 @@ use rayon::prelude::*;
 
 use super::host_reference::ReferenceKernel;
 use super::{
-    AngleParams, Binary, Device, Facts, FaultWord, Kernel, Measuring, Memory, Params, Stream, TimedLaunch, Timer,
-    compile_error, range,
+    AngleParams, Binary, Device, Facts, FaultWord, Kernel, Measuring, Memory, Params, ShapeParams, Stream, TimedLaunch,
+    Timer, compile_error, range,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::Variant;
@@ -166,17 +166,7 @@ impl Device for Host {
     }
 
     fn load(&self, binary: &Binary, _: Variant) -> Result<Arc<dyn Kernel>> {
-        // The loader wants a file; once it is open its name is not needed.
-        let io = |e| Error::io(&std::env::temp_dir(), "a kernel to load cannot be kept", e);
-        let mut file = tempfile::Builder::new().prefix("ropejit-").suffix(".so").tempfile().map_err(io)?;
-        file.write_all(&binary.image).map_err(io)?;
-        let path: &Path = file.path();
-        let refused = |e: libloading::Error| Error::new(ErrorKind::Device, format!("the loader refused a kernel: {e}"));
-        // SAFETY: our own compiler made it, and a digest has vouched for it since; it has no initialisers.
-        let library = unsafe { Library::new(path) }.map_err(refused)?;
-        // SAFETY: templates/host.h defines it with this type.
-        let entry = *unsafe { library.get::<HostEntry>(ENTRY.as_bytes()) }.map_err(refused)?;
-        Ok(Arc::new(HostKernel { entry, _library: library }))
+        load(binary, ShapeParams::default())
     }
 
     fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>> {
@@ -226,11 +216,33 @@ impl Device for Host {
     }
 }
 
+/// Loads a shared library; a portable kernel's gets its shape.
+pub(super) fn load(binary: &Binary, shape: ShapeParams) -> Result<Arc<dyn Kernel>> {
+    // The loader wants a file; once it is open its name is not needed.
+    let io = |e| Error::io(&std::env::temp_dir(), "a kernel to load cannot be kept", e);
+    let mut file = tempfile::Builder::new().prefix("ropejit-").suffix(".so").tempfile().map_err(io)?;
+    file.write_all(&binary.image).map_err(io)?;
+    let path: &Path = file.path();
+    let refused = |e: libloading::Error| Error::new(ErrorKind::Device, format!("the loader refused a kernel: {e}"));
+    // SAFETY: our own compiler made it, and a digest has vouched for it since; it has no initialisers.
+    let library = unsafe { Library::new(path) }.map_err(refused)?;
+    // SAFETY: templates/host.h defines it with this type.
+    let entry = *unsafe { library.get::<HostEntry>(ENTRY.as_bytes()) }.map_err(refused)?;
+    Ok(Arc::new(HostKernel { entry, shape, _library: library }))
+}
+
 /// Runs blocks `first..last`.
-type HostEntry = unsafe extern "C" fn(params: *const Params, angles: *const AngleParams, first: u32, last: u32);
+type HostEntry = unsafe extern "C" fn(
+    params: *const Params,
+    angles: *const AngleParams,
+    shape: *const ShapeParams,
+    first: u32,
+    last: u32,
+);
 
 struct HostKernel {
     entry: HostEntry,
+    shape: ShapeParams,
     // Kept: the entry points into it.
     _library: Library,
 }
@@ -239,7 +251,7 @@ impl Kernel for HostKernel {
     unsafe fn launch(&self, _: Stream<'_>, blocks: u32, params: &Params, angles: &AngleParams) -> Result<()> {
         let run = |first: u32, last: u32| {
             // SAFETY: this function's contract; threads of a launch write disjoint elements.
-            unsafe { (self.entry)(params, angles, first, last) };
+            unsafe { (self.entry)(params, angles, &raw const self.shape, first, last) };
         };
         let chunk = blocks.div_ceil(4 * rayon::current_num_threads() as u32).max(16);
         if blocks <= chunk {

@@ -22,10 +22,10 @@ use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::render::Dialect;
-use crate::jit::{Abilities, Variant};
+use crate::jit::{Abilities, Class, Variant};
 use crate::rope::RopeSpec;
 
-pub use params::{AngleParams, Divider, Params, TensorParams};
+pub use params::{AngleParams, Divider, Params, ShapeParams, TensorParams};
 pub use target::Target;
 
 /// What is known of a device.
@@ -201,6 +201,12 @@ pub trait Device: Send + Sync {
 
     /// How to measure on it.
     fn measuring(&self) -> Measuring;
+
+    /// A kernel for all shapes that the crate ships, with its geometry: it serves at once, with nothing compiled. `None`
+    /// where none is shipped for the device.
+    fn portable(&self, _spec: &RopeSpec, _class: Class) -> Result<Option<(Arc<dyn Kernel>, Variant)>> {
+        Ok(None)
+    }
 
     /// What serves when nothing can be compiled.
     fn fallback(&self, _spec: &RopeSpec) -> Option<Arc<dyn Kernel>> {

@@ -2,7 +2,10 @@
 
 #![allow(missing_docs)]
 
-use crate::rope::scaling::Frequencies;
+use crate::jit::Class;
+use crate::jit::render::{mrope_code, positions_code};
+use crate::rope::scaling::{Frequencies, TableMode};
+use crate::rope::{Direction, RopeSpec, Rounding};
 
 /// Divides numbers below 2^31 by a constant with a multiplication: Granlund and Montgomery, "Division by invariant
 /// integers using multiplication" (PLDI 1994), figure 4.1.
@@ -90,8 +93,45 @@ impl From<&Frequencies> for AngleParams {
     }
 }
 
+/// What a portable kernel is told of spec and layout; zero for all others, which look at none of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ShapeParams {
+    pub rotary_dim: u32,
+    pub rest: u32,
+    pub num_heads: u32,
+    pub num_kv_heads: u32,
+    pub positions: u32,
+    pub mrope: u32,
+    pub mrope_sections: [u32; 3],
+    pub backward: u32,
+    pub per_op: u32,
+    pub accurate: u32,
+    pub head_major: u32,
+}
+
+impl ShapeParams {
+    /// The shape of a spec's calls in a layout class.
+    pub fn of(spec: &RopeSpec, class: Class) -> Self {
+        Self {
+            rotary_dim: spec.rotary_dim,
+            rest: if class.copy_rest { spec.head_dim - spec.rotary_dim } else { 0 },
+            num_heads: spec.num_heads,
+            num_kv_heads: spec.num_kv_heads,
+            positions: positions_code(spec.positions),
+            mrope: mrope_code(spec.mrope.as_ref()),
+            mrope_sections: spec.mrope.map_or([0; 3], |m| m.sections),
+            backward: (spec.direction == Direction::Backward).into(),
+            per_op: (spec.rounding == Rounding::PerOp).into(),
+            accurate: (spec.angles == Some(TableMode::Accurate)).into(),
+            head_major: class.head_major.into(),
+        }
+    }
+}
+
 // The same figure stands in templates/params.h, where the compilers check it.
 const _: () = assert!(size_of::<Params>() == 272 && align_of::<Params>() == 8 && size_of::<AngleParams>() == 1028);
+const _: () = assert!(size_of::<ShapeParams>() == 52);
 
 #[cfg(test)]
 mod tests {

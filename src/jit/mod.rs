@@ -1,10 +1,11 @@
 //! From a spec to the text of a kernel and the keys it is kept under. Pure: no I/O, no CUDA.
 //!
 //! [`variant`] holds the tunables and their legal space, [`render`] the source, [`key`] all that is hashed, [`record`]
-//! what a tuning run leaves behind, [`lock`] choices as a text to commit.
+//! what a tuning run leaves behind, [`lock`] choices as a text to commit, [`portable`] the kernels that the crate ships.
 
 pub mod key;
 pub mod lock;
+pub mod portable;
 pub mod record;
 pub mod render;
 mod text;

@@ -5,8 +5,9 @@ use std::sync::LazyLock;
 
 use sha2::{Digest, Sha256};
 
+use super::portable::Portable;
 use super::variant::{Class, Variant};
-use crate::rope::scaling::TableMode;
+use crate::rope::scaling::{Mrope, TableMode};
 use crate::rope::{DType, Direction, PairStyle, PositionForm, RopeSpec, Rounding};
 
 /// The name of every kernel's entry point.
@@ -43,54 +44,78 @@ pub fn templates_digest() -> &'static str {
 
 /// The complete source of one kernel.
 pub fn render(dialect: Dialect, spec: &RopeSpec, class: Class, v: Variant) -> String {
-    let code = |dtype: DType| match dtype {
-        DType::F32 => "ROPE_F32",
-        DType::F16 => "ROPE_F16",
-        DType::BF16 => "ROPE_BF16",
-    };
-    let positions = match spec.positions {
-        PositionForm::Implicit => "ROPE_IMPLICIT",
-        PositionForm::Ids32 => "ROPE_IDS32",
-        PositionForm::Ids64 => "ROPE_IDS64",
-        PositionForm::Offsets32 => "ROPE_OFFSETS32",
-        PositionForm::Offsets64 => "ROPE_OFFSETS64",
-        PositionForm::CuSeqlens => "ROPE_CU_SEQLENS",
-    };
+    let [t, h, w] = spec.mrope.map_or([0; 3], |m| m.sections);
+    assemble(
+        dialect,
+        &[
+            ("PORTABLE", &0),
+            ("DTYPE", &dtype_name(spec.dtype)),
+            ("TABLE_F32", &u8::from(spec.table.dtype == DType::F32)),
+            ("HEAD_DIM", &spec.head_dim),
+            ("ROTARY_DIM", &spec.rotary_dim),
+            ("NUM_HEADS", &spec.num_heads),
+            ("NUM_KV_HEADS", &spec.num_kv_heads),
+            ("INTERLEAVED", &u8::from(spec.style == PairStyle::Interleaved)),
+            ("PER_OP", &u8::from(spec.rounding == Rounding::PerOp)),
+            ("BACKWARD", &u8::from(spec.direction == Direction::Backward)),
+            ("POSITIONS", &positions_code(spec.positions)),
+            ("MROPE", &mrope_code(spec.mrope.as_ref())),
+            ("MROPE_T", &t),
+            ("MROPE_H", &h),
+            ("MROPE_W", &w),
+            ("WORD", &class.word),
+            ("TABLE_WORD", &class.table_word.max(2)),
+            ("HEAD_MAJOR", &u8::from(class.head_major)),
+            ("COPY_REST", &u8::from(class.copy_rest)),
+            ("THREADS", &v.threads),
+            ("VEC", &v.vec),
+            ("HEADS_PER_THREAD", &v.heads),
+            ("LOAD_HINT", &v.load.code()),
+            ("STORE_HINT", &v.store.code()),
+            ("KEEP_TABLES", &u8::from(v.keep_tables)),
+            ("TABLELESS", &u8::from(v.tableless)),
+            ("ACCURATE", &u8::from(spec.angles == Some(TableMode::Accurate))),
+            ("OVERLAP", &u8::from(v.overlap)),
+            ("PREFETCH", &u8::from(v.prefetch)),
+        ],
+    )
+}
+
+/// The complete source of a portable kernel.
+pub fn render_portable(dialect: Dialect, portable: &Portable) -> String {
+    let v = portable.variant();
+    let element = portable.dtype.size() as u8;
+    let table = portable.table.unwrap_or(DType::F32);
+    let word = |size| if portable.wide { 16 } else { size };
+    assemble(
+        dialect,
+        &[
+            ("PORTABLE", &1),
+            ("DTYPE", &dtype_name(portable.dtype)),
+            ("TABLE_F32", &u8::from(table == DType::F32)),
+            ("INTERLEAVED", &u8::from(portable.style == PairStyle::Interleaved)),
+            ("WORD", &word(element)),
+            ("TABLE_WORD", &word(table.size() as u8)),
+            ("THREADS", &v.threads),
+            ("VEC", &v.vec),
+            ("HEADS_PER_THREAD", &v.heads),
+            ("LOAD_HINT", &v.load.code()),
+            ("STORE_HINT", &v.store.code()),
+            ("KEEP_TABLES", &0),
+            ("TABLELESS", &u8::from(v.tableless)),
+            ("OVERLAP", &0),
+            ("PREFETCH", &0),
+        ],
+    )
+}
+
+/// The prelude, then the templates.
+fn assemble(dialect: Dialect, prelude: &[(&str, &dyn std::fmt::Display)]) -> String {
     let mut text = String::with_capacity(16 << 10);
     // Writing to a String cannot fail.
-    let mut define = |name: &str, value: &dyn std::fmt::Display| {
+    for (name, value) in prelude {
         let _ = writeln!(text, "#define ROPE_{name} {value}");
-    };
-    define("DTYPE", &code(spec.dtype));
-    define("TABLE_F32", &u8::from(spec.table.dtype == DType::F32));
-    define("HEAD_DIM", &spec.head_dim);
-    define("ROTARY_DIM", &spec.rotary_dim);
-    define("NUM_HEADS", &spec.num_heads);
-    define("NUM_KV_HEADS", &spec.num_kv_heads);
-    define("INTERLEAVED", &u8::from(spec.style == PairStyle::Interleaved));
-    define("PER_OP", &u8::from(spec.rounding == Rounding::PerOp));
-    define("BACKWARD", &u8::from(spec.direction == Direction::Backward));
-    define("POSITIONS", &positions);
-    define("MROPE", &spec.mrope.map_or(0, |m| 1 + u8::from(m.interleaved)));
-    if let Some(mrope) = &spec.mrope {
-        for (axis, pairs) in ["MROPE_T", "MROPE_H", "MROPE_W"].into_iter().zip(&mrope.sections) {
-            define(axis, pairs);
-        }
     }
-    define("WORD", &class.word);
-    define("TABLE_WORD", &class.table_word.max(2));
-    define("HEAD_MAJOR", &u8::from(class.head_major));
-    define("COPY_REST", &u8::from(class.copy_rest));
-    define("THREADS", &v.threads);
-    define("VEC", &v.vec);
-    define("HEADS_PER_THREAD", &v.heads);
-    define("LOAD_HINT", &v.load.code());
-    define("STORE_HINT", &v.store.code());
-    define("KEEP_TABLES", &u8::from(v.keep_tables));
-    define("TABLELESS", &u8::from(v.tableless));
-    define("ACCURATE", &u8::from(spec.angles == Some(TableMode::Accurate)));
-    define("OVERLAP", &u8::from(v.overlap));
-    define("PREFETCH", &u8::from(v.prefetch));
     let device = match dialect {
         Dialect::Cuda => ("cuda.h", CUDA),
         Dialect::Host => ("host.h", HOST),
@@ -100,6 +125,31 @@ pub fn render(dialect: Dialect, spec: &RopeSpec, class: Class, v: Variant) -> St
         text.push_str(body);
     }
     text
+}
+
+fn dtype_name(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F32 => "ROPE_F32",
+        DType::F16 => "ROPE_F16",
+        DType::BF16 => "ROPE_BF16",
+    }
+}
+
+/// The number that `templates/params.h` gives a form of positions.
+pub fn positions_code(form: PositionForm) -> u32 {
+    match form {
+        PositionForm::Implicit => 0,
+        PositionForm::Ids32 => 1,
+        PositionForm::Ids64 => 2,
+        PositionForm::Offsets32 => 3,
+        PositionForm::Offsets64 => 4,
+        PositionForm::CuSeqlens => 5,
+    }
+}
+
+/// How `templates/rope.h` tells the kinds of mRoPE apart.
+pub fn mrope_code(mrope: Option<&Mrope>) -> u32 {
+    mrope.map_or(0, |m| 1 + u32::from(m.interleaved))
 }
 
 #[cfg(test)]

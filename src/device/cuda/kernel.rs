@@ -1,15 +1,17 @@
 //! Loaded kernels and their launch.
 
 use std::ffi::{CString, c_uint, c_void};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{result, sys};
 
 use super::{Context, failed};
-use crate::device::{AngleParams, Binary, Kernel, Params, Stream};
+use crate::device::{AngleParams, Binary, Kernel, Params, ShapeParams, Stream};
 use crate::error::{Error, ErrorKind, Result};
-use crate::jit::Variant;
+use crate::jit::portable::Portable;
 use crate::jit::render::ENTRY;
+use crate::jit::{Class, Variant};
+use crate::rope::RopeSpec;
 
 /// Loads a compiled kernel: its cubin, else its PTX.
 pub(super) fn load(context: &Arc<Context>, binary: &Binary, variant: Variant) -> Result<Arc<dyn Kernel>> {
@@ -21,18 +23,38 @@ pub(super) fn load(context: &Arc<Context>, binary: &Binary, variant: Variant) ->
             Error::new(ErrorKind::Device, format!("the driver refused the cubin ({refused}) and the PTX ({e})"))
         })
     })?;
-    let module = Module { raw, context: Arc::clone(context) };
-    let name = CString::new(ENTRY).unwrap_or_default();
-    // SAFETY: the module is loaded.
-    let function =
-        unsafe { result::module::get_function(module.raw, name) }.map_err(|e| failed("cuModuleGetFunction", &e))?;
-    // The driver loads a kernel's code at its first use, and to load it may have to wait for the context: not at a launch.
-    // SAFETY: the function is of the loaded module.
-    unsafe {
-        result::function::get_function_attribute(function, sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)
+    let module = Module::new(raw, context)?;
+    Ok(Arc::new(CudaKernel::new(&Arc::new(module), variant, ShapeParams::default())))
+}
+
+/// The portable kernels of a GPU that are loaded: few, and shared by all specs.
+#[derive(Default)]
+pub(super) struct Portables(Mutex<Vec<(Portable, Arc<Module>)>>);
+
+impl Portables {
+    /// The one that serves a spec and layout class; `None` if none is shipped for this GPU.
+    pub fn load(
+        &self,
+        context: &Arc<Context>,
+        capability: (u32, u32),
+        spec: &RopeSpec,
+        class: Class,
+    ) -> Result<Option<(Arc<dyn Kernel>, Variant)>> {
+        let portable = Portable::of(spec, class);
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let module = match all.iter().find(|(p, _)| *p == portable) {
+            Some((_, module)) => Arc::clone(module),
+            None => {
+                let Some((code, _)) = portable.code(capability) else { return Ok(None) };
+                let _aside = context.aside()?;
+                let module = Arc::new(Module::new(load_image(&code)?, context)?);
+                all.push((portable, Arc::clone(&module)));
+                module
+            }
+        };
+        let variant = portable.variant();
+        Ok(Some((Arc::new(CudaKernel::new(&module, variant, ShapeParams::of(spec, class))), variant)))
     }
-    .map_err(|e| failed("cuFuncGetAttribute", &e))?;
-    Ok(Arc::new(CudaKernel { function, threads: variant.threads.into(), overlap: variant.overlap, module }))
 }
 
 /// Loads a cubin or PTX.
@@ -50,7 +72,31 @@ fn load_image(image: &[u8]) -> Result<sys::CUmodule> {
 
 struct Module {
     raw: sys::CUmodule,
+    function: sys::CUfunction,
     context: Arc<Context>,
+}
+
+impl Module {
+    /// Finds the entry point of what is loaded.
+    fn new(raw: sys::CUmodule, context: &Arc<Context>) -> Result<Self> {
+        // From here on it is unloaded when dropped.
+        let mut module = Self { raw, function: std::ptr::null_mut(), context: Arc::clone(context) };
+        let name = CString::new(ENTRY).unwrap_or_default();
+        // SAFETY: the module is loaded.
+        module.function =
+            unsafe { result::module::get_function(module.raw, name) }.map_err(|e| failed("cuModuleGetFunction", &e))?;
+        // The driver loads a kernel's code at its first use, and to load it may have to wait for the context: not at a
+        // launch.
+        // SAFETY: the function is of the loaded module.
+        unsafe {
+            result::function::get_function_attribute(
+                module.function,
+                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS,
+            )
+        }
+        .map_err(|e| failed("cuFuncGetAttribute", &e))?;
+        Ok(module)
+    }
 }
 
 // SAFETY: module and function handles may be used from any thread.
@@ -72,7 +118,15 @@ struct CudaKernel {
     threads: c_uint,
     /// May start before the kernel ahead of it on the stream has ended: it waits for that itself.
     overlap: bool,
-    module: Module,
+    shape: ShapeParams,
+    module: Arc<Module>,
+}
+
+impl CudaKernel {
+    fn new(module: &Arc<Module>, variant: Variant, shape: ShapeParams) -> Self {
+        let (threads, overlap) = (variant.threads.into(), variant.overlap);
+        Self { function: module.function, threads, overlap, shape, module: Arc::clone(module) }
+    }
 }
 
 // SAFETY: as for `Module`.
@@ -82,10 +136,11 @@ unsafe impl Sync for CudaKernel {}
 
 impl Kernel for CudaKernel {
     unsafe fn launch(&self, stream: Stream<'_>, blocks: u32, params: &Params, angles: &AngleParams) -> Result<()> {
-        // A kernel that reads its tables has no second parameter: the driver looks at as many as there are.
+        // Most kernels have fewer parameters: the driver looks at as many as there are.
         let mut arguments = [
             std::ptr::from_ref(params).cast_mut().cast::<c_void>(),
             std::ptr::from_ref(angles).cast_mut().cast::<c_void>(),
+            std::ptr::from_ref(&self.shape).cast_mut().cast::<c_void>(),
         ];
         if let Some(recorder) = stream.recorder {
             return recorder.kernel(self.function, (blocks, self.threads), &mut arguments, self.overlap);

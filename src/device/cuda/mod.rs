@@ -16,8 +16,9 @@ use super::{
     target,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::jit::Variant;
 use crate::jit::render::Dialect;
+use crate::jit::{Class, Variant};
+use crate::rope::RopeSpec;
 
 /// A GPU.
 pub struct Cuda {
@@ -26,6 +27,7 @@ pub struct Cuda {
     /// For what is done beside somebody's work.
     stream: Arc<OwnStream>,
     fault_words: memory::FaultWords,
+    portables: kernel::Portables,
 }
 
 /// The device's primary context, which PyTorch and others share.
@@ -130,7 +132,7 @@ impl Cuda {
         let context = Arc::new(Context { device, raw });
         let stream = Arc::new(OwnStream::new(&context)?);
         let fault_words = memory::FaultWords::new(&context)?;
-        Ok(Self { context, facts, stream, fault_words })
+        Ok(Self { context, facts, stream, fault_words, portables: kernel::Portables::default() })
     }
 }
 
@@ -189,6 +191,10 @@ impl Device for Cuda {
 
     fn load(&self, binary: &Binary, variant: Variant) -> Result<Arc<dyn Kernel>> {
         kernel::load(&self.context, binary, variant)
+    }
+
+    fn portable(&self, spec: &RopeSpec, class: Class) -> Result<Option<(Arc<dyn Kernel>, Variant)>> {
+        self.portables.load(&self.context, self.facts.compute_capability, spec, class)
     }
 
     fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>> {
