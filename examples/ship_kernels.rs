@@ -1,6 +1,7 @@
 //! Compiles the portable kernels for all architectures and writes them to `cache/`, or with `--check` says whether what is
 //! there is what comes out. `make kernels` runs it with the NVRTC that the project pins: another one makes other bytes.
 
+use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
 
@@ -36,7 +37,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     );
     let mut kernels = Vec::new();
     for ((arch, portable), code) in work.iter().zip(&all) {
-        index.push_str(&format!("{arch} {portable} = {} {}\n", kernels.len(), code.len()));
+        let _ = writeln!(index, "{arch} {portable} = {} {}", kernels.len(), code.len());
         kernels.extend_from_slice(code);
     }
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cache");

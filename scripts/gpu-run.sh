@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU host what `make gpu-bundle` has collected, from the folder it lies in. Results go to the folder $1.
-#   run.sh OUT [tests] [warm] [bench] [quality] [sanitize]
+#   run.sh OUT [tests] [first] [warm] [bench] [quality] [sanitize]
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=$1
@@ -18,6 +18,54 @@ tests() {
     return $status
 }
 
+# The first results of processes, one line for each name.
+summary() {
+    python3 - "$out" "$@" <<'PY'
+import json, statistics, sys
+decoder, out = json.JSONDecoder(), sys.argv[1]
+def documents(name):
+    text = open(f"{out}/{name}.json").read()
+    while text.strip():
+        document, end = decoder.raw_decode(text.lstrip())
+        yield document
+        text = text.lstrip()[end:]
+for name in sys.argv[2:]:
+    runs = list(documents(name))
+    first = sorted(r["first_result_ms"] for r in runs)
+    r = runs[-1]
+    print(f"{name}: first result ms median {statistics.median(first):.3f} ({first[0]:.3f}..{first[-1]:.3f}), "
+          f"open {r['open_ms']:.1f}, second {r['second_result_ms']:.3f}, from {r['origin']}, {r['variant']}, "
+          f"ratio {r['ratio']:.3f}, {r['stats']}")
+PY
+}
+
+# First results of twenty fresh processes, each with an empty cache: without NVRTC, and with tuning in the background.
+# Then what the kernels that are shipped reach in the steady state.
+first() {
+    for i in $(seq 20); do
+        ROPEJIT_NVRTC=/none ROPEJIT_CACHE_DIR=$(mktemp -d) "$ropejit" run --model llama-3.1-8b --json 2>>"$out/bare.log"
+    done >"$out/bare.json"
+    for i in $(seq 20); do
+        ROPEJIT_CACHE_DIR=$(mktemp -d) "$ropejit" run --model llama-3.1-8b --json 2>>"$out/empty.log"
+    done >"$out/empty.json"
+    for shape in "--head-dim 128 --num-heads 32 --num-kv-heads 8" "--head-dim 128 --num-heads 32 --num-kv-heads 32" \
+        "--head-dim 256 --num-heads 16 --num-kv-heads 8" "--head-dim 64 --num-heads 14 --num-kv-heads 2" \
+        "--head-dim 128 --num-heads 32 --num-kv-heads 8 --style interleaved" "--head-dim 80 --num-heads 32 --num-kv-heads 32 --rotary-dim 32"; do
+        for more in "--dtype bf16" "--dtype f32" "--dtype bf16 --bhsd" "--dtype bf16 --angles f32"; do
+            ROPEJIT_CACHE_DIR=$(mktemp -d) "$ropejit" run $shape $more --tokens 8192 --tuning never --json
+        done
+    done >"$out/shipped.json"
+    summary bare empty
+    python3 - "$out" <<'PY'
+import json, sys
+text, decoder = open(f"{sys.argv[1]}/shipped.json").read(), json.JSONDecoder()
+while text.strip():
+    r, end = decoder.raw_decode(text.lstrip())
+    text = text.lstrip()[end:]
+    print(f"{r['spec']:70} {r['origin']} {r['variant']:20} {r['device_us']:8.2f} us, of copy {r['ratio']:.3f}")
+PY
+}
+
 # First results of ten fresh processes with a warm cache, then from a cache that was filled without a GPU.
 warm() {
     local cache
@@ -30,23 +78,7 @@ warm() {
     ROPEJIT_CACHE_DIR=$here/prewarmed ROPEJIT_TUNING=frozen "$ropejit" run --model llama-3.1-8b --json >"$out/frozen.json"
     ROPEJIT_CACHE_DIR=$(mktemp -d) ROPEJIT_TUNING=frozen "$ropejit" run --model llama-3.1-8b 2>&1 | tee "$out/frozen-empty.txt"
     "$ropejit" demo | tee "$out/demo.txt"
-    python3 - "$out" <<'PY'
-import json, statistics, sys
-decoder, out = json.JSONDecoder(), sys.argv[1]
-def documents(name):
-    text = open(f"{out}/{name}.json").read()
-    while text.strip():
-        document, end = decoder.raw_decode(text.lstrip())
-        yield document
-        text = text.lstrip()[end:]
-for name in ("cold", "warm", "frozen"):
-    runs = list(documents(name))
-    first = sorted(r["first_result_ms"] for r in runs)
-    r = runs[-1]
-    print(f"{name}: first result ms median {statistics.median(first):.3f} ({first[0]:.3f}..{first[-1]:.3f}), "
-          f"open {r['open_ms']:.1f}, second {r['second_result_ms']:.3f}, from {r['origin']}, {r['variant']}, "
-          f"ratio {r['ratio']:.3f}, {r['stats']}")
-PY
+    summary cold warm frozen
 }
 
 # The bench of all shapes; the tuning behind it starts from an empty cache. Tables of q's and k's dtype, then f32 for bf16,

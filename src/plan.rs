@@ -7,7 +7,7 @@ use crate::device::{AngleParams, Divider, Kernel, Params, Stream, TensorParams};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::render::Dialect;
 use crate::jit::{Class, Variant};
-use crate::rope::{PairStyle, PositionForm, RopeSpec};
+use crate::rope::{PositionForm, RopeSpec};
 
 /// Where a kernel came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
@@ -58,10 +58,7 @@ impl Plan {
         origin: Origin,
         tuned: bool,
     ) -> Self {
-        let vec = u32::from(variant.vec);
-        let pairs = if spec.style == PairStyle::Interleaved { vec / 2 } else { vec };
-        let rest = if class.copy_rest { spec.head_dim - spec.rotary_dim } else { 0 };
-        let lanes = spec.rotary_dim / 2 / pairs + rest / vec;
+        let lanes = variant.lanes(spec, class);
         let groups = (spec.num_heads + spec.num_kv_heads) / u32::from(variant.heads);
         Self { kernel, variant, origin, tuned, units_per_token: groups * lanes, threads: variant.threads.into() }
     }

@@ -78,7 +78,10 @@ struct RopeShape {
     u32 per_op;
     u32 accurate;
     u32 head_major;
+    Divider lanes;     // threads that share a head
+    Divider groups;    // heads of q and k
+    u32 reserved;
 };
 
-static_assert(sizeof(RopeParams) == 272 && sizeof(RopeAngles) == 1028 && sizeof(RopeShape) == 52,
+static_assert(sizeof(RopeParams) == 272 && sizeof(RopeAngles) == 1028 && sizeof(RopeShape) == 88,
               "src/device/params.rs mirrors these structs");

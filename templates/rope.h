@@ -38,10 +38,17 @@ typedef NoAngles Angles;
 #define ROPE_ANGLES(given) NoAngles()
 #endif
 
+constexpr u32 VEC = ROPE_VEC;                              // elements in a piece
+constexpr u32 PAIRS = ROPE_INTERLEAVED ? VEC / 2 : VEC;    // pairs that a thread turns in one head
+constexpr u32 HEADS = ROPE_HEADS_PER_THREAD;
+
+ROPE_INLINE u32 divide(u32 n, const Divider& d) { return (mul_high(n, d.multiplier) + n) >> d.shift; }
+
 #if ROPE_PORTABLE
 // Told at run time: one kernel for all shapes.
 typedef RopeShape Shape;
 #define ROPE_SHAPE(given) given
+ROPE_INLINE u32 count(const Divider& d) { return d.divisor; }
 #else
 // Known: the same names, as constants.
 struct Shape {
@@ -51,36 +58,42 @@ struct Shape {
     static constexpr u32 mrope = ROPE_MROPE, mrope_t = ROPE_MROPE_T, mrope_h = ROPE_MROPE_H, mrope_w = ROPE_MROPE_W;
     static constexpr u32 backward = ROPE_BACKWARD, per_op = ROPE_PER_OP, accurate = ROPE_ACCURATE;
     static constexpr u32 head_major = ROPE_HEAD_MAJOR;
+    static constexpr u32 lanes = rotary_dim / 2 / PAIRS + rest / VEC;
+    static constexpr u32 groups = (num_heads + num_kv_heads) / HEADS;  // a thread's heads lie so far apart
 };
 #define ROPE_SHAPE(given) Shape()
+ROPE_INLINE u32 divide(u32 n, u32 d) { return n / d; }
+ROPE_INLINE u32 count(u32 d) { return d; }
+static_assert(Shape::rotary_dim / 2 % PAIRS == 0 && Shape::groups * HEADS == Shape::num_heads + Shape::num_kv_heads,
+              "illegal variant");
 #endif
 
-constexpr u32 VEC = ROPE_VEC;                                // elements in a piece
-constexpr u32 PAIRS = ROPE_INTERLEAVED ? VEC / 2 : VEC;      // pairs that a thread turns in one head
-constexpr u32 HEADS = ROPE_HEADS_PER_THREAD;
-
-#if !ROPE_PORTABLE
-static_assert(Shape::rotary_dim / 2 % PAIRS == 0 && (Shape::num_heads + Shape::num_kv_heads) % HEADS == 0, "illegal variant");
-#endif
-
-ROPE_INLINE float rounded(const Shape& shape, float x) { return shape.per_op ? widen(narrow(x)) : x; }
+template <bool PER_OP> ROPE_INLINE float rounded(float x) { return PER_OP ? widen(narrow(x)) : x; }
 
 // cos or sin of the thread's pairs.
-ROPE_INLINE void load_table(const Shape& shape, float (&values)[PAIRS], const TableElement* at) {
+ROPE_INLINE void load_table(float (&values)[PAIRS], const TableElement* at) {
     Piece<TableElement, PAIRS, ROPE_TABLE_WORD> entries;
     load_entries(entries, at);
-    ROPE_EACH_PAIR for (u32 i = 0; i < PAIRS; ++i) values[i] = rounded(shape, widen_table(entries.elements[i]));
+    ROPE_EACH_PAIR for (u32 i = 0; i < PAIRS; ++i) values[i] = widen_table(entries.elements[i]);
 }
 
-// a' = a·c − b·s, b' = b·c + a·s; backward the transpose, that is −s.
-ROPE_INLINE void rotate(const Shape& shape, Element& a, Element& b, float c, float s) {
+// a' = a·c − b·s, b' = b·c + a·s
+template <bool PER_OP> ROPE_INLINE void rotate(Element& a, Element& b, float c, float s) {
     float x = widen(a), y = widen(b);
-    if (shape.backward) s = -s;
-    a = narrow(sub(rounded(shape, mul(x, c)), rounded(shape, mul(y, s))));
-    b = narrow(add(rounded(shape, mul(y, c)), rounded(shape, mul(x, s))));
+    a = narrow(sub(rounded<PER_OP>(mul(x, c)), rounded<PER_OP>(mul(y, s))));
+    b = narrow(add(rounded<PER_OP>(mul(y, c)), rounded<PER_OP>(mul(x, s))));
 }
 
-ROPE_INLINE u32 divide(u32 n, const Divider& d) { return (mul_high(n, d.multiplier) + n) >> d.shift; }
+// Turns the thread's pairs of one head.
+template <bool PER_OP, typename P> ROPE_INLINE void turn(P& a, P& b, const float (&c)[PAIRS], const float (&s)[PAIRS]) {
+    ROPE_EACH_PAIR for (u32 i = 0; i < PAIRS; ++i) {
+#if ROPE_INTERLEAVED
+        rotate<PER_OP>(a.elements[2 * i], a.elements[2 * i + 1], c[i], s[i]);
+#else
+        rotate<PER_OP>(a.elements[i], b.elements[i], c[i], s[i]);
+#endif
+    }
+}
 
 // A number of position_ids or of offsets.
 ROPE_INLINE i64 position_at(const RopeParams& p, const Shape& shape, i64 at) {
@@ -129,13 +142,11 @@ ROPE_INLINE void load_row(const RopeParams& p, const Angles& angles, const Shape
 #if ROPE_TABLELESS
     ROPE_EACH_PAIR for (u32 i = 0; i < PAIRS; ++i) {
         angle(row, angles.inv_freq[lane * PAIRS + i], angles.factor, shape.accurate, c[i], s[i]);
-        c[i] = rounded(shape, c[i]);
-        s[i] = rounded(shape, s[i]);
     }
 #else
     const i64 at = batch * p.table_batch_stride + row * p.table_row_stride + lane * PAIRS;
-    load_table(shape, c, (const TableElement*)p.cos_table + at);
-    load_table(shape, s, (const TableElement*)p.sin_table + at);
+    load_table(c, (const TableElement*)p.cos_table + at);
+    load_table(s, (const TableElement*)p.sin_table + at);
 #endif
 }
 
@@ -149,10 +160,10 @@ ROPE_INLINE u32 axis_of(const Shape& shape, u32 pair) {
     return pair < shape.mrope_t ? 0 : pair < shape.mrope_t + shape.mrope_h ? 1 : 2;
 }
 
-// cos and sin of the thread's pairs for a token.
-ROPE_INLINE void load_angles(const RopeParams& p, const Angles& angles, const Shape& shape, u32 batch, u32 token, u32 lane,
+// cos and sin of the thread's pairs for a token, as they stand in the table.
+ROPE_INLINE void load_axes(const RopeParams& p, const Angles& angles, const Shape& shape, u32 batch, u32 token, u32 lane,
                              float (&c)[PAIRS], float (&s)[PAIRS]) {
-    if (!shape.mrope) {
+    if (ROPE_ONE_AXIS || !shape.mrope) {
         load_row(p, angles, shape, batch, table_row(p, shape, batch, token, 0), lane, c, s);
         return;
     }
@@ -176,20 +187,33 @@ ROPE_INLINE void load_angles(const RopeParams& p, const Angles& angles, const Sh
     }
 }
 
+// And as they are used: rounded where each operation is, and backward for the transpose, that is −s.
+ROPE_INLINE void load_angles(const RopeParams& p, const Angles& angles, const Shape& shape, u32 batch, u32 token, u32 lane,
+                             float (&c)[PAIRS], float (&s)[PAIRS]) {
+    load_axes(p, angles, shape, batch, token, lane, c, s);
+    if (shape.per_op) {
+        ROPE_EACH_PAIR for (u32 i = 0; i < PAIRS; ++i) {
+            c[i] = rounded<true>(c[i]);
+            s[i] = rounded<true>(s[i]);
+        }
+    }
+    if (shape.backward) {
+        ROPE_EACH_PAIR for (u32 i = 0; i < PAIRS; ++i) s[i] = -s[i];
+    }
+}
+
 ROPE_INLINE void rope_unit(const RopeParams& p, const Angles& angles, const Shape& shape, u32 unit) {
-    const u32 half = shape.rotary_dim / 2;
-    const u32 turning = half / PAIRS;                                        // lanes of a head that turn
-    const u32 lanes = turning + shape.rest / VEC;                            // and those that only copy
-    const u32 groups = (shape.num_heads + shape.num_kv_heads) / HEADS;       // a thread's heads lie so far apart
-    u32 rest = unit / lanes, lane = unit - rest * lanes;
+    const u32 turning = shape.rotary_dim / 2 / PAIRS;  // lanes of a head that turn; the others only copy
+    const u32 groups = count(shape.groups);
+    u32 rest = divide(unit, shape.lanes), lane = unit - rest * count(shape.lanes);
     u32 batch, token, group;
     if (shape.head_major) {
         u32 outer = divide(rest, p.tokens);
         token = rest - outer * p.tokens.divisor;
-        batch = outer / groups;
+        batch = divide(outer, shape.groups);
         group = outer - batch * groups;
     } else {
-        u32 outer = rest / groups;
+        u32 outer = divide(rest, shape.groups);
         group = rest - outer * groups;
         batch = divide(outer, p.tokens);
         token = outer - batch * p.tokens.divisor;
@@ -200,7 +224,7 @@ ROPE_INLINE void rope_unit(const RopeParams& p, const Angles& angles, const Shap
     const bool turns = shape.rest == 0 || lane < turning;
     // First elements of the thread's pieces in a head. A resting lane moves only the first.
     const u32 at_a = turns ? lane * (ROPE_INTERLEAVED ? VEC : PAIRS) : shape.rotary_dim + (lane - turning) * VEC;
-    const u32 at_b = at_a + half;
+    const u32 at_b = at_a + shape.rotary_dim / 2;
     const bool two = !ROPE_INTERLEAVED && turns;
 
     const Element* in[HEADS];
@@ -230,15 +254,8 @@ ROPE_INLINE void rope_unit(const RopeParams& p, const Angles& angles, const Shap
     float c[PAIRS], s[PAIRS];
     if (turns) load_angles(p, angles, shape, batch, token, lane, c, s);
     ROPE_UNROLL for (u32 h = 0; h < HEADS; ++h) {
-        if (turns) {
-            ROPE_EACH_PAIR for (u32 i = 0; i < PAIRS; ++i) {
-#if ROPE_INTERLEAVED
-                rotate(shape, a[h].elements[2 * i], a[h].elements[2 * i + 1], c[i], s[i]);
-#else
-                rotate(shape, a[h].elements[i], b[h].elements[i], c[i], s[i]);
-#endif
-            }
-        }
+        if (turns && shape.per_op) turn<true>(a[h], b[h], c, s);
+        if (turns && !shape.per_op) turn<false>(a[h], b[h], c, s);
         store(out[h] + at_a, a[h]);
         if (two) store(out[h] + at_b, b[h]);
     }

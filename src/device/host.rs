@@ -7,8 +7,8 @@ use std::alloc::Layout;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use libloading::Library;
@@ -20,13 +20,16 @@ use super::{
     Timer, compile_error, range,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::jit::Variant;
-use crate::jit::render::{Dialect, ENTRY};
+use crate::jit::portable::Portable;
+use crate::jit::render::{Dialect, ENTRY, render_portable};
+use crate::jit::{Class, Variant};
 use crate::rope::RopeSpec;
 
 /// The processor.
 pub struct Host {
     facts: Facts,
+    /// Portable kernels that are compiled, where it was asked to have any.
+    portables: Option<Mutex<Vec<(Portable, Binary)>>>,
 }
 
 impl Host {
@@ -50,7 +53,15 @@ impl Host {
             driver: String::new(),
             overlap: false,
         };
-        Self { facts }
+        Self { facts, portables: None }
+    }
+
+    /// Compiles portable kernels where it is asked for them. The crate ships none for processors: this is to try their
+    /// text without a GPU.
+    #[must_use]
+    pub fn with_portable(mut self) -> Self {
+        self.portables = Some(Mutex::default());
+        self
     }
 }
 
@@ -167,6 +178,25 @@ impl Device for Host {
 
     fn load(&self, binary: &Binary, _: Variant) -> Result<Arc<dyn Kernel>> {
         load(binary, ShapeParams::default())
+    }
+
+    fn has_portable(&self) -> bool {
+        self.portables.is_some()
+    }
+
+    fn portable(&self, spec: &RopeSpec, class: Class) -> Result<Option<(Arc<dyn Kernel>, Variant)>> {
+        let Some(portables) = &self.portables else { return Ok(None) };
+        let portable = Portable::of(spec, class);
+        let mut all = portables.lock().unwrap_or_else(PoisonError::into_inner);
+        let binary = match all.iter().find(|(p, _)| *p == portable) {
+            Some((_, binary)) => binary.clone(),
+            None => {
+                let binary = self.compile(&render_portable(Dialect::Host, &portable))?;
+                all.push((portable, binary.clone()));
+                binary
+            }
+        };
+        Ok(Some((load(&binary, ShapeParams::of(spec, class, portable.variant()))?, portable.variant())))
     }
 
     fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>> {

@@ -202,6 +202,11 @@ pub trait Device: Send + Sync {
     /// How to measure on it.
     fn measuring(&self) -> Measuring;
 
+    /// Whether the crate ships kernels for all shapes that run on it.
+    fn has_portable(&self) -> bool {
+        false
+    }
+
     /// A kernel for all shapes that the crate ships, with its geometry: it serves at once, with nothing compiled. `None`
     /// where none is shipped for the device.
     fn portable(&self, _spec: &RopeSpec, _class: Class) -> Result<Option<(Arc<dyn Kernel>, Variant)>> {

@@ -2,8 +2,8 @@
 
 #![allow(missing_docs)]
 
-use crate::jit::Class;
 use crate::jit::render::{mrope_code, positions_code};
+use crate::jit::{Class, Variant};
 use crate::rope::scaling::{Frequencies, TableMode};
 use crate::rope::{Direction, RopeSpec, Rounding};
 
@@ -108,14 +108,18 @@ pub struct ShapeParams {
     pub per_op: u32,
     pub accurate: u32,
     pub head_major: u32,
+    pub lanes: Divider,
+    pub groups: Divider,
+    pub reserved: u32,
 }
 
 impl ShapeParams {
-    /// The shape of a spec's calls in a layout class.
-    pub fn of(spec: &RopeSpec, class: Class) -> Self {
+    /// The shape of a spec's calls in a layout class, for the portable kernel that runs as `v`.
+    pub fn of(spec: &RopeSpec, class: Class, v: Variant) -> Self {
+        let rest = if class.copy_rest { spec.head_dim - spec.rotary_dim } else { 0 };
         Self {
             rotary_dim: spec.rotary_dim,
-            rest: if class.copy_rest { spec.head_dim - spec.rotary_dim } else { 0 },
+            rest,
             num_heads: spec.num_heads,
             num_kv_heads: spec.num_kv_heads,
             positions: positions_code(spec.positions),
@@ -125,13 +129,16 @@ impl ShapeParams {
             per_op: (spec.rounding == Rounding::PerOp).into(),
             accurate: (spec.angles == Some(TableMode::Accurate)).into(),
             head_major: class.head_major.into(),
+            lanes: Divider::new(v.lanes(spec, class)),
+            groups: Divider::new(spec.num_heads + spec.num_kv_heads),
+            reserved: 0,
         }
     }
 }
 
 // The same figure stands in templates/params.h, where the compilers check it.
 const _: () = assert!(size_of::<Params>() == 272 && align_of::<Params>() == 8 && size_of::<AngleParams>() == 1028);
-const _: () = assert!(size_of::<ShapeParams>() == 52);
+const _: () = assert!(size_of::<ShapeParams>() == 88);
 
 #[cfg(test)]
 mod tests {

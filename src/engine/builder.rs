@@ -22,12 +22,14 @@ use crate::store::{self, Store, memory::Memory, sweep::Bytes};
 #[derive(Default)]
 pub struct Builder {
     device: Option<DeviceChoice>,
+    opened: Option<Arc<dyn Device>>,
     arch: Option<String>,
     cache_dir: Option<PathBuf>,
     cache_path: Option<Vec<PathBuf>>,
     cache_max_bytes: Option<u64>,
     store: Option<Arc<dyn Store>>,
     in_memory: bool,
+    without_portable: bool,
     tuning: Option<Tuning>,
     lock_file: Option<PathBuf>,
     on_progress: Option<OnProgress>,
@@ -38,6 +40,13 @@ impl Builder {
     #[must_use]
     pub fn device(mut self, device: DeviceChoice) -> Self {
         self.device = Some(device);
+        self
+    }
+
+    /// A device of the caller's, in place of one that is opened here.
+    #[must_use]
+    pub fn with_device(mut self, device: Arc<dyn Device>) -> Self {
+        self.opened = Some(device);
         self
     }
 
@@ -82,6 +91,14 @@ impl Builder {
     #[must_use]
     pub fn in_memory(mut self) -> Self {
         self.in_memory = true;
+        self
+    }
+
+    /// Do without the kernels for all shapes that the crate ships: what is not cached is then compiled at once. For those
+    /// who want to look at compiled kernels alone.
+    #[must_use]
+    pub fn without_portable(mut self) -> Self {
+        self.without_portable = true;
         self
     }
 
@@ -136,9 +153,10 @@ impl Builder {
                 })?)
             }
         };
-        let device: Arc<dyn Device> = match self.arch {
-            Some(arch) => Arc::new(device::Target::new(&arch)?),
-            None => {
+        let device: Arc<dyn Device> = match (self.opened, self.arch) {
+            (Some(device), _) => device,
+            (None, Some(arch)) => Arc::new(device::Target::new(&arch)?),
+            (None, None) => {
                 let choice = match self.device {
                     Some(choice) => choice,
                     None => from_environment("ROPEJIT_DEVICE")?.unwrap_or_default(),
@@ -148,6 +166,7 @@ impl Builder {
         };
         let counters = Arc::new(Counters::default());
         let shared = Arc::new(Shared {
+            portable: !self.without_portable && device.has_portable(),
             choices: Choices::new(Arc::clone(&store), Arc::clone(&counters), device.as_ref()),
             kernels: Kernels::new(Arc::clone(&device), Arc::clone(&store), Arc::clone(&counters)),
             dialect: device.dialect(),

@@ -81,6 +81,16 @@ impl Held {
         let add = format!("ROPEJIT_LOCK= {} --lock {file}", prewarm_command(spec, bucket, class));
         Error::new(ErrorKind::NotCached, what).subject_is(spec.to_string()).hint(add)
     }
+
+    /// Says that what the file names is not in the cache.
+    fn not_cached(&self, shared: &Shared, locked: &Locked) -> Error {
+        let Locked { spec, class, bucket, variant, .. } = locked;
+        let root = shared.store.root().map_or_else(|| "memory".into(), |r| r.display().to_string());
+        let what =
+            format!("{} names '{variant}', which is not in the cache ({root}), and tuning is frozen", self.at(locked));
+        let fill = format!("ROPEJIT_LOCK={} {}", self.path.display(), prewarm_command(spec, *bucket, *class));
+        Error::new(ErrorKind::NotCached, what).subject_is(spec.to_string()).hint(fill)
+    }
 }
 
 impl Engine {
@@ -97,20 +107,27 @@ pub(super) fn decides(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: C
     shared.lock.as_ref().is_some_and(|held| held.choice(shared, spec, class, bucket).is_some())
 }
 
-/// The kernel that the lock file names; `None` where there is no file or it is silent, and the policy decides.
+/// The kernel that the lock file names; `None` where there is no file or it is silent, and the policy decides. Compiles if
+/// `compile`; else what is not in the cache is no plan, and under [`Tuning::Frozen`] an error.
 pub(super) fn find(
     shared: &Shared,
     spec: &RopeSpec,
     bucket: Bucket,
     class: Class,
     tuning: Tuning,
-) -> Option<Result<Plan>> {
+    compile: bool,
+) -> Option<Result<Option<Plan>>> {
     let held = shared.lock.as_ref()?;
+    let frozen = tuning == Tuning::Frozen;
     let Some((measured, locked)) = held.choice(shared, spec, class, bucket) else {
-        return (tuning == Tuning::Frozen).then(|| Err(held.not_in_it(shared, spec, bucket, class)));
+        return frozen.then(|| Err(held.not_in_it(shared, spec, bucket, class)));
     };
-    let made = obtain(shared, held, locked, tuning == Tuning::Frozen);
-    Some(made.and_then(|(loaded, origin)| plan(shared, spec, class, loaded, locked.variant, origin, measured)))
+    let found = match obtain(shared, held, locked, compile) {
+        Ok(None) if frozen => Err(held.not_cached(shared, locked)),
+        found => found,
+    };
+    let plan = |(loaded, origin)| plan(shared, spec, class, loaded, locked.variant, origin, measured);
+    Some(found.and_then(|found| found.map(plan).transpose()))
 }
 
 /// Makes sure that a call finds what the lock file names: on a device its own choice, for an architecture those of all
@@ -124,16 +141,17 @@ pub(super) fn prewarm(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: C
     };
     let mut done: Vec<Prewarmed> = Vec::new();
     for (tuned, locked) in named {
-        if done.iter().all(|d| d.variant != locked.variant) {
-            let (_, origin) = obtain(shared, held, locked, false)?;
+        if done.iter().all(|d| d.variant != locked.variant)
+            && let Some((_, origin)) = obtain(shared, held, locked, true)?
+        {
             done.push(Prewarmed { spec: spec.clone(), bucket, class, variant: locked.variant, tuned, origin });
         }
     }
     Ok(done)
 }
 
-/// The locked kernel from the cache, or compiled, unless that is forbidden.
-fn obtain(shared: &Shared, held: &Held, locked: &Locked, frozen: bool) -> Result<(Loaded, Origin)> {
+/// The locked kernel from the cache, or compiled if `compile`.
+fn obtain(shared: &Shared, held: &Held, locked: &Locked, compile: bool) -> Result<Option<(Loaded, Origin)>> {
     let Locked { spec, class, bucket, variant, .. } = locked;
     let (class, bucket, variant) = (*class, *bucket, *variant);
     variant::check(spec, class, variant, shared.device.abilities()).map_err(|e| {
@@ -144,23 +162,14 @@ fn obtain(shared: &Shared, held: &Held, locked: &Locked, frozen: bool) -> Result
         ))
     })?;
     let named = shared.choices.artifact_of(spec, bucket, class, variant);
-    if frozen {
-        let found = named.map(|key| shared.kernels.find(spec, class, variant, key)).transpose()?.flatten();
-        return found.ok_or_else(|| {
-            let root = shared.store.root().map_or_else(|| "memory".into(), |r| r.display().to_string());
-            let what = format!(
-                "{} names '{variant}', which is not in the cache ({root}), and tuning is frozen",
-                held.at(locked)
-            );
-            let fill = format!("ROPEJIT_LOCK={} {}", held.path.display(), prewarm_command(spec, bucket, class));
-            Error::new(ErrorKind::NotCached, what).subject_is(spec.to_string()).hint(fill)
-        });
+    if !compile {
+        return Ok(named.map(|key| shared.kernels.find(spec, class, variant, key)).transpose()?.flatten());
     }
     let (loaded, origin) = shared.kernels.obtain(spec, class, variant, named)?;
     if named != Some(loaded.artifact) {
         note(shared, spec, bucket, class, variant, &loaded);
     }
-    Ok((loaded, origin))
+    Ok(Some((loaded, origin)))
 }
 
 /// Notes the artifact among the candidates of the architecture's choice, so that the next process finds it without asking

@@ -47,7 +47,8 @@ use worker::Worker;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Tuning {
-    /// Answer with what is there or the default variant, tune on the side, swap the winner in.
+    /// Answer at once with what is cached, or with a kernel for all shapes that the crate ships; compile and tune on the
+    /// side, and swap the winner in. Where nothing is shipped (the host device) the first call waits for one compile.
     #[default]
     Background,
     /// The first call of a bucket waits for its tuning, which measures for at most `budget`.
@@ -55,7 +56,8 @@ pub enum Tuning {
         /// Time to measure; compiling is not counted.
         budget: Duration,
     },
-    /// Use what is cached or the default variant; never tune.
+    /// Use what is cached or shipped, or the default variant where neither is there; never tune, and do nothing on the
+    /// side.
     Never,
     /// Anything that is not cached is an error: proves that a prewarm was complete.
     Frozen,
@@ -114,6 +116,8 @@ type OnProgress = Box<dyn Fn(&Progress<'_>) + Send + Sync>;
 
 /// What all handles of an engine share.
 struct Shared {
+    /// Whether the kernels that the crate ships may serve.
+    portable: bool,
     device: Arc<dyn Device>,
     store: Arc<dyn Store>,
     tuning: Tuning,

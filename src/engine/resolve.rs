@@ -53,14 +53,27 @@ pub(super) fn resolve(
     let plan = Arc::new(find_or_make(shared, state, bucket, class, tuning)?);
     tracing::debug!("{}, {} tokens: {:?} in {:?}", state.spec, bucket.tokens(), plan.origin, started.elapsed());
     slot.plan.store(Some(Arc::clone(&plan)));
-    if tuning == Tuning::Background
-        && !plan.tuned
-        && plan.origin != Origin::Reference
-        && !lock::decides(shared, &state.spec, bucket, class)
-    {
+    let settled = plan.tuned || plan.origin == Origin::Reference;
+    let decided = plan.origin != Origin::Embedded && lock::decides(shared, &state.spec, bucket, class);
+    if tuning == Tuning::Background && !settled && !decided {
         rope.worker.enqueue(Arc::clone(state), bucket, class);
     }
     Ok(plan)
+}
+
+/// What serves for good, compiled and tuned as need be: the work that a first call leaves to the background.
+pub(super) fn settle(
+    shared: &Shared,
+    state: &RopeState,
+    bucket: Bucket,
+    class: Class,
+    stop: &AtomicBool,
+) -> Result<Plan> {
+    let decided = lock::decides(shared, &state.spec, bucket, class);
+    match chosen(shared, &state.spec, bucket, class, Tuning::Background, true)? {
+        Some(plan) if plan.tuned || decided => Ok(plan),
+        _ => turn::tune(shared, state, class, bucket, BUDGET, stop),
+    }
 }
 
 /// During graph capture nothing may be compiled, loaded or allocated: any loaded kernel of the class is correct.
@@ -77,48 +90,96 @@ fn while_capturing(state: &RopeState, class: Class) -> Result<Arc<Plan>> {
     )
 }
 
-/// A kernel from the cache, a compiled or a tuned one; the device's fallback where nothing can be compiled.
+/// A kernel from the cache, one that is shipped, a compiled or a tuned one; the device's fallback where nothing else can
+/// be had.
 fn find_or_make(shared: &Shared, state: &RopeState, bucket: Bucket, class: Class, tuning: Tuning) -> Result<Plan> {
     let spec = &state.spec;
-    if let Some(plan) = lock::find(shared, spec, bucket, class, tuning) {
-        return or_fallback(shared, spec, bucket, class, plan);
-    }
-    if let Some(plan) = find(shared, spec, bucket, class, tuning).transpose() {
-        return or_fallback(shared, spec, bucket, class, plan);
-    }
-    let made = match tuning {
-        Tuning::Frozen => return Err(not_cached(shared, spec, bucket, class)),
-        Tuning::Blocking { budget } => turn::tune(shared, state, class, bucket, budget, &AtomicBool::new(false)),
-        Tuning::Background | Tuning::Never => {
-            let default = default_variant(shared, spec, class, bucket);
-            shared.kernels.obtain(spec, class, default, None).and_then(|(loaded, origin)| {
-                keep_default(shared, spec, bucket, class, default, &loaded);
-                plan(shared, spec, class, loaded, default, origin, false)
-            })
-        }
+    // Waited for: a tuning, if the caller asked for that; the variants of a lock file where nothing follows in the
+    // background; and any kernel where none is shipped.
+    let wait = match tuning {
+        Tuning::Blocking { .. } => true,
+        Tuning::Never => !shared.portable || lock::decides(shared, spec, bucket, class),
+        Tuning::Background => !shared.portable,
+        Tuning::Frozen => false,
     };
-    or_fallback(shared, spec, bucket, class, made)
+    let made = match chosen(shared, spec, bucket, class, tuning, wait) {
+        Ok(Some(plan)) => return Ok(plan),
+        Err(e) if tuning == Tuning::Frozen => return Err(e),
+        Err(e) => Err(e),
+        Ok(None) => match tuning {
+            Tuning::Frozen => return Err(not_cached(shared, spec, bucket, class)),
+            Tuning::Blocking { budget } => turn::tune(shared, state, class, bucket, budget, &AtomicBool::new(false)),
+            Tuning::Background | Tuning::Never => match portable(shared, spec, class) {
+                Some(plan) => return Ok(plan),
+                None => default(shared, spec, bucket, class),
+            },
+        },
+    };
+    made.or_else(|e| in_its_place(shared, spec, bucket, class, e))
 }
 
-/// What the cache's choice names. Where its kernel is gone or damaged it is made again, not tuned again.
+/// What the lock file or the cache names; `None` if nothing does, or its kernel is not at hand and must not be compiled.
+fn chosen(
+    shared: &Shared,
+    spec: &RopeSpec,
+    bucket: Bucket,
+    class: Class,
+    tuning: Tuning,
+    compile: bool,
+) -> Result<Option<Plan>> {
+    match lock::find(shared, spec, bucket, class, tuning, compile) {
+        Some(locked) => locked,
+        None => find(shared, spec, bucket, class, tuning, compile),
+    }
+}
+
+/// What the cache's choice names. Where its kernel is gone or damaged it is made again if `compile` says so, not tuned
+/// again.
 pub(super) fn find(
     shared: &Shared,
     spec: &RopeSpec,
     bucket: Bucket,
     class: Class,
     tuning: Tuning,
+    compile: bool,
 ) -> Result<Option<Plan>> {
     let Some(record) = shared.choices.read(spec, bucket, class) else { return Ok(None) };
     if !record.tuned && matches!(tuning, Tuning::Blocking { .. }) {
         return Ok(None);
     }
     let Some(chosen) = legal_choice(shared, spec, class, bucket, &record) else { return Ok(None) };
-    let found = match (tuning, chosen.artifact) {
-        (Tuning::Frozen, None) => None,
-        (Tuning::Frozen, Some(key)) => shared.kernels.find(spec, class, chosen.variant, key)?,
-        (_, named) => Some(shared.kernels.obtain(spec, class, chosen.variant, named)?),
+    let found = match (compile, chosen.artifact) {
+        (true, named) => Some(shared.kernels.obtain(spec, class, chosen.variant, named)?),
+        (false, Some(key)) => shared.kernels.find(spec, class, chosen.variant, key)?,
+        (false, None) => None,
     };
     found.map(|(loaded, origin)| plan(shared, spec, class, loaded, chosen.variant, origin, record.tuned)).transpose()
+}
+
+/// The kernel for all shapes that the crate ships, if there is one for the device.
+fn portable(shared: &Shared, spec: &RopeSpec, class: Class) -> Option<Plan> {
+    if !shared.portable {
+        return None;
+    }
+    match shared.device.portable(spec, class) {
+        Ok(Some((kernel, variant))) => {
+            shared.counters.embedded_hits.add();
+            Some(Plan::new(spec, class, variant, kernel, Origin::Embedded, false))
+        }
+        Ok(None) => None,
+        Err(e) => {
+            shared.counters.warn_once(format!("no kernel that is shipped can be loaded: {e}"));
+            None
+        }
+    }
+}
+
+/// The default variant, compiled now: where nothing is shipped there is no way around it.
+fn default(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: Class) -> Result<Plan> {
+    let default = default_variant(shared, spec, class, bucket);
+    let (loaded, origin) = shared.kernels.obtain(spec, class, default, None)?;
+    keep_default(shared, spec, bucket, class, default, &loaded);
+    plan(shared, spec, class, loaded, default, origin, false)
 }
 
 pub(super) fn plan(
@@ -137,22 +198,19 @@ pub(super) fn plan(
     Ok(Plan::new(spec, class, variant, kernel, origin, tuned))
 }
 
-/// Where nothing can be compiled or loaded, what the device has in its place.
-fn or_fallback(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: Class, made: Result<Plan>) -> Result<Plan> {
-    match made {
-        Err(e)
-            if matches!(
-                e.kind(),
-                ErrorKind::CompilerMissing | ErrorKind::Compile | ErrorKind::Io | ErrorKind::Device
-            ) =>
-        {
-            let Some(kernel) = shared.device.fallback(spec) else { return Err(e) };
-            shared.counters.warn_once(format!("no kernel can be had, the slow reference serves: {e}"));
-            let default = default_variant(shared, spec, class, bucket);
-            Ok(Plan::new(spec, class, default, kernel, Origin::Reference, false))
-        }
-        made => made,
+/// Where nothing can be compiled or loaded, what serves in its place: a kernel that is shipped, else the device's own.
+fn in_its_place(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: Class, e: Error) -> Result<Plan> {
+    if !matches!(e.kind(), ErrorKind::CompilerMissing | ErrorKind::Compile | ErrorKind::Io | ErrorKind::Device) {
+        return Err(e);
     }
+    if let Some(plan) = portable(shared, spec, class) {
+        shared.counters.warn_once(format!("not tuned, the kernel for all shapes serves: {e}"));
+        return Ok(plan);
+    }
+    let Some(kernel) = shared.device.fallback(spec) else { return Err(e) };
+    shared.counters.warn_once(format!("no kernel can be had, the slow reference serves: {e}"));
+    let default = default_variant(shared, spec, class, bucket);
+    Ok(Plan::new(spec, class, default, kernel, Origin::Reference, false))
 }
 
 fn default_variant(shared: &Shared, spec: &RopeSpec, class: Class, bucket: Bucket) -> Variant {

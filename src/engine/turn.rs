@@ -35,7 +35,7 @@ pub(super) fn tune(
     }
     let _turn = match flight {
         Flight::Make(turn) => turn,
-        Flight::Made => match resolve::find(shared, &state.spec, bucket, class, shared.tuning())? {
+        Flight::Made => match resolve::find(shared, &state.spec, bucket, class, shared.tuning(), true)? {
             Some(plan) if plan.tuned => return Ok(plan),
             // Its choice is none that this program would make.
             _ => None,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use super::{BUDGET, RopeState, Shared, turn};
+use super::{RopeState, Shared, resolve};
 use crate::jit::{Bucket, Class};
 
 struct Job {
@@ -93,10 +93,10 @@ fn work(shared: &Shared, (queue, changed): &(Mutex<Queue>, Condvar), stop: &Atom
             }
         };
         let _done = Done { queue, changed };
-        match turn::tune(shared, &job.state, job.class, job.bucket, BUDGET, stop) {
+        match resolve::settle(shared, &job.state, job.bucket, job.class, stop) {
             Ok(plan) => job.state.slot(job.bucket, job.class).plan.store(Some(Arc::new(plan))),
             Err(_) if stop.load(Relaxed) => {}
-            Err(e) => tracing::warn!("not tuned, the default serves on: {e}"),
+            Err(e) => tracing::warn!("not tuned, what answered first serves on: {e}"),
         }
     }
 }

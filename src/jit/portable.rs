@@ -35,8 +35,8 @@ pub struct Portable {
     pub table: Option<DType>,
     /// Which elements turn together.
     pub style: PairStyle,
-    /// Accesses of 16 bytes, else of one element (two, where pairs are interleaved). Never where angles are computed: what
-    /// is computed for many elements makes large code, and hides the narrow accesses.
+    /// Accesses of 16 bytes, else of one element (two, where pairs are interleaved). Not where angles are computed or
+    /// positions are on three axes: for many elements at once that makes large code.
     pub wide: bool,
 }
 
@@ -68,6 +68,7 @@ impl Portable {
         let row_word = (pairs as usize * spec.table.dtype.size()).min(16);
         let rest = if class.copy_rest { spec.head_dim - spec.rotary_dim } else { 0 };
         let fits = table.is_some()
+            && spec.mrope.is_none()
             && class.word == 16
             && usize::from(class.table_word) >= row_word
             && (spec.rotary_dim / 2).is_multiple_of(pairs)
@@ -91,19 +92,10 @@ impl Portable {
         }
     }
 
-    /// Its code for a GPU of a compute capability: a cubin, or PTX where there is none, and whether it is that. `None`
-    /// for a GPU that is older than all that are served.
-    pub fn code(self, (major, minor): (u32, u32)) -> Option<(Vec<u8>, bool)> {
-        let device = 10 * major + minor;
-        let runs = |arch: &&&str| {
-            let number = arch.trim_start_matches("sm_").parse::<u32>().unwrap_or(u32::MAX);
-            number / 10 == major && number <= device
-        };
-        match ARCHS.iter().filter(runs).next_back() {
-            Some(arch) => self.shipped(arch).map(|code| (code, false)),
-            None if device > 80 => self.shipped(PTX_ARCH).map(|code| (code, true)),
-            None => None,
-        }
+    /// Its code for a GPU of a compute capability: a cubin, or PTX where there is none. `None` for a GPU that is older than
+    /// all that are served.
+    pub fn code(self, capability: (u32, u32)) -> Option<Vec<u8>> {
+        self.shipped(arch_for(capability)?)
     }
 
     /// What `cache/` holds of it for an architecture.
@@ -117,6 +109,16 @@ impl Portable {
         DeflateDecoder::new(packed).take(MOST_BYTES).read_to_end(&mut code).ok()?;
         Some(code)
     }
+}
+
+/// Whose code serves a GPU of a compute capability.
+pub fn arch_for((major, minor): (u32, u32)) -> Option<&'static str> {
+    let device = 10 * major + minor;
+    let runs = |arch: &&str| {
+        let number = arch.trim_start_matches("sm_").parse::<u32>().unwrap_or(u32::MAX);
+        number / 10 == major && number <= device
+    };
+    ARCHS.into_iter().rfind(runs).or((device > 80).then_some(PTX_ARCH))
 }
 
 impl fmt::Display for Portable {
@@ -160,11 +162,11 @@ mod tests {
         assert_eq!(Portable::all().count(), 26);
         for portable in Portable::all() {
             for capability in [(7, 5), (8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0), (12, 1)] {
-                let (code, ptx) = portable.code(capability).unwrap_or_else(|| panic!("{portable} for {capability:?}"));
-                assert!(!ptx && code.starts_with(b"\x7fELF"), "{portable} for {capability:?}");
+                let code = portable.code(capability).unwrap_or_else(|| panic!("{portable} for {capability:?}"));
+                assert!(code.starts_with(b"\x7fELF"), "{portable} for {capability:?}");
             }
-            let (code, ptx) = portable.code((11, 0)).expect("PTX");
-            assert!(ptx && String::from_utf8(code).expect("text").contains(".entry rope_kernel"));
+            let code = portable.code((11, 0)).expect("PTX");
+            assert!(String::from_utf8(code).expect("text").contains(".entry rope_kernel"));
             assert!(portable.code((7, 0)).is_none() && portable.code((6, 1)).is_none());
         }
         assert!(INDEX.len() + KERNELS.len() <= 2 << 20);

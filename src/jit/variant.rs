@@ -145,6 +145,16 @@ pub struct Variant {
     pub prefetch: bool,
 }
 
+impl Variant {
+    /// Threads that share a head: those that turn its pairs, and those that copy the rest.
+    pub fn lanes(self, spec: &RopeSpec, class: Class) -> u32 {
+        let vec = u32::from(self.vec);
+        let pairs = if spec.style == PairStyle::Interleaved { vec / 2 } else { vec };
+        let rest = if class.copy_rest { spec.head_dim - spec.rotary_dim } else { 0 };
+        spec.rotary_dim / 2 / pairs + rest / vec
+    }
+}
+
 impl fmt::Display for Variant {
     /// Such as `t128 v8 h2 cs/wb keep pdl`: threads, elements, heads, hints of loads and stores, and what is switched on.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

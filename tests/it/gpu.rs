@@ -22,9 +22,15 @@ fn beside() -> RwLockReadGuard<'static, ()> {
     CAPTURES.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// An engine on the first GPU. `None`, and a line that no test harness hides, where there is none.
+/// An engine on the first GPU; one that never tunes compiles its kernels. `None`, and a line that no test harness hides,
+/// where there is no GPU.
 fn engine(test: &str, tuning: Tuning) -> Option<Engine> {
-    match Engine::builder().device(DeviceChoice::Cuda(0)).in_memory().tuning(tuning).build() {
+    let builder = Engine::builder().device(DeviceChoice::Cuda(0)).in_memory().tuning(tuning);
+    open(test, if tuning == Tuning::Never { builder.without_portable() } else { builder })
+}
+
+fn open(test: &str, builder: ropejit::engine::Builder) -> Option<Engine> {
+    match builder.build() {
         Ok(engine) => Some(engine),
         Err(e) if e.kind() == ErrorKind::DeviceUnavailable && std::env::var_os("ROPEJIT_REQUIRE_GPU").is_none() => {
             let _ = writeln!(std::io::stderr(), "SKIPPED gpu::{test}: no GPU on this machine");
@@ -51,6 +57,19 @@ fn every_form_is_bit_exact_and_near_f64() {
     let _beside = beside();
     let Some(engine) = engine("every_form_is_bit_exact_and_near_f64", Tuning::Never) else { return };
     crate::host::every_form(&engine);
+}
+
+/// What the crate ships for this GPU.
+#[test]
+fn shipped_kernels_are_bit_exact() {
+    let _beside = beside();
+    let builder = || Engine::builder().device(DeviceChoice::Cuda(0)).in_memory().tuning(Tuning::Never);
+    let Some(engine) = open("shipped_kernels_are_bit_exact", builder()) else { return };
+    crate::portable::all_are_portable(&engine);
+    crate::angles::every_form(&engine);
+    crate::angles::far_positions(&engine);
+    crate::eager::check_all(&engine);
+    assert_eq!(engine.stats().compiles, 0);
 }
 
 #[test]
@@ -183,7 +202,7 @@ fn a_graph_captured_beside_tuning_is_sound() {
         };
         rope.apply(ropejit::Stream::from(stream.as_ref()), &args).expect("applied")
     };
-    assert_eq!(apply(&mut output), Origin::Compiled);
+    assert_eq!(apply(&mut output), Origin::Embedded);
     let want = stream.clone_dtoh(&output).expect("copied");
     stream.memset_zeros(&mut output).expect("zeroed");
     stream.synchronize().expect("done");

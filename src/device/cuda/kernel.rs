@@ -45,7 +45,7 @@ impl Portables {
         let module = match all.iter().find(|(p, _)| *p == portable) {
             Some((_, module)) => Arc::clone(module),
             None => {
-                let Some((code, _)) = portable.code(capability) else { return Ok(None) };
+                let Some(code) = portable.code(capability) else { return Ok(None) };
                 let _aside = context.aside()?;
                 let module = Arc::new(Module::new(load_image(&code)?, context)?);
                 all.push((portable, Arc::clone(&module)));
@@ -53,7 +53,8 @@ impl Portables {
             }
         };
         let variant = portable.variant();
-        Ok(Some((Arc::new(CudaKernel::new(&module, variant, ShapeParams::of(spec, class))), variant)))
+        let shape = ShapeParams::of(spec, class, variant);
+        Ok(Some((Arc::new(CudaKernel::new(&module, variant, shape)), variant)))
     }
 }
 

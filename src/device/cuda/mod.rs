@@ -16,6 +16,7 @@ use super::{
     target,
 };
 use crate::error::{Error, ErrorKind, Result};
+use crate::jit::portable;
 use crate::jit::render::Dialect;
 use crate::jit::{Class, Variant};
 use crate::rope::RopeSpec;
@@ -191,6 +192,10 @@ impl Device for Cuda {
 
     fn load(&self, binary: &Binary, variant: Variant) -> Result<Arc<dyn Kernel>> {
         kernel::load(&self.context, binary, variant)
+    }
+
+    fn has_portable(&self) -> bool {
+        portable::arch_for(self.facts.compute_capability).is_some()
     }
 
     fn portable(&self, spec: &RopeSpec, class: Class) -> Result<Option<(Arc<dyn Kernel>, Variant)>> {
