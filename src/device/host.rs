@@ -114,7 +114,7 @@ impl Device for Host {
     }
 
     fn measuring(&self) -> Measuring {
-        Measuring { launches: (1, 64), sample_ns: 10e6, scratch_bytes: 64 << 20 }
+        Measuring { launches: (1, 64), sample_ns: 10e6, scratch_bytes: 64 << 20, slice_ns: 100e6 }
     }
 
     fn fallback(&self, spec: &RopeSpec) -> Option<Arc<dyn Kernel>> {
@@ -180,7 +180,7 @@ impl Device for Host {
     }
 
     fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>> {
-        let refused = || Error::new(ErrorKind::Device, "out of memory").subject_is(format!("{bytes} bytes"));
+        let refused = || Error::new(ErrorKind::OutOfMemory, "out of memory").subject_is(format!("{bytes} bytes"));
         let layout = Layout::from_size_align(bytes.max(1), 64).map_err(|_| refused())?;
         // SAFETY: the size is not zero.
         let start = unsafe { std::alloc::alloc_zeroed(layout) };

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::Instant;
 
 use dashmap::DashMap;
 
@@ -146,10 +147,24 @@ impl Builder {
                 device::open(choice)?
             }
         };
-        let counters = Arc::new(Counters::default());
+        Ok(Engine::new(device, store, tuning, lock, self.on_progress))
+    }
+}
+
+impl Engine {
+    pub(super) fn new(
+        device: Arc<dyn Device>,
+        store: Arc<dyn Store>,
+        tuning: Tuning,
+        lock: Option<Held>,
+        on_progress: Option<OnProgress>,
+    ) -> Self {
+        let (counters, closing) = (Arc::new(Counters::default()), Arc::new(AtomicBool::new(false)));
+        let kernels =
+            Kernels::new(Arc::clone(&device), Arc::clone(&store), Arc::clone(&counters), Arc::clone(&closing));
         let shared = Arc::new(Shared {
             choices: Choices::new(Arc::clone(&store), Arc::clone(&counters), device.as_ref()),
-            kernels: Kernels::new(Arc::clone(&device), Arc::clone(&store), Arc::clone(&counters)),
+            kernels,
             dialect: device.dialect(),
             context: device.context(),
             device,
@@ -157,12 +172,15 @@ impl Builder {
             tuning,
             lock,
             frozen: AtomicBool::new(false),
+            closing,
+            opened: Instant::now(),
+            captured: AtomicU64::new(0),
             counters,
             angles: std::sync::Mutex::default(),
             ropes: DashMap::new(),
-            on_progress: self.on_progress,
+            on_progress,
         });
-        Ok(Engine { worker: Arc::new(Worker::new(&shared)), shared })
+        Self { worker: Arc::new(Worker::new(&shared)), shared }
     }
 }
 

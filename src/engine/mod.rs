@@ -8,6 +8,7 @@ mod builder;
 mod choices;
 mod kernels;
 mod lock;
+mod pace;
 mod resolve;
 mod scratch;
 mod stats;
@@ -15,9 +16,9 @@ mod tuning;
 mod turn;
 mod worker;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use dashmap::DashMap;
@@ -121,6 +122,11 @@ struct Shared {
     lock: Option<lock::Held>,
     /// Set by [`Engine::freeze`].
     frozen: AtomicBool,
+    /// Set when the last handle is dropped: background work ends.
+    closing: Arc<AtomicBool>,
+    opened: Instant,
+    /// When a capture was last seen: milliseconds since `opened`, plus one; 0 for never.
+    captured: AtomicU64,
     counters: Arc<Counters>,
     choices: Choices,
     kernels: Kernels,
@@ -138,6 +144,17 @@ impl Shared {
         if self.frozen.load(Ordering::Relaxed) { Tuning::Frozen } else { self.tuning }
     }
 
+    /// Takes note that somebody captures a graph.
+    fn note_capture(&self) {
+        self.captured.store(self.opened.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
+    }
+
+    /// Time since a capture was last seen.
+    fn since_capture(&self) -> Option<Duration> {
+        let seen = Duration::from_millis(self.captured.load(Ordering::Relaxed).checked_sub(1)?);
+        Some(self.opened.elapsed().saturating_sub(seen))
+    }
+
     fn tell(&self, progress: &Progress<'_>) {
         if let Some(f) = &self.on_progress {
             f(progress);
@@ -150,6 +167,8 @@ struct RopeState {
     spec: RopeSpec,
     /// One per bucket and class.
     slots: Box<[Slot]>,
+    /// Plans that others have replaced. Graphs that were captured with one launch its kernel, so it stays loaded.
+    replaced: Mutex<Vec<Arc<Plan>>>,
     /// Calls served by a filled slot.
     hits: Counter,
     fault: Box<dyn FaultWord>,
@@ -166,6 +185,12 @@ struct Slot {
 impl RopeState {
     fn slot(&self, bucket: Bucket, class: Class) -> &Slot {
         &self.slots[bucket.index() * Class::COUNT + class.index()]
+    }
+
+    /// From now on `plan` serves.
+    fn serve(&self, bucket: Bucket, class: Class, plan: Arc<Plan>) {
+        let replaced = self.slot(bucket, class).plan.swap(Some(plan));
+        self.replaced.lock().unwrap_or_else(PoisonError::into_inner).extend(replaced);
     }
 }
 
@@ -218,6 +243,7 @@ impl Engine {
         let state = Arc::new(RopeState {
             spec: spec.clone(),
             slots: (0..Bucket::COUNT * Class::COUNT).map(|_| Slot::default()).collect(),
+            replaced: Mutex::default(),
             hits: Counter::default(),
             fault: self.shared.device.fault_word()?,
         });
@@ -257,7 +283,8 @@ impl Engine {
         Ok(done)
     }
 
-    /// Waits until no tuning is queued or running in the background.
+    /// Waits until no tuning is queued or running in the background. What was put off because memory is low is not waited
+    /// for.
     pub fn wait_tuned(&self) {
         self.worker.wait();
     }

@@ -1,6 +1,5 @@
 //! The first call of a bucket and layout class: memory, disk, compile, tune, publish.
 
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
@@ -40,6 +39,7 @@ pub(super) fn resolve(
 ) -> Result<Arc<Plan>> {
     let (shared, state) = (rope.shared.as_ref(), &rope.state);
     if shared.device.is_capturing(stream) {
+        shared.note_capture();
         return while_capturing(state, class);
     }
     let slot = state.slot(bucket, class);
@@ -52,7 +52,7 @@ pub(super) fn resolve(
     let started = Instant::now();
     let plan = Arc::new(find_or_make(shared, state, bucket, class, tuning)?);
     tracing::debug!("{}, {} tokens: {:?} in {:?}", state.spec, bucket.tokens(), plan.origin, started.elapsed());
-    slot.plan.store(Some(Arc::clone(&plan)));
+    state.serve(bucket, class, Arc::clone(&plan));
     if tuning == Tuning::Background
         && !plan.tuned
         && plan.origin != Origin::Reference
@@ -86,16 +86,19 @@ fn find_or_make(shared: &Shared, state: &RopeState, bucket: Bucket, class: Class
     if let Some(plan) = find(shared, spec, bucket, class, tuning).transpose() {
         return or_fallback(shared, spec, bucket, class, plan);
     }
+    let untuned = || {
+        let default = default_variant(shared, spec, class, bucket);
+        let (loaded, origin) = shared.kernels.obtain(spec, class, default, None)?;
+        keep_default(shared, spec, bucket, class, default, &loaded);
+        plan(shared, spec, class, loaded, default, origin, false)
+    };
     let made = match tuning {
         Tuning::Frozen => return Err(not_cached(shared, spec, bucket, class)),
-        Tuning::Blocking { budget } => turn::tune(shared, state, class, bucket, budget, &AtomicBool::new(false)),
-        Tuning::Background | Tuning::Never => {
-            let default = default_variant(shared, spec, class, bucket);
-            shared.kernels.obtain(spec, class, default, None).and_then(|(loaded, origin)| {
-                keep_default(shared, spec, bucket, class, default, &loaded);
-                plan(shared, spec, class, loaded, default, origin, false)
-            })
-        }
+        Tuning::Blocking { budget } => turn::tune(shared, state, class, bucket, budget).or_else(|e| {
+            let told = |_: &Plan| shared.counters.warn_once(format!("not tuned, the default serves: {e}"));
+            untuned().inspect(told)
+        }),
+        Tuning::Background | Tuning::Never => untuned(),
     };
     or_fallback(shared, spec, bucket, class, made)
 }
@@ -143,7 +146,11 @@ fn or_fallback(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: Class, m
         Err(e)
             if matches!(
                 e.kind(),
-                ErrorKind::CompilerMissing | ErrorKind::Compile | ErrorKind::Io | ErrorKind::Device
+                ErrorKind::CompilerMissing
+                    | ErrorKind::Compile
+                    | ErrorKind::Io
+                    | ErrorKind::Device
+                    | ErrorKind::OutOfMemory
             ) =>
         {
             let Some(kernel) = shared.device.fallback(spec) else { return Err(e) };
@@ -277,9 +284,9 @@ pub(super) fn prewarm(
         let state = engine.state(spec)?;
         let slot = state.slot(bucket, class);
         let _filling = slot.filling.lock().unwrap_or_else(PoisonError::into_inner);
-        let plan = turn::tune(shared, &state, class, bucket, BUDGET, &AtomicBool::new(false))?;
+        let plan = turn::tune(shared, &state, class, bucket, BUDGET)?;
         let done = done(plan.variant, plan.tuned, plan.origin);
-        slot.plan.store(Some(Arc::new(plan)));
+        state.serve(bucket, class, Arc::new(plan));
         return Ok(done);
     }
     let default = default_variant(shared, spec, class, bucket);

@@ -101,7 +101,11 @@ impl Drop for BesideCaptures {
 
 fn failed(what: &str, e: &DriverError) -> Error {
     let text = e.error_string().map_or_else(|_| format!("{:?}", e.0), |s| s.to_string_lossy().into_owned());
-    Error::new(ErrorKind::Device, format!("{what} failed: {text}"))
+    let kind = match e.0 {
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => ErrorKind::OutOfMemory,
+        _ => ErrorKind::Device,
+    };
+    Error::new(kind, format!("{what} failed: {text}"))
 }
 
 impl Cuda {
@@ -172,7 +176,7 @@ impl Device for Cuda {
     }
 
     fn measuring(&self) -> Measuring {
-        Measuring { launches: (8, 128), sample_ns: 400e3, scratch_bytes: 1 << 30 }
+        Measuring { launches: (8, 128), sample_ns: 400e3, scratch_bytes: 1 << 30, slice_ns: 2e6 }
     }
 
     fn compiler(&self) -> Result<String> {
@@ -234,6 +238,11 @@ impl Device for Cuda {
         let _aside = self.context.aside()?;
         // SAFETY: both ranges are inside memory of this device, and freeing memory waits for work in flight.
         unsafe { result::memcpy_dtod_async(to, from, bytes, stream.raw) }.map_err(|e| failed("cuMemcpyDtoDAsync", &e))
+    }
+
+    fn wait(&self) -> Result<()> {
+        let _aside = self.context.aside()?;
+        self.stream.wait("background work")
     }
 
     fn synchronize(&self) -> Result<()> {
