@@ -9,6 +9,7 @@
 pub mod cuda;
 pub mod host;
 mod host_reference;
+mod leftovers;
 mod nvrtc;
 mod params;
 mod target;

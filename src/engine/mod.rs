@@ -9,6 +9,7 @@ mod choices;
 mod kernels;
 mod lock;
 mod pace;
+mod prewarm;
 mod resolve;
 mod scratch;
 mod stats;
@@ -248,39 +249,6 @@ impl Engine {
             fault: self.shared.device.fault_word()?,
         });
         Ok(Arc::clone(self.shared.ropes.entry(spec.clone()).or_insert(state).value()))
-    }
-
-    /// Compiles, tunes (where the device can run and `tune` says so) and keeps what a call with `tokens` tokens in all
-    /// needs, for contiguous tensors, out of place and in place.
-    ///
-    /// # Errors
-    /// When nothing can be compiled, or the device fails.
-    pub fn prewarm(&self, spec: &RopeSpec, tokens: u64, head_major: bool, tune: bool) -> Result<Vec<Prewarmed>> {
-        spec.validate()?;
-        // Partial rotary has one kernel out of place, which copies what does not turn, and another in place.
-        let mut classes = vec![true, false];
-        classes.retain(|&out| out || spec.rotary_dim < spec.head_dim);
-        let prepare = |out| {
-            let class = Class::contiguous(spec, head_major, out);
-            resolve::prewarm(self, spec, Bucket::of(tokens), class, tune)
-        };
-        let mut done: Vec<Prewarmed> = Vec::new();
-        for &out in &classes {
-            done.extend(prepare(out)?);
-        }
-        if let Some(mode) = spec.angles {
-            // For what has no table: lengths with frequencies of their own, and tables, which are made so.
-            let tableless =
-                |spec: &RopeSpec, head_major, out| Class { table_word: 0, ..Class::contiguous(spec, head_major, out) };
-            for &out in &classes {
-                let class = tableless(spec, head_major, out);
-                done.extend(resolve::prewarm(self, spec, Bucket::of(tokens), class, tune)?);
-            }
-            let maker = angles::maker_spec(spec.rotary_dim, mode);
-            let class = tableless(&maker, false, true);
-            done.extend(resolve::prewarm(self, &maker, angles::maker_bucket(), class, false)?);
-        }
-        Ok(done)
     }
 
     /// Waits until no tuning is queued or running in the background. What was put off because memory is low is not waited

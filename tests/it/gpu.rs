@@ -2,10 +2,12 @@
 
 #![allow(unsafe_code)]
 
+mod steady;
+
 use std::io::Write as _;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
-use ropejit::engine::ChoiceMeta;
+use ropejit::engine::{Builder, ChoiceMeta};
 use ropejit::jit::Bucket;
 use ropejit::rope::scaling::TableMode;
 use ropejit::store::Kind;
@@ -24,7 +26,11 @@ fn beside() -> RwLockReadGuard<'static, ()> {
 
 /// An engine on the first GPU. `None`, and a line that no test harness hides, where there is none.
 fn engine(test: &str, tuning: Tuning) -> Option<Engine> {
-    match Engine::builder().device(DeviceChoice::Cuda(0)).in_memory().tuning(tuning).build() {
+    opened(test, Engine::builder().tuning(tuning))
+}
+
+fn opened(test: &str, builder: Builder) -> Option<Engine> {
+    match builder.device(DeviceChoice::Cuda(0)).in_memory().build() {
         Ok(engine) => Some(engine),
         Err(e) if e.kind() == ErrorKind::DeviceUnavailable && std::env::var_os("ROPEJIT_REQUIRE_GPU").is_none() => {
             let _ = writeln!(std::io::stderr(), "SKIPPED gpu::{test}: no GPU on this machine");
