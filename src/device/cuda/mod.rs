@@ -99,6 +99,9 @@ impl Drop for BesideCaptures {
     }
 }
 
+/// `CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED` to `CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD`.
+const CAPTURE_ERRORS: std::ops::RangeInclusive<u32> = 900..=908;
+
 fn failed(what: &str, e: &DriverError) -> Error {
     let text = e.error_string().map_or_else(|_| format!("{:?}", e.0), |s| s.to_string_lossy().into_owned());
     let kind = match e.0 {
@@ -242,7 +245,7 @@ impl Device for Cuda {
 
     fn wait(&self) -> Result<()> {
         let _aside = self.context.aside()?;
-        self.stream.wait("background work")
+        self.stream.wait("a kernel or a copy")
     }
 
     fn synchronize(&self) -> Result<()> {
@@ -254,8 +257,12 @@ impl Device for Cuda {
         let Ok(_current) = self.context.make_current() else { return false };
         // SAFETY: a `Stream` is a live stream of this device.
         let status = unsafe { result::stream::is_capturing(stream.raw) };
-        // The default stream answers with an error while another stream is captured.
-        status != Ok(sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+        match status {
+            Ok(status) => status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE,
+            // The default stream answers with such an error while a stream that waits for it is captured. Any other comes
+            // back from what is done next.
+            Err(e) => CAPTURE_ERRORS.contains(&(e.0 as u32)),
+        }
     }
 }
 
