@@ -22,6 +22,8 @@ pub enum ErrorKind {
     Compile,
     /// The driver refused an operation.
     Device,
+    /// Not enough free memory on the device.
+    OutOfMemory,
     /// Reading or writing a file failed: the subject is its path.
     Io,
     /// The cache folder cannot be trusted: the subject is its path.

@@ -47,8 +47,9 @@
 //!
 //! - [`Tuning`] says when to compile and tune: beside the caller's work, before the first answer, never, or
 //!   [`Frozen`](Tuning::Frozen), where anything that is not in the cache is an error.
-//! - [`Engine::prewarm`] fills the cache ahead of time, with [`Builder::arch`](engine::Builder::arch) for a GPU that is
-//!   not there; [`Engine::stats`] counts what was done.
+//! - [`Engine::prewarm`] fills the cache ahead of time for a list of specs and numbers of tokens, with
+//!   [`Builder::arch`](engine::Builder::arch) for a GPU that is not there. [`Engine::wait_tuned`] waits for what is tuned in
+//!   the background, after [`Engine::freeze`] nothing is compiled, and [`Engine::stats`] counts what was done.
 //! - [`Rope::check`] reports a token whose position lay outside the tables; such a token has become NaN.
 //! - [`rope`] is the domain, pure: [`rope::model`] reads a `config.json`, [`rope::scaling`] turns it into frequencies and
 //!   tables, [`rope::reference`] computes the rotation in plain Rust. [`jit`] holds variants, source and keys, [`store`]

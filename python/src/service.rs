@@ -62,16 +62,14 @@ pub fn prewarm(
             }
         }
         let engine = engines::engine(py, device(on)?)?;
-        let mut prepared = Vec::new();
-        for (spec, &tokens) in specs.iter().flat_map(|spec| tokens.iter().map(move |t| (spec, t))) {
-            for done in py.detach(|| engine.prewarm(spec, tokens, head_major, tune)).map_err(raise)? {
-                prepared.push(json!({
-                    "spec": spec.to_string(), "tokens": done.bucket.tokens(), "layout": done.class.to_string(),
-                    "variant": done.variant.to_string(), "tuned": done.tuned, "origin": done.origin,
-                }));
-            }
-        }
-        Ok(Value::from(prepared).to_string())
+        let done = py.detach(|| engine.prewarm(&specs, &tokens, head_major, tune)).map_err(raise)?;
+        let shown = done.iter().map(|done| {
+            json!({
+                "spec": done.spec.to_string(), "tokens": done.bucket.tokens(), "layout": done.class.to_string(),
+                "variant": done.variant.to_string(), "tuned": done.tuned, "origin": done.origin,
+            })
+        });
+        Ok(shown.collect::<Value>().to_string())
     })
 }
 

@@ -161,7 +161,7 @@ impl Prewarm {
             for one in chosen {
                 for tokens in tokens.iter().map(|bucket| bucket.tokens()) {
                     bar.set_message(format!("{}, {tokens} tokens, {}", one.name, engine.facts().arch));
-                    let done = engine.prewarm(&one.spec, tokens, self.bhsd, !self.no_tune)?;
+                    let done = engine.prewarm(std::slice::from_ref(&one.spec), &[tokens], self.bhsd, !self.no_tune)?;
                     if let Some(writer) = &mut writer {
                         for done in &done {
                             writer.add(engine, done);

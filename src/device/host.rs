@@ -15,6 +15,7 @@ use libloading::Library;
 use rayon::prelude::*;
 
 use super::host_reference::ReferenceKernel;
+use super::leftovers;
 use super::{
     AngleParams, Binary, Device, Facts, FaultWord, Kernel, Measuring, Memory, Params, ShapeParams, Stream, TimedLaunch,
     Timer, compile_error, range,
@@ -125,7 +126,7 @@ impl Device for Host {
     }
 
     fn measuring(&self) -> Measuring {
-        Measuring { launches: (1, 64), sample_ns: 10e6, scratch_bytes: 64 << 20 }
+        Measuring { launches: (1, 64), sample_ns: 10e6, scratch_bytes: 64 << 20, slice_ns: 100e6 }
     }
 
     fn fallback(&self, spec: &RopeSpec) -> Option<Arc<dyn Kernel>> {
@@ -158,8 +159,9 @@ impl Device for Host {
     fn compile(&self, source: &str) -> Result<Binary> {
         let compiler = find_compiler()?;
         let io = |e| Error::io(&std::env::temp_dir(), "a folder to compile in cannot be used", e);
-        let folder = tempfile::Builder::new().prefix("ropejit-").tempdir().map_err(io)?;
-        let (text, library) = (folder.path().join("rope.cpp"), folder.path().join("rope.so"));
+        leftovers::sweep_once();
+        let folder = tempfile::Builder::new().prefix(leftovers::PREFIX).tempdir().map_err(io)?;
+        let (text, library) = (folder.path().join(leftovers::SOURCE), folder.path().join(leftovers::LIBRARY));
         fs_err::write(&text, source).map_err(io)?;
         let options = self.compile_options();
         let output = Command::new(&compiler)
@@ -200,7 +202,7 @@ impl Device for Host {
     }
 
     fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>> {
-        let refused = || Error::new(ErrorKind::Device, "out of memory").subject_is(format!("{bytes} bytes"));
+        let refused = || Error::new(ErrorKind::OutOfMemory, "out of memory").subject_is(format!("{bytes} bytes"));
         let layout = Layout::from_size_align(bytes.max(1), 64).map_err(|_| refused())?;
         // SAFETY: the size is not zero.
         let start = unsafe { std::alloc::alloc_zeroed(layout) };
@@ -250,7 +252,7 @@ impl Device for Host {
 pub(super) fn load(binary: &Binary, shape: ShapeParams) -> Result<Arc<dyn Kernel>> {
     // The loader wants a file; once it is open its name is not needed.
     let io = |e| Error::io(&std::env::temp_dir(), "a kernel to load cannot be kept", e);
-    let mut file = tempfile::Builder::new().prefix("ropejit-").suffix(".so").tempfile().map_err(io)?;
+    let mut file = tempfile::Builder::new().prefix(leftovers::PREFIX).suffix(".so").tempfile().map_err(io)?;
     file.write_all(&binary.image).map_err(io)?;
     let path: &Path = file.path();
     let refused = |e: libloading::Error| Error::new(ErrorKind::Device, format!("the loader refused a kernel: {e}"));

@@ -9,6 +9,7 @@
 pub mod cuda;
 pub mod host;
 mod host_reference;
+mod leftovers;
 mod nvrtc;
 mod params;
 mod target;
@@ -66,6 +67,12 @@ impl Facts {
             self.memory_bus_bits,
             self.memory_clock_khz
         )
+    }
+
+    /// Bytes that its memory moves in a nanosecond at most; 0 when unknown.
+    pub fn peak_bytes_per_ns(&self) -> f64 {
+        // Two transfers a clock.
+        2.0 * f64::from(self.memory_bus_bits) / 8.0 * f64::from(self.memory_clock_khz) * 1e-6
     }
 }
 
@@ -265,6 +272,11 @@ pub trait Device: Send + Sync {
         stream: Stream<'_>,
     ) -> Result<()>;
 
+    /// Waits for what was put on its own stream.
+    fn wait(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Waits for all work on the device. Not while anybody captures a graph.
     fn synchronize(&self) -> Result<()>;
 
@@ -286,6 +298,8 @@ pub struct Measuring {
     pub sample_ns: f64,
     /// Scratch memory at most, in bytes.
     pub scratch_bytes: u64,
+    /// Device time, in nanoseconds, that one piece of background work may take at most.
+    pub slice_ns: f64,
 }
 
 /// Which device to open.

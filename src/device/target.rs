@@ -68,7 +68,7 @@ impl Device for Target {
     }
 
     fn measuring(&self) -> Measuring {
-        Measuring { launches: (1, 1), sample_ns: 0.0, scratch_bytes: 0 }
+        Measuring { launches: (1, 1), sample_ns: 0.0, scratch_bytes: 0, slice_ns: 0.0 }
     }
 
     fn runs(&self) -> bool {

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::Instant;
 
 use dashmap::DashMap;
 
@@ -164,11 +165,13 @@ impl Builder {
                 device::open(choice)?
             }
         };
-        let counters = Arc::new(Counters::default());
+        let (counters, closing) = (Arc::new(Counters::default()), Arc::new(AtomicBool::new(false)));
+        let kernels =
+            Kernels::new(Arc::clone(&device), Arc::clone(&store), Arc::clone(&counters), Arc::clone(&closing));
         let shared = Arc::new(Shared {
             portable: !self.without_portable && device.has_portable(),
             choices: Choices::new(Arc::clone(&store), Arc::clone(&counters), device.as_ref()),
-            kernels: Kernels::new(Arc::clone(&device), Arc::clone(&store), Arc::clone(&counters)),
+            kernels,
             dialect: device.dialect(),
             context: device.context(),
             device,
@@ -176,6 +179,9 @@ impl Builder {
             tuning,
             lock,
             frozen: AtomicBool::new(false),
+            closing,
+            opened: Instant::now(),
+            captured: AtomicU64::new(0),
             counters,
             angles: std::sync::Mutex::default(),
             ropes: DashMap::new(),

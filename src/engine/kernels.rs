@@ -1,12 +1,14 @@
 //! Compiled kernels: in memory, on disk, or compiled now. One kernel is compiled once, however many threads and processes
 //! ask.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use serde::{Deserialize, Serialize};
 
+use super::pace::cancelled;
 use super::stats::Counters;
 use crate::device::{Binary, Device, Kernel};
 use crate::error::{Error, ErrorKind, Result};
@@ -54,6 +56,8 @@ pub(super) struct Kernels {
     device: Arc<dyn Device>,
     store: Arc<dyn Store>,
     counters: Arc<Counters>,
+    /// Set when the engine is dropped: nobody waits for what is made.
+    closing: Arc<AtomicBool>,
     /// By the digest of their source; the lock of a slot is held while its kernel is made.
     slots: DashMap<String, Slot>,
     /// What could not be compiled or loaded, and when.
@@ -61,8 +65,13 @@ pub(super) struct Kernels {
 }
 
 impl Kernels {
-    pub fn new(device: Arc<dyn Device>, store: Arc<dyn Store>, counters: Arc<Counters>) -> Self {
-        Self { device, store, counters, slots: DashMap::new(), failures: DashMap::new() }
+    pub fn new(
+        device: Arc<dyn Device>,
+        store: Arc<dyn Store>,
+        counters: Arc<Counters>,
+        closing: Arc<AtomicBool>,
+    ) -> Self {
+        Self { device, store, counters, closing, slots: DashMap::new(), failures: DashMap::new() }
     }
 
     /// The kernel of a variant; compiled if it is nowhere. `named` is the artifact that a choice names: it is looked for
@@ -92,15 +101,16 @@ impl Kernels {
                 self.store.as_ref(),
                 (Kind::Artifact, key),
                 COMPILE_PATIENCE,
-                || false,
+                || self.closing.load(Relaxed),
                 || matches!(self.store.get(Kind::Artifact, key), Lookup::Hit(_)),
             );
             if waited {
                 self.counters.waited.add();
             }
             let turn = match flight {
-                Flight::Make(turn) => turn,
-                Flight::Made => match self.read(key, source, variant) {
+                None => return Err(cancelled()),
+                Some(Flight::Make(turn)) => turn,
+                Some(Flight::Made) => match self.read(key, source, variant) {
                     Some(loaded) => return Ok(Some((loaded, Origin::Disk))),
                     None => None, // refused, by the driver say
                 },
@@ -135,6 +145,30 @@ impl Kernels {
         self.in_slot(spec, class, variant, |source| {
             Ok(self.read(key, source, variant).map(|loaded| (loaded, Origin::Disk)))
         })
+    }
+
+    /// Takes out those of these kernels that nobody else holds: no plan, no thread that is at it. They are unloaded when they
+    /// are dropped; who asks for one again gets it from the cache.
+    pub fn take_unused(&self, artifacts: &[Key]) -> Vec<Loaded> {
+        let mut unused = Vec::new();
+        self.slots.retain(|_, slot| {
+            // Nobody can come by a slot while its part of the map is locked.
+            let Some(held) = Arc::get_mut(slot) else { return true };
+            let held = held.get_mut().unwrap_or_else(PoisonError::into_inner);
+            let idle = |l: &Loaded| l.kernel.as_ref().is_some_and(|k| Arc::strong_count(k) == 1);
+            if !held.as_ref().is_some_and(|l| artifacts.contains(&l.artifact) && idle(l)) {
+                return true;
+            }
+            unused.extend(held.take());
+            false
+        });
+        unused
+    }
+
+    /// How many are loaded.
+    #[cfg(test)]
+    pub fn loaded(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.try_lock().is_ok_and(|held| held.is_some())).count()
     }
 
     /// The error of an attempt that failed a short time ago: it is not tried again at every call.

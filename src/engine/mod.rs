@@ -8,6 +8,8 @@ mod builder;
 mod choices;
 mod kernels;
 mod lock;
+mod pace;
+mod prewarm;
 mod resolve;
 mod scratch;
 mod stats;
@@ -15,9 +17,9 @@ mod tuning;
 mod turn;
 mod worker;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use dashmap::DashMap;
@@ -125,6 +127,11 @@ struct Shared {
     lock: Option<lock::Held>,
     /// Set by [`Engine::freeze`].
     frozen: AtomicBool,
+    /// Set when the last handle is dropped: background work ends.
+    closing: Arc<AtomicBool>,
+    opened: Instant,
+    /// When a capture was last seen: milliseconds since `opened`, plus one; 0 for never.
+    captured: AtomicU64,
     counters: Arc<Counters>,
     choices: Choices,
     kernels: Kernels,
@@ -142,6 +149,17 @@ impl Shared {
         if self.frozen.load(Ordering::Relaxed) { Tuning::Frozen } else { self.tuning }
     }
 
+    /// Takes note that somebody captures a graph.
+    fn note_capture(&self) {
+        self.captured.store(self.opened.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
+    }
+
+    /// Time since a capture was last seen.
+    fn since_capture(&self) -> Option<Duration> {
+        let seen = Duration::from_millis(self.captured.load(Ordering::Relaxed).checked_sub(1)?);
+        Some(self.opened.elapsed().saturating_sub(seen))
+    }
+
     fn tell(&self, progress: &Progress<'_>) {
         if let Some(f) = &self.on_progress {
             f(progress);
@@ -154,6 +172,8 @@ struct RopeState {
     spec: RopeSpec,
     /// One per bucket and class.
     slots: Box<[Slot]>,
+    /// Plans that others have replaced. Graphs that were captured with one launch its kernel, so it stays loaded.
+    replaced: Mutex<Vec<Arc<Plan>>>,
     /// Calls served by a filled slot.
     hits: Counter,
     fault: Box<dyn FaultWord>,
@@ -170,6 +190,12 @@ struct Slot {
 impl RopeState {
     fn slot(&self, bucket: Bucket, class: Class) -> &Slot {
         &self.slots[bucket.index() * Class::COUNT + class.index()]
+    }
+
+    /// From now on `plan` serves.
+    fn serve(&self, bucket: Bucket, class: Class, plan: Arc<Plan>) {
+        let replaced = self.slot(bucket, class).plan.swap(Some(plan));
+        self.replaced.lock().unwrap_or_else(PoisonError::into_inner).extend(replaced);
     }
 }
 
@@ -222,46 +248,15 @@ impl Engine {
         let state = Arc::new(RopeState {
             spec: spec.clone(),
             slots: (0..Bucket::COUNT * Class::COUNT).map(|_| Slot::default()).collect(),
+            replaced: Mutex::default(),
             hits: Counter::default(),
             fault: self.shared.device.fault_word()?,
         });
         Ok(Arc::clone(self.shared.ropes.entry(spec.clone()).or_insert(state).value()))
     }
 
-    /// Compiles, tunes (where the device can run and `tune` says so) and keeps what a call with `tokens` tokens in all
-    /// needs, for contiguous tensors, out of place and in place.
-    ///
-    /// # Errors
-    /// When nothing can be compiled, or the device fails.
-    pub fn prewarm(&self, spec: &RopeSpec, tokens: u64, head_major: bool, tune: bool) -> Result<Vec<Prewarmed>> {
-        spec.validate()?;
-        // Partial rotary has one kernel out of place, which copies what does not turn, and another in place.
-        let mut classes = vec![true, false];
-        classes.retain(|&out| out || spec.rotary_dim < spec.head_dim);
-        let prepare = |out| {
-            let class = Class::contiguous(spec, head_major, out);
-            resolve::prewarm(self, spec, Bucket::of(tokens), class, tune)
-        };
-        let mut done: Vec<Prewarmed> = Vec::new();
-        for &out in &classes {
-            done.extend(prepare(out)?);
-        }
-        if let Some(mode) = spec.angles {
-            // For what has no table: lengths with frequencies of their own, and tables, which are made so.
-            let tableless =
-                |spec: &RopeSpec, head_major, out| Class { table_word: 0, ..Class::contiguous(spec, head_major, out) };
-            for &out in &classes {
-                let class = tableless(spec, head_major, out);
-                done.extend(resolve::prewarm(self, spec, Bucket::of(tokens), class, tune)?);
-            }
-            let maker = angles::maker_spec(spec.rotary_dim, mode);
-            let class = tableless(&maker, false, true);
-            done.extend(resolve::prewarm(self, &maker, angles::maker_bucket(), class, false)?);
-        }
-        Ok(done)
-    }
-
-    /// Waits until no tuning is queued or running in the background.
+    /// Waits until no tuning is queued or running in the background. What was put off because memory is low is not waited
+    /// for.
     pub fn wait_tuned(&self) {
         self.worker.wait();
     }

@@ -1,10 +1,10 @@
 //! The first call of a bucket and layout class: memory, disk, compile, tune, publish.
 
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use super::kernels::Loaded;
+use super::pace::Pace;
 use super::{BUDGET, Engine, Rope, RopeState, Shared, Tuning, lock, turn};
 use crate::device::Stream;
 use crate::error::{Error, ErrorKind, Result};
@@ -40,6 +40,7 @@ pub(super) fn resolve(
 ) -> Result<Arc<Plan>> {
     let (shared, state) = (rope.shared.as_ref(), &rope.state);
     if shared.device.is_capturing(stream) {
+        shared.note_capture();
         return while_capturing(state, class);
     }
     let slot = state.slot(bucket, class);
@@ -52,7 +53,7 @@ pub(super) fn resolve(
     let started = Instant::now();
     let plan = Arc::new(find_or_make(shared, state, bucket, class, tuning)?);
     tracing::debug!("{}, {} tokens: {:?} in {:?}", state.spec, bucket.tokens(), plan.origin, started.elapsed());
-    slot.plan.store(Some(Arc::clone(&plan)));
+    state.serve(bucket, class, Arc::clone(&plan));
     let settled = plan.tuned || plan.origin == Origin::Reference;
     let decided = plan.origin != Origin::Embedded && lock::decides(shared, &state.spec, bucket, class);
     if tuning == Tuning::Background && !settled && !decided {
@@ -61,18 +62,20 @@ pub(super) fn resolve(
     Ok(plan)
 }
 
-/// What serves for good, compiled and tuned as need be: the work that a first call leaves to the background.
+/// What serves for good, compiled and tuned as need be: the work that a first call leaves to the background. `None` while
+/// another process tunes the same, as it has `since` then.
 pub(super) fn settle(
     shared: &Shared,
     state: &RopeState,
     bucket: Bucket,
     class: Class,
-    stop: &AtomicBool,
-) -> Result<Plan> {
+    since: Instant,
+    pace: &Pace<'_>,
+) -> Result<Option<Plan>> {
     let decided = lock::decides(shared, &state.spec, bucket, class);
     match chosen(shared, &state.spec, bucket, class, Tuning::Background, true)? {
-        Some(plan) if plan.tuned || decided => Ok(plan),
-        _ => turn::tune(shared, state, class, bucket, BUDGET, stop),
+        Some(plan) if plan.tuned || decided => Ok(Some(plan)),
+        _ => turn::tune_in_slices(shared, state, class, bucket, since, pace),
     }
 }
 
@@ -108,7 +111,10 @@ fn find_or_make(shared: &Shared, state: &RopeState, bucket: Bucket, class: Class
         Err(e) => Err(e),
         Ok(None) => match tuning {
             Tuning::Frozen => return Err(not_cached(shared, spec, bucket, class)),
-            Tuning::Blocking { budget } => turn::tune(shared, state, class, bucket, budget, &AtomicBool::new(false)),
+            Tuning::Blocking { budget } => turn::tune(shared, state, class, bucket, budget).or_else(|e| {
+                let told = |_: &Plan| shared.counters.warn_once(format!("not tuned, the default serves: {e}"));
+                default(shared, spec, bucket, class).inspect(told)
+            }),
             Tuning::Background | Tuning::Never => match portable(shared, spec, class) {
                 Some(plan) => return Ok(plan),
                 None => default(shared, spec, bucket, class),
@@ -200,7 +206,10 @@ pub(super) fn plan(
 
 /// Where nothing can be compiled or loaded, what serves in its place: a kernel that is shipped, else the device's own.
 fn in_its_place(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: Class, e: Error) -> Result<Plan> {
-    if !matches!(e.kind(), ErrorKind::CompilerMissing | ErrorKind::Compile | ErrorKind::Io | ErrorKind::Device) {
+    if !matches!(
+        e.kind(),
+        ErrorKind::CompilerMissing | ErrorKind::Compile | ErrorKind::Io | ErrorKind::Device | ErrorKind::OutOfMemory
+    ) {
         return Err(e);
     }
     if let Some(plan) = portable(shared, spec, class) {
@@ -335,9 +344,9 @@ pub(super) fn prewarm(
         let state = engine.state(spec)?;
         let slot = state.slot(bucket, class);
         let _filling = slot.filling.lock().unwrap_or_else(PoisonError::into_inner);
-        let plan = turn::tune(shared, &state, class, bucket, BUDGET, &AtomicBool::new(false))?;
+        let plan = turn::tune(shared, &state, class, bucket, BUDGET)?;
         let done = done(plan.variant, plan.tuned, plan.origin);
-        slot.plan.store(Some(Arc::new(plan)));
+        state.serve(bucket, class, Arc::new(plan));
         return Ok(done);
     }
     let default = default_variant(shared, spec, class, bucket);

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use super::pace::Pace;
 use crate::args::{Args, CuSeqlens, Made, Offsets, Operand, Place, PositionIds, Positions, Tables, Tensor};
 use crate::device::{AngleParams, Device, Memory, Stream};
 use crate::error::{Error, ErrorKind, Result};
@@ -18,6 +19,16 @@ const MAX_SETS: u64 = 128;
 /// tensor starts decides which memory channels are read and written at one time (benches/NOTES.md, 4).
 const SMALL_STARTS: usize = 512;
 const LARGE_STARTS: usize = 2 << 20;
+
+/// Bytes at most that go between host and device in one piece: half a millisecond on a slow bus.
+const HOST_PIECE: usize = 4 << 20;
+/// Bytes at most that the device copies in one piece: half a millisecond where memory moves 250 GB/s.
+const DEVICE_PIECE: usize = 64 << 20;
+/// Memory that is never measured in, and the part of what is free beyond it that is.
+const RESERVE: u64 = 256 << 20;
+const PART_OF_FREE: u64 = 4;
+/// In less than this, times of large buckets say nothing.
+const LEAST_SCRATCH: u64 = 32 << 20;
 
 /// Tokens at most whose bits are compared.
 const COMPARED: usize = 194;
@@ -47,36 +58,56 @@ pub(super) fn bytes_per_token(spec: &RopeSpec) -> u64 {
     2 * elements * spec.dtype.size() as u64
 }
 
+/// Bytes to measure in, for a bucket: a quarter of what is free beyond a reserve of 256 MiB, or the device's limit.
+///
+/// # Errors
+/// [`ErrorKind::OutOfMemory`] where that is too little.
+pub(super) fn room(device: &dyn Device, spec: &RopeSpec, bucket: Bucket) -> Result<u64> {
+    let free = device.free_memory()?.saturating_sub(RESERVE);
+    let limit = device.measuring().scratch_bytes.min(free / PART_OF_FREE);
+    let least = LEAST_SCRATCH.min((2 * bytes_per_token(spec)).saturating_mul(bucket.tokens()));
+    if limit >= least && limit >= 2 * bytes_per_token(spec) {
+        return Ok(limit);
+    }
+    Err(Error::new(ErrorKind::OutOfMemory, "too little free memory to measure in").subject_is(spec.to_string()))
+}
+
 impl Scratch {
-    /// Allocates for the bucket's tokens, or fewer where memory is low.
+    /// Allocates for the bucket's tokens, or fewer where memory is low or their launch would not fit a slice.
     ///
     /// # Errors
-    /// When there is not even memory for one token.
-    pub fn new(device: &dyn Device, spec: &RopeSpec, class: Class, bucket: Bucket, fault: u64) -> Result<Self> {
-        let limit = device.measuring().scratch_bytes.min(device.free_memory()? / 4);
+    /// [`ErrorKind::OutOfMemory`] when memory is too low to measure in.
+    pub fn new(
+        device: &dyn Device,
+        spec: &RopeSpec,
+        class: Class,
+        bucket: Bucket,
+        fault: u64,
+        pace: &Pace<'_>,
+    ) -> Result<Self> {
+        let limit = room(device, spec, bucket)?;
         let per_token = bytes_per_token(spec);
-        let tokens = bucket.tokens().min(limit / (2 * per_token));
-        if tokens == 0 {
-            return Err(Error::new(ErrorKind::Device, "too little free memory to measure in"));
-        }
+        let launch = pace.launch_bytes(device.facts(), &device.measuring());
+        let tokens = bucket.tokens().min(limit / (2 * per_token)).min((launch / per_token).max(1));
         let head = tokens as usize * spec.head_dim as usize * spec.dtype.size();
         let aligned = |bytes: usize| bytes.next_multiple_of(if bytes < 1 << 20 { SMALL_STARTS } else { LARGE_STARTS });
         let k_starts = aligned(head * spec.num_heads as usize);
         let half = k_starts + aligned(head * spec.num_kv_heads as usize);
         let wanted = (PAST_CACHE * device.facts().l2_bytes).div_ceil(2 * half as u64).max(2);
         let sets = wanted.min(MAX_SETS).min((limit / (2 * half as u64)).max(1)) as usize;
-        let data = device.alloc(sets * 2 * half)?;
+        let data = pace.slice(|| device.alloc(sets * 2 * half))?;
         let width = spec.table_width() as usize;
-        let tables = device.alloc(2 * (tokens as usize * width * spec.table.dtype.size()).next_multiple_of(256))?;
+        let table_bytes = 2 * (tokens as usize * width * spec.table.dtype.size()).next_multiple_of(256);
+        let tables = pace.slice(|| device.alloc(table_bytes))?;
         let mut noise = Noise(0x9e37_79b9_7f4a_7c15);
-        fill(device, data.as_ref(), spec.dtype, &mut noise)?;
-        fill(device, tables.as_ref(), spec.table.dtype, &mut noise)?;
+        fill(device, data.as_ref(), spec.dtype, &mut noise, pace)?;
+        fill(device, tables.as_ref(), spec.table.dtype, &mut noise, pace)?;
         let angles = engine_angles(spec, tables.as_ref())?;
         let ids = position_numbers(spec, tokens as usize);
         let ids = ids
             .map(|bytes| {
-                let memory = device.alloc(bytes.len())?;
-                memory.upload(0, &bytes)?;
+                let memory = pace.slice(|| device.alloc(bytes.len()))?;
+                upload(memory.as_ref(), 0, &bytes, pace)?;
                 Ok::<_, Error>(memory)
             })
             .transpose()?;
@@ -146,15 +177,15 @@ impl Scratch {
         self.spec.rotary_dim < self.spec.head_dim && !self.class.copy_rest
     }
 
-    /// Copies the inputs of a set to its outputs: the same bytes, moved by the device itself.
-    pub fn copy(&self, device: &dyn Device, stream: Stream<'_>, set: usize) -> Result<()> {
+    /// Copies the inputs of `tokens` tokens of a set to its outputs: the same bytes, moved by the device itself.
+    pub fn copy(&self, device: &dyn Device, stream: Stream<'_>, set: usize, tokens: u64) -> Result<()> {
         let base = set % self.sets * 2 * self.half;
-        let bytes = (self.tokens * bytes_per_token(&self.spec) / 2) as usize;
+        let bytes = (tokens * bytes_per_token(&self.spec) / 2) as usize;
         device.copy((self.data.as_ref(), base + self.half), (self.data.as_ref(), base), bytes, stream)
     }
 
     /// Launches `plan` on a few tokens and returns all bits of its output; what it does not write stays poisoned.
-    pub fn run_small(&self, device: &dyn Device, plan: &Plan) -> Result<Vec<u8>> {
+    pub fn run_small(&self, device: &dyn Device, plan: &Plan, pace: &Pace<'_>) -> Result<Vec<u8>> {
         let tokens = self.tokens.min(COMPARED as u64) as usize;
         let two = tokens >= 2 && self.spec.positions != PositionForm::CuSeqlens;
         let (batch, per_sequence) = if two { (2, tokens / 2) } else { (1, tokens) };
@@ -169,11 +200,16 @@ impl Scratch {
             if self.in_place() {
                 noise.fill(self.spec.dtype, output);
             }
-            self.data.upload(*at, output)?;
+            upload(self.data.as_ref(), *at, output, pace)?;
         }
-        self.launch(plan, device.stream(), 0, batch, per_sequence)?;
+        pace.slice(|| {
+            self.launch(plan, device.stream(), 0, batch, per_sequence)?;
+            device.wait()
+        })?;
         for ((at, _), output) in parts.iter().zip(&mut outputs) {
-            self.data.download(*at, output)?;
+            for (i, piece) in output.chunks_mut(HOST_PIECE).enumerate() {
+                pace.slice(|| self.data.download(*at + i * HOST_PIECE, piece))?;
+            }
         }
         Ok(outputs.concat())
     }
@@ -209,17 +245,27 @@ fn position_numbers(spec: &RopeSpec, tokens: usize) -> Option<Vec<u8>> {
 }
 
 /// Fills memory with random values: a block from the host, copied on over the rest by the device.
-fn fill(device: &dyn Device, memory: &dyn Memory, dtype: DType, noise: &mut Noise) -> Result<()> {
-    let mut block = vec![0; memory.bytes().min(4 << 20)];
+fn fill(device: &dyn Device, memory: &dyn Memory, dtype: DType, noise: &mut Noise, pace: &Pace<'_>) -> Result<()> {
+    let mut block = vec![0; memory.bytes().min(HOST_PIECE)];
     noise.fill(dtype, &mut block);
-    memory.upload(0, &block)?;
+    upload(memory, 0, &block, pace)?;
     let mut done = block.len();
     while done < memory.bytes() {
-        let part = done.min(memory.bytes() - done);
-        device.copy((memory, done), (memory, 0), part, device.stream())?;
+        let part = done.min(memory.bytes() - done).min(DEVICE_PIECE);
+        pace.slice(|| {
+            device.copy((memory, done), (memory, 0), part, device.stream())?;
+            device.wait()
+        })?;
         done += part;
     }
     Ok(())
+}
+
+fn upload(memory: &dyn Memory, at: usize, bytes: &[u8], pace: &Pace<'_>) -> Result<()> {
+    bytes
+        .chunks(HOST_PIECE)
+        .enumerate()
+        .try_for_each(|(i, piece)| pace.slice(|| memory.upload(at + i * HOST_PIECE, piece)))
 }
 
 /// Repeatable values between −2 and 2 (xorshift64, Marsaglia 2003).

@@ -1,10 +1,11 @@
 //! One tuning run: compile all candidates, check their bits, time them, keep the record.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::kernels::Loaded;
+use super::pace::{Pace, cancelled};
 use super::scratch::{Scratch, bytes_per_token};
 use super::{Progress, RopeState, Shared};
 use crate::device::{Stream, Timer};
@@ -23,7 +24,7 @@ pub(super) fn tune(
     class: Class,
     bucket: Bucket,
     budget: Duration,
-    stop: &AtomicBool,
+    pace: &Pace<'_>,
 ) -> Result<Plan> {
     let started = Instant::now();
     let spec = &state.spec;
@@ -31,29 +32,53 @@ pub(super) fn tune(
     let _aside = shared.device.aside()?;
     let variants = variant::space(spec, class, bucket, shared.device.abilities());
     // An earlier run that was cut short has left its samples.
-    let mut candidates: Vec<Candidate> = match shared.choices.read_own(spec, bucket, class) {
-        Some(r) if !r.tuned && r.candidates.iter().map(|c| c.variant).eq(variants.iter().copied()) => r.candidates,
-        _ => variants.iter().map(|&v| Candidate::new(v)).collect(),
+    let (mut candidates, tokens): (Vec<Candidate>, u64) = match shared.choices.read_own(spec, bucket, class) {
+        Some(r) if !r.tuned && r.candidates.iter().map(|c| c.variant).eq(variants.iter().copied()) => {
+            (r.candidates, r.tokens)
+        }
+        _ => (variants.iter().map(|&v| Candidate::new(v)).collect(), bucket.tokens()),
     };
-    let kernels = compile_all(shared, state, class, bucket, &mut candidates, stop);
-    if stop.load(Relaxed) {
-        return Err(Error::new(ErrorKind::Unsupported, "tuning was cancelled"));
-    }
+    let kernels = compile_all(shared, state, class, bucket, &mut candidates, pace);
     let facts = shared.device.facts();
-    let mut record = Record {
+    let record = Record {
         device: facts.name.clone(),
         driver: facts.driver.clone(),
         compiler,
-        ..Record::new(bucket.tokens(), candidates)
+        ..Record::new(tokens, candidates)
     };
-    let mut run = Run::prepare(shared, state, class, bucket, &kernels, &mut record)?;
+    let plan = if pace.cancelled() {
+        Err(cancelled())
+    } else {
+        measure(shared, state, class, bucket, budget, pace, &kernels, record, started)
+    };
+    release(shared, kernels, pace);
+    plan
+}
+
+/// Times all candidates that were loaded, keeps the record and returns the winner.
+#[allow(clippy::too_many_arguments)]
+fn measure(
+    shared: &Shared,
+    state: &RopeState,
+    class: Class,
+    bucket: Bucket,
+    budget: Duration,
+    pace: &Pace<'_>,
+    kernels: &[Option<Loaded>],
+    mut record: Record,
+    started: Instant,
+) -> Result<Plan> {
+    let spec = &state.spec;
+    let mut run = Run::prepare(shared, state, class, bucket, kernels, &mut record, pace)?;
     run.started = started;
-    run.stop = Some(stop);
     let live: Vec<bool> = run.timers.iter().map(Option::is_some).collect();
     let samples = run.record.candidates.iter().map(|c| c.samples_ns.clone()).collect();
     let policy = Policy { budget, ..Policy::default() };
     let outcome = search(&mut run, samples, &live, &policy);
     drop(run);
+    if pace.cancelled() {
+        return Err(cancelled()); // what was measured is kept
+    }
     let outcome = outcome.ok_or_else(|| {
         let why = record.candidates.iter().find_map(|c| c.dropped.clone()).unwrap_or_default();
         Error::new(ErrorKind::Device, format!("no candidate could be measured: {why}")).subject_is(spec.to_string())
@@ -68,41 +93,62 @@ pub(super) fn tune(
     record.near_ties = outcome.near_ties;
     record.tuned = outcome.complete;
     record.took_ms = started.elapsed().as_secs_f64() * 1e3;
-    let variant = variants[record.winner];
+    let variant = record.candidates[record.winner].variant;
     let tuned = record.tuned;
+    tracing::debug!(
+        "{spec}, {} tokens: '{variant}' in {:?}, of that rested {:?}; longest slice {:?}",
+        bucket.tokens(),
+        started.elapsed(),
+        pace.rested(),
+        pace.longest()
+    );
     shared.choices.write(spec, bucket, class, record, true);
     if tuned {
         shared.counters.tunings.add();
     }
     let kernel = kernels
-        .into_iter()
-        .nth(outcome.winner)
-        .flatten()
-        .and_then(|l| l.kernel)
+        .get(outcome.winner)
+        .and_then(|loaded| loaded.as_ref()?.kernel.clone())
         .ok_or_else(|| Error::new(ErrorKind::Device, "the winner was not loaded"))?;
     Ok(Plan::new(spec, class, variant, kernel, Origin::Tuned, tuned))
 }
 
-/// Compiles and loads all candidates on as many threads as there are cores.
+/// Unloads the candidates that no plan uses: one at a time, since the driver may wait for the device.
+fn release(shared: &Shared, kernels: Vec<Option<Loaded>>, pace: &Pace<'_>) {
+    let artifacts: Vec<_> = kernels.iter().flatten().map(|loaded| loaded.artifact).collect();
+    drop(kernels);
+    for loser in shared.kernels.take_unused(&artifacts) {
+        let unload = || {
+            drop(loser);
+            Ok(())
+        };
+        if pace.slice(unload).is_err() {
+            return; // cancelled, and the rest goes with the engine
+        }
+    }
+}
+
+/// Compiles and loads all candidates on as many threads as there are cores, in the background half as many.
 fn compile_all(
     shared: &Shared,
     state: &RopeState,
     class: Class,
     bucket: Bucket,
     candidates: &mut [Candidate],
-    stop: &AtomicBool,
+    pace: &Pace<'_>,
 ) -> Vec<Option<Loaded>> {
     let total = candidates.len();
     let results: Vec<Mutex<Option<Result<Loaded>>>> = (0..total).map(|_| Mutex::new(None)).collect();
     let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(total);
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = if pace.in_slices() { cores.div_ceil(2) } else { cores }.min(total);
     let wanted: Vec<_> = candidates.iter().map(|c| (c.variant, c.artifact)).collect();
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
                 loop {
                     let i = next.fetch_add(1, Relaxed);
-                    if i >= total || stop.load(Relaxed) {
+                    if i >= total || shared.closing.load(Relaxed) {
                         return;
                     }
                     let (variant, named) = wanted[i];
@@ -142,7 +188,7 @@ struct Run<'a> {
     timers: Vec<Option<Box<dyn Timer>>>,
     started: Instant,
     saved: Instant,
-    stop: Option<&'a AtomicBool>,
+    pace: &'a Pace<'a>,
 }
 
 impl<'a> Run<'a> {
@@ -153,12 +199,11 @@ impl<'a> Run<'a> {
         bucket: Bucket,
         kernels: &[Option<Loaded>],
         record: &'a mut Record,
+        pace: &'a Pace<'a>,
     ) -> Result<Self> {
         let device = shared.device.as_ref();
         let spec = &state.spec;
-        let scratch = Arc::new(Scratch::new(device, spec, class, bucket, state.fault.address())?);
-        record.tokens = scratch.tokens;
-        record.bytes = scratch.tokens * bytes_per_token(spec);
+        let scratch = Arc::new(Scratch::new(device, spec, class, bucket, state.fault.address(), pace)?);
         let mut plans: Vec<Option<Arc<Plan>>> = Vec::new();
         let mut expected: Option<Vec<u8>> = None;
         for (candidate, loaded) in record.candidates.iter_mut().zip(kernels) {
@@ -167,8 +212,9 @@ impl<'a> Run<'a> {
                 continue;
             };
             let plan = Plan::new(spec, class, candidate.variant, kernel, Origin::Tuned, true);
-            let output = match scratch.run_small(device, &plan) {
+            let output = match scratch.run_small(device, &plan, pace) {
                 Ok(output) => output,
+                Err(e) if pace.cancelled() => return Err(e),
                 Err(e) => {
                     candidate.dropped = Some(e.to_string());
                     plans.push(None);
@@ -190,54 +236,120 @@ impl<'a> Run<'a> {
             let what = format!("the default variant does not run: {why}");
             return Err(Error::new(ErrorKind::Device, what).subject_is(spec.to_string()));
         };
-        let launches = launches_per_sample(shared, &scratch, default)?;
-        let timer = |plan: &Option<Arc<Plan>>| plan.as_ref().map(|p| timer(shared, &scratch, p, launches)).transpose();
-        let timers = plans.iter().map(timer).collect::<Result<_>>()?;
-        record.copy_ns = Some(copy_ns(shared, &scratch, launches)?);
+        let sizes = Sizes::find(shared, &scratch, default, pace)?;
+        if sizes.tokens != record.tokens {
+            // Samples of an earlier run that had more memory, or was in more of a hurry.
+            record.candidates.iter_mut().for_each(|c| c.samples_ns.clear());
+        }
+        record.tokens = sizes.tokens;
+        record.bytes = sizes.tokens * bytes_per_token(spec);
+        let mut timers = Vec::new();
+        for (candidate, plan) in record.candidates.iter_mut().zip(&plans) {
+            let timer = plan.as_ref().map(|plan| sizes.timer_that_fits(shared, &scratch, plan, pace)).transpose()?;
+            if timer.as_ref().is_some_and(Option::is_none) {
+                candidate.dropped = Some("takes more than twice the default's time".into());
+            }
+            timers.push(timer.flatten());
+        }
+        record.copy_ns = Some(copy_ns(shared, &scratch, sizes, pace)?);
         let now = Instant::now();
-        Ok(Self { shared, state, class, bucket, record, timers, started: now, saved: now, stop: None })
+        Ok(Self { shared, state, class, bucket, record, timers, started: now, saved: now, pace })
     }
 }
 
-/// How many launches a sample takes to be long enough.
-fn launches_per_sample(shared: &Shared, scratch: &Arc<Scratch>, default: &Arc<Plan>) -> Result<usize> {
-    let measuring = shared.device.measuring();
-    let (least, most) = measuring.launches;
-    let ns = timer(shared, scratch, default, least)?.sample()?.max(1.0);
-    Ok(((measuring.sample_ns / ns) as usize).clamp(least, most))
+/// What a sample consists of.
+#[derive(Clone, Copy)]
+struct Sizes {
+    tokens: u64,
+    launches: usize,
 }
 
-fn timer(shared: &Shared, scratch: &Arc<Scratch>, plan: &Arc<Plan>, launches: usize) -> Result<Box<dyn Timer>> {
+impl Sizes {
+    /// Enough launches to be told from noise. In slices, few enough tokens and launches to fit one.
+    fn find(shared: &Shared, scratch: &Arc<Scratch>, default: &Arc<Plan>, pace: &Pace<'_>) -> Result<Self> {
+        let measuring = shared.device.measuring();
+        let probe = |tokens| {
+            if pace.in_slices() {
+                return one_launch(shared, scratch, default, tokens, pace);
+            }
+            let sizes = Self { tokens, launches: measuring.launches.0 };
+            timer(shared, scratch, default, sizes, pace)?.sample().map(|ns| ns.max(1.0))
+        };
+        let mut ns = probe(scratch.tokens)?;
+        let tokens = pace.tokens(&measuring, scratch.tokens, ns);
+        if tokens < scratch.tokens {
+            ns = probe(tokens)?;
+        }
+        Ok(Self { tokens, launches: pace.launches(&measuring, ns) })
+    }
+
+    /// A candidate's timer; `None` where a sample of it would not fit a slice, of which the default takes half at most.
+    fn timer_that_fits(
+        self,
+        shared: &Shared,
+        scratch: &Arc<Scratch>,
+        plan: &Arc<Plan>,
+        pace: &Pace<'_>,
+    ) -> Result<Option<Box<dyn Timer>>> {
+        if pace.in_slices() && self.launches > 1 {
+            let ns = one_launch(shared, scratch, plan, self.tokens, pace)?;
+            if ns * self.launches as f64 > shared.device.measuring().slice_ns {
+                return Ok(None);
+            }
+        }
+        timer(shared, scratch, plan, self, pace).map(Some)
+    }
+}
+
+/// The time of a launch by itself: the least of some, since others may come between.
+fn one_launch(shared: &Shared, scratch: &Arc<Scratch>, plan: &Arc<Plan>, tokens: u64, pace: &Pace<'_>) -> Result<f64> {
+    let mut timer = timer(shared, scratch, plan, Sizes { tokens, launches: 1 }, pace)?;
+    (0..5).try_fold(f64::INFINITY, |least, _| Ok(pace.slice(|| timer.sample())?.min(least).max(1.0)))
+}
+
+/// A timer, warm: making it has run its launches once.
+fn timer(
+    shared: &Shared,
+    scratch: &Arc<Scratch>,
+    plan: &Arc<Plan>,
+    Sizes { tokens, launches }: Sizes,
+    pace: &Pace<'_>,
+) -> Result<Box<dyn Timer>> {
     let (plan, scratch) = (Arc::clone(plan), Arc::clone(scratch));
-    let launch = move |i, stream: Stream<'_>| scratch.launch(&plan, stream, i, 1, scratch.tokens as usize);
-    shared.device.timer(launches, Box::new(launch))
+    let launch = move |i, stream: Stream<'_>| scratch.launch(&plan, stream, i, 1, tokens as usize);
+    pace.slice(|| shared.device.timer(launches, Box::new(launch)))
 }
 
 /// The median time of a device-to-device copy of as many bytes.
-fn copy_ns(shared: &Shared, scratch: &Arc<Scratch>, launches: usize) -> Result<f64> {
+fn copy_ns(shared: &Shared, scratch: &Arc<Scratch>, Sizes { tokens, launches }: Sizes, pace: &Pace<'_>) -> Result<f64> {
     let (device, scratch) = (Arc::clone(&shared.device), Arc::clone(scratch));
-    let copy = move |i, stream: Stream<'_>| scratch.copy(device.as_ref(), stream, i);
-    let mut timer = shared.device.timer(launches, Box::new(copy))?;
-    let samples = (0..5).map(|_| timer.sample()).collect::<Result<Vec<_>>>()?;
+    let copy = move |i, stream: Stream<'_>| scratch.copy(device.as_ref(), stream, i, tokens);
+    let mut timer = pace.slice(|| shared.device.timer(launches, Box::new(copy)))?;
+    let samples = (0..5).map(|_| pace.slice(|| timer.sample())).collect::<Result<Vec<_>>>()?;
     Ok(crate::tune::median(&samples).unwrap_or(0.0))
 }
 
 impl Measure for Run<'_> {
     fn sample(&mut self, index: usize) -> Result<f64, String> {
         match &mut self.timers[index] {
-            Some(timer) => timer.sample().map_err(|e| e.to_string()),
+            Some(timer) => self.pace.slice(|| timer.sample()).map_err(|e| e.to_string()),
             None => Err("it was not loaded".into()),
         }
     }
 
+    /// Without rests: the budget is for measuring.
     fn now(&self) -> Duration {
-        self.started.elapsed()
+        self.started.elapsed().saturating_sub(self.pace.rested())
+    }
+
+    fn stopped(&self) -> bool {
+        self.pace.cancelled()
     }
 
     fn round_done(&mut self, samples: &[Vec<f64>]) -> bool {
         let rounds = samples.iter().map(Vec::len).max().unwrap_or(0);
         self.shared.tell(&Progress::Measured { spec: &self.state.spec, bucket: self.bucket, rounds });
-        let stopped = self.stop.is_some_and(|s| s.load(Relaxed));
+        let stopped = self.stopped();
         if stopped || self.saved.elapsed() >= SAVE_EVERY {
             for (candidate, samples) in self.record.candidates.iter_mut().zip(samples) {
                 candidate.samples_ns.clone_from(samples);

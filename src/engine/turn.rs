@@ -1,9 +1,10 @@
-//! One process tunes, the others wait for what it finds, and serve the default meanwhile where that is asked for.
+//! One process tunes. Others that want the same wait for what it finds, or in the background come back for it.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
-use super::{RopeState, Shared, resolve, tuning};
+use super::pace::{Pace, cancelled};
+use super::{BUDGET, RopeState, Shared, resolve, scratch, tuning};
 use crate::error::Result;
 use crate::jit::{Bucket, Class};
 use crate::plan::Plan;
@@ -12,27 +13,51 @@ use crate::store::flight::{self, Flight};
 
 /// Beyond the time to measure, what another process may take to compile its candidates before it is taken to be stopped.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// In the background a tuning takes that much longer: it rests, and compiles on fewer threads.
+const BACKGROUND: u32 = 2;
 
 /// Tunes one spec, bucket and class, unless another process does or has done so meanwhile; returns the winner.
-pub(super) fn tune(
-    shared: &Shared,
-    state: &RopeState,
-    class: Class,
-    bucket: Bucket,
-    budget: Duration,
-    stop: &AtomicBool,
-) -> Result<Plan> {
+pub(super) fn tune(shared: &Shared, state: &RopeState, class: Class, bucket: Bucket, budget: Duration) -> Result<Plan> {
     let key = shared.choices.own_key(&state.spec, bucket, class);
     let (flight, waited) = flight::fly(
         shared.store.as_ref(),
         (Kind::Choice, key),
         budget.saturating_add(PATIENCE),
-        || stop.load(Relaxed),
+        || shared.closing.load(Relaxed),
         || shared.choices.is_tuned(key),
     );
     if waited {
         shared.counters.waited.add();
     }
+    follow(shared, state, class, bucket, budget, &Pace::full(), flight.ok_or_else(cancelled)?)
+}
+
+/// As [`tune`], in slices and without waiting: `None` while another process tunes the same, and has for not too long since
+/// `since`.
+pub(super) fn tune_in_slices(
+    shared: &Shared,
+    state: &RopeState,
+    class: Class,
+    bucket: Bucket,
+    since: Instant,
+    pace: &Pace<'_>,
+) -> Result<Option<Plan>> {
+    let key = shared.choices.own_key(&state.spec, bucket, class);
+    let wanted = (Kind::Choice, key);
+    let patience = BACKGROUND * (BUDGET + PATIENCE);
+    let flight = flight::attempt(shared.store.as_ref(), wanted, since, patience, || shared.choices.is_tuned(key));
+    flight.map(|flight| follow(shared, state, class, bucket, BUDGET, pace, flight)).transpose()
+}
+
+fn follow(
+    shared: &Shared,
+    state: &RopeState,
+    class: Class,
+    bucket: Bucket,
+    budget: Duration,
+    pace: &Pace<'_>,
+    flight: Flight,
+) -> Result<Plan> {
     let _turn = match flight {
         Flight::Make(turn) => turn,
         Flight::Made => match resolve::find(shared, &state.spec, bucket, class, shared.tuning(), true)? {
@@ -41,5 +66,7 @@ pub(super) fn tune(
             _ => None,
         },
     };
-    tuning::tune(shared, state, class, bucket, budget, stop)
+    // Before candidates are compiled for nothing.
+    scratch::room(shared.device.as_ref(), &state.spec, bucket)?;
+    tuning::tune(shared, state, class, bucket, budget, pace)
 }

@@ -1,17 +1,37 @@
 //! Background tuning: one thread, one queue, started when there is something to tune.
+//!
+//! A job that cannot be done now is put off and the next is taken: where another process tunes the same, and where memory
+//! is low. Dropping the worker ends it within a slice, a rest or the compile that is going on.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+use super::pace::{Beside, Pace};
 use super::{RopeState, Shared, resolve};
+use crate::device::Stream;
+use crate::error::ErrorKind;
 use crate::jit::{Bucket, Class};
+
+/// How long a job is put off while another process tunes the same.
+const TAKEN: Duration = Duration::from_millis(100);
+/// How long a job is put off while memory is low. Asking costs next to nothing, but memory that is full stays so for long.
+const LOW_MEMORY: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
+/// So long after the last sign of a capture nobody captures any more: captures come in series, and of one only the calls
+/// that find no loaded kernel are seen.
+const QUIET: Duration = Duration::from_secs(1);
 
 struct Job {
     state: Arc<RopeState>,
     bucket: Bucket,
     class: Class,
+    /// When to try, if it was put off.
+    due: Option<Instant>,
+    /// Since when another process tunes the same.
+    taken: Option<Instant>,
+    low_memory: bool,
 }
 
 #[derive(Default)]
@@ -22,26 +42,38 @@ struct Queue {
     thread: Option<JoinHandle<()>>,
 }
 
+impl Queue {
+    /// The first job that is due.
+    fn next(&mut self, now: Instant) -> Option<Job> {
+        let due = self.jobs.iter().position(|job| job.due.is_none_or(|due| due <= now))?;
+        self.jobs.remove(due)
+    }
+
+    /// Time until one is due; `None` if there is none.
+    fn until_due(&self, now: Instant) -> Option<Duration> {
+        self.jobs.iter().filter_map(|job| job.due).min().map(|due| due.saturating_duration_since(now))
+    }
+}
+
 /// The background thread of an engine; dropping it cancels what runs.
 pub(super) struct Worker {
     shared: Arc<Shared>,
     queue: Arc<(Mutex<Queue>, Condvar)>,
-    stop: Arc<AtomicBool>,
 }
 
 impl Worker {
     pub fn new(shared: &Arc<Shared>) -> Self {
-        Self { shared: Arc::clone(shared), queue: Arc::default(), stop: Arc::default() }
+        Self { shared: Arc::clone(shared), queue: Arc::default() }
     }
 
     /// Queues a tuning run and starts the thread if there is none.
     pub fn enqueue(&self, state: Arc<RopeState>, bucket: Bucket, class: Class) {
         let mut queue = lock(&self.queue.0);
-        queue.jobs.push_back(Job { state, bucket, class });
+        queue.jobs.push_back(Job { state, bucket, class, due: None, taken: None, low_memory: false });
         if queue.thread.is_none() {
-            let (shared, jobs, stop) = (Arc::clone(&self.shared), Arc::clone(&self.queue), Arc::clone(&self.stop));
+            let (shared, jobs) = (Arc::clone(&self.shared), Arc::clone(&self.queue));
             let thread = std::thread::Builder::new().name("ropejit-tuning".into());
-            match thread.spawn(move || work(&shared, &jobs, &stop)) {
+            match thread.spawn(move || work(&shared, &jobs)) {
                 Ok(thread) => queue.thread = Some(thread),
                 Err(e) => tracing::warn!("no background tuning, its thread cannot be started: {e}"),
             }
@@ -49,10 +81,10 @@ impl Worker {
         self.queue.1.notify_all();
     }
 
-    /// Waits until the queue is empty and nothing runs.
+    /// Waits until nothing runs, nor is queued but for what waits for memory.
     pub fn wait(&self) {
         let mut queue = lock(&self.queue.0);
-        while queue.thread.is_some() && (queue.busy || !queue.jobs.is_empty()) {
+        while queue.thread.is_some() && (queue.busy || queue.jobs.iter().any(|job| !job.low_memory)) {
             queue = self.queue.1.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -60,13 +92,18 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.stop.store(true, Relaxed);
-        let thread = lock(&self.queue.0).thread.take();
+        let thread = {
+            // Under the lock, so that the thread does not miss it between looking and waiting.
+            let mut queue = lock(&self.queue.0);
+            self.shared.closing.store(true, Relaxed);
+            queue.thread.take()
+        };
         self.queue.1.notify_all();
-        if let Some(thread) = thread
-            && thread.join().is_err()
-        {
-            tracing::error!("the background tuning thread has panicked");
+        if let Some(thread) = thread {
+            thread.thread().unpark(); // from a rest
+            if thread.join().is_err() {
+                tracing::error!("the background tuning thread has panicked");
+            }
         }
     }
 }
@@ -75,29 +112,94 @@ fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
     queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn work(shared: &Shared, (queue, changed): &(Mutex<Queue>, Condvar), stop: &AtomicBool) {
-    loop {
-        let job = {
-            let mut queue = lock(queue);
-            loop {
-                if stop.load(Relaxed) {
-                    return;
-                }
-                match queue.jobs.pop_front() {
-                    Some(job) => {
-                        queue.busy = true;
-                        break job;
-                    }
-                    None => queue = changed.wait(queue).unwrap_or_else(PoisonError::into_inner),
-                }
-            }
-        };
+fn work(shared: &Shared, (queue, changed): &(Mutex<Queue>, Condvar)) {
+    while let Some(job) = next_job(shared, queue, changed) {
         let _done = Done { queue, changed };
-        match resolve::settle(shared, &job.state, job.bucket, job.class, stop) {
-            Ok(plan) => job.state.slot(job.bucket, job.class).plan.store(Some(Arc::new(plan))),
-            Err(_) if stop.load(Relaxed) => {}
-            Err(e) => tracing::warn!("not tuned, what answered first serves on: {e}"),
+        if let Some(put_off) = try_job(shared, job) {
+            lock(queue).jobs.push_back(put_off);
         }
+    }
+}
+
+/// Waits for a job that is due; `None` at the end.
+fn next_job(shared: &Shared, queue: &Mutex<Queue>, changed: &Condvar) -> Option<Job> {
+    let mut queue = lock(queue);
+    loop {
+        if shared.closing.load(Relaxed) {
+            return None;
+        }
+        let now = Instant::now();
+        if let Some(job) = queue.next(now) {
+            queue.busy = true;
+            return Some(job);
+        }
+        queue = match queue.until_due(now) {
+            None => changed.wait(queue).unwrap_or_else(PoisonError::into_inner),
+            Some(time) => changed.wait_timeout(queue, time).unwrap_or_else(PoisonError::into_inner).0,
+        };
+    }
+}
+
+/// Does a job, or returns it to be tried later.
+fn try_job(shared: &Shared, mut job: Job) -> Option<Job> {
+    let service = Service { shared };
+    let now = Instant::now();
+    let since = job.taken.unwrap_or(now);
+    match resolve::settle(shared, &job.state, job.bucket, job.class, since, &Pace::slices(&service)) {
+        Ok(Some(plan)) => job.state.serve(job.bucket, job.class, Arc::new(plan)),
+        Ok(None) => {
+            if job.taken.is_none() {
+                shared.counters.waited.add();
+            }
+            (job.taken, job.low_memory, job.due) = (Some(since), false, Some(now + TAKEN));
+            return Some(job);
+        }
+        Err(_) if shared.closing.load(Relaxed) => {}
+        Err(e) if e.kind() == ErrorKind::OutOfMemory => {
+            shared.counters.warn_once(format!(
+                "the device's memory is too full to tune in; what answered first serves on, and it is tried again every {LOW_MEMORY:?}"
+            ));
+            tracing::debug!("put off: {e}");
+            (job.low_memory, job.due) = (true, Some(now + LOW_MEMORY));
+            return Some(job);
+        }
+        Err(e) => tracing::warn!("not tuned, what answered first serves on: {e}"),
+    }
+    None
+}
+
+/// What background work runs beside.
+struct Service<'a> {
+    shared: &'a Shared,
+}
+
+impl Beside for Service<'_> {
+    fn now(&self) -> Duration {
+        self.shared.opened.elapsed()
+    }
+
+    fn wait(&self, time: Duration) {
+        let until = Instant::now() + time;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.cancelled() {
+                return;
+            }
+            std::thread::park_timeout(left);
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        self.shared.closing.load(Relaxed)
+    }
+
+    /// Calls see captures where they find no loaded kernel. Otherwise the default stream tells of those of streams that it
+    /// waits for, at no cost to them.
+    fn capturing(&self) -> bool {
+        if self.shared.device.is_capturing(Stream::DEFAULT) {
+            self.shared.note_capture();
+        }
+        self.shared.since_capture().is_some_and(|time| time < QUIET)
     }
 }
 
@@ -117,3 +219,7 @@ impl Drop for Done<'_> {
         self.changed.notify_all();
     }
 }
+
+#[cfg(test)]
+#[path = "worker_tests.rs"]
+mod tests;

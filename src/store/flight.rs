@@ -98,35 +98,49 @@ pub enum Flight {
     Make(Option<Turn>),
 }
 
-/// Waits until it is this process's turn to make an entry, `made` says that it is there, `patience` ends or `stop` says so.
-/// Also says whether it had to wait.
-pub fn fly(
+/// Asks once whether it is this process's turn to make an entry, or `made` says that it is there. `None`: another process
+/// is making it, and has been for less than `patience` since `since`.
+pub fn attempt(
     store: &dyn Store,
     (kind, key): (Kind, Key),
+    since: Instant,
+    patience: Duration,
+    made: impl Fn() -> bool,
+) -> Option<Flight> {
+    let claim = store.claim(kind, key);
+    // Others may have made it since the caller looked, or waited.
+    if !matches!(claim, Claim::Unavailable) && made() {
+        return Some(Flight::Made);
+    }
+    match claim {
+        Claim::Mine(turn) => Some(Flight::Make(Some(turn))),
+        Claim::Unavailable => Some(Flight::Make(None)),
+        Claim::Taken if since.elapsed() >= patience => {
+            tracing::warn!(
+                "another process has been making {} {key} for {patience:?}; it is made here as well",
+                kind.name()
+            );
+            Some(Flight::Make(None))
+        }
+        Claim::Taken => None,
+    }
+}
+
+/// Waits until it is this process's turn to make an entry, `made` says that it is there, or `patience` ends; `None` as soon
+/// as `stop` says so. Also says whether it had to wait.
+pub fn fly(
+    store: &dyn Store,
+    wanted: (Kind, Key),
     patience: Duration,
     stop: impl Fn() -> bool,
     made: impl Fn() -> bool,
-) -> (Flight, bool) {
+) -> (Option<Flight>, bool) {
     let (started, mut pause) = (Instant::now(), Duration::from_millis(1));
     let mut waited = false;
     loop {
-        let claim = store.claim(kind, key);
-        // Others may have made it since the caller looked, or while this waited.
-        if !matches!(claim, Claim::Unavailable) && made() {
-            return (Flight::Made, waited);
-        }
-        match claim {
-            Claim::Mine(turn) => return (Flight::Make(Some(turn)), waited),
-            Claim::Unavailable => return (Flight::Make(None), waited),
-            Claim::Taken if stop() => return (Flight::Make(None), waited),
-            Claim::Taken if started.elapsed() >= patience => {
-                tracing::warn!(
-                    "another process has been making {} {key} for {patience:?}; it is made here as well",
-                    kind.name()
-                );
-                return (Flight::Make(None), waited);
-            }
-            Claim::Taken => {}
+        let flight = attempt(store, wanted, started, patience, &made);
+        if flight.is_some() || stop() {
+            return (flight, waited);
         }
         waited = true;
         std::thread::sleep(pause);

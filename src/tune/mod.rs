@@ -14,6 +14,11 @@ pub trait Measure {
     /// Time since some fixed moment.
     fn now(&self) -> Duration;
 
+    /// Whether to stop before the next sample.
+    fn stopped(&self) -> bool {
+        false
+    }
+
     /// Called after each round with all that is known: a place to save progress, to show it, or to stop (`false`).
     fn round_done(&mut self, _samples: &[Vec<f64>]) -> bool {
         true
@@ -72,7 +77,7 @@ pub fn search(measure: &mut impl Measure, samples: Vec<Vec<f64>>, live: &[bool],
     let mut complete = true;
     while rounds < policy.max_rounds && !active.is_empty() {
         active.retain(|&i| {
-            if samples[i].len() > rounds {
+            if samples[i].len() > rounds || measure.stopped() {
                 return true;
             }
             match measure.sample(i) {
@@ -91,7 +96,7 @@ pub fn search(measure: &mut impl Measure, samples: Vec<Vec<f64>>, live: &[bool],
             }
         });
         rounds += 1;
-        if !measure.round_done(&samples) {
+        if !measure.round_done(&samples) || measure.stopped() {
             complete = false;
             break;
         }

@@ -138,3 +138,25 @@ fn an_interrupted_search_goes_on_where_it_was() {
     assert_eq!(whole.winner, 1);
     assert!(fake.calls[1] <= Policy::default().max_rounds, "{:?} then {:?}", calls, fake.calls);
 }
+
+/// Between two samples, not only between rounds.
+#[test]
+fn a_stop_is_seen_before_the_next_sample() {
+    struct Stops(Fake, usize);
+    impl Measure for Stops {
+        fn sample(&mut self, index: usize) -> Result<f64, String> {
+            self.1 -= 1;
+            self.0.sample(index)
+        }
+        fn now(&self) -> Duration {
+            self.0.now()
+        }
+        fn stopped(&self) -> bool {
+            self.1 == 0
+        }
+    }
+    let mut stops = Stops(Fake::new(&[100e3, 50e3, 70e3], 0.0, 1), 5);
+    let outcome = search(&mut stops, vec![Vec::new(); 3], &[true; 3], &Policy::default()).expect("measured");
+    let counts: Vec<usize> = outcome.samples.iter().map(Vec::len).collect();
+    assert_eq!((outcome.complete, counts, outcome.dropped), (false, vec![2, 2, 1], vec![None; 3]));
+}

@@ -352,7 +352,7 @@ fn partial_rotary_is_prewarmed_for_both_placements() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut spec = RopeSpec::new(DType::BF16, 64, 4, 2);
     spec.rotary_dim = 32;
-    let prewarmed = on(folder.path(), Tuning::Never).prewarm(&spec, 5, false, false).expect("compiles");
+    let prewarmed = on(folder.path(), Tuning::Never).prewarm(&[spec.clone()], &[5, 8], false, false).expect("compiles");
     assert_eq!(prewarmed.len(), 2);
     let frozen = on(folder.path(), Tuning::Frozen);
     for in_place in [false, true] {

@@ -2,10 +2,12 @@
 
 #![allow(unsafe_code)]
 
+mod steady;
+
 use std::io::Write as _;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
-use ropejit::engine::ChoiceMeta;
+use ropejit::engine::{Builder, ChoiceMeta};
 use ropejit::jit::Bucket;
 use ropejit::rope::scaling::TableMode;
 use ropejit::store::Kind;
@@ -25,12 +27,12 @@ fn beside() -> RwLockReadGuard<'static, ()> {
 /// An engine on the first GPU; one that never tunes compiles its kernels. `None`, and a line that no test harness hides,
 /// where there is no GPU.
 fn engine(test: &str, tuning: Tuning) -> Option<Engine> {
-    let builder = Engine::builder().device(DeviceChoice::Cuda(0)).in_memory().tuning(tuning);
-    open(test, if tuning == Tuning::Never { builder.without_portable() } else { builder })
+    let builder = Engine::builder().tuning(tuning);
+    opened(test, if tuning == Tuning::Never { builder.without_portable() } else { builder })
 }
 
-fn open(test: &str, builder: ropejit::engine::Builder) -> Option<Engine> {
-    match builder.build() {
+fn opened(test: &str, builder: Builder) -> Option<Engine> {
+    match builder.device(DeviceChoice::Cuda(0)).in_memory().build() {
         Ok(engine) => Some(engine),
         Err(e) if e.kind() == ErrorKind::DeviceUnavailable && std::env::var_os("ROPEJIT_REQUIRE_GPU").is_none() => {
             let _ = writeln!(std::io::stderr(), "SKIPPED gpu::{test}: no GPU on this machine");
@@ -63,8 +65,8 @@ fn every_form_is_bit_exact_and_near_f64() {
 #[test]
 fn shipped_kernels_are_bit_exact() {
     let _beside = beside();
-    let builder = || Engine::builder().device(DeviceChoice::Cuda(0)).in_memory().tuning(Tuning::Never);
-    let Some(engine) = open("shipped_kernels_are_bit_exact", builder()) else { return };
+    let builder = Engine::builder().tuning(Tuning::Never);
+    let Some(engine) = opened("shipped_kernels_are_bit_exact", builder) else { return };
     crate::portable::all_are_portable(&engine);
     crate::angles::every_form(&engine);
     crate::angles::far_positions(&engine);

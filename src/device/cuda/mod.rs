@@ -102,9 +102,16 @@ impl Drop for BesideCaptures {
     }
 }
 
+/// `CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED` to `CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD`.
+const CAPTURE_ERRORS: std::ops::RangeInclusive<u32> = 900..=908;
+
 fn failed(what: &str, e: &DriverError) -> Error {
     let text = e.error_string().map_or_else(|_| format!("{:?}", e.0), |s| s.to_string_lossy().into_owned());
-    Error::new(ErrorKind::Device, format!("{what} failed: {text}"))
+    let kind = match e.0 {
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => ErrorKind::OutOfMemory,
+        _ => ErrorKind::Device,
+    };
+    Error::new(kind, format!("{what} failed: {text}"))
 }
 
 impl Cuda {
@@ -175,7 +182,7 @@ impl Device for Cuda {
     }
 
     fn measuring(&self) -> Measuring {
-        Measuring { launches: (8, 128), sample_ns: 400e3, scratch_bytes: 1 << 30 }
+        Measuring { launches: (8, 128), sample_ns: 400e3, scratch_bytes: 1 << 30, slice_ns: 2e6 }
     }
 
     fn compiler(&self) -> Result<String> {
@@ -247,6 +254,11 @@ impl Device for Cuda {
         unsafe { result::memcpy_dtod_async(to, from, bytes, stream.raw) }.map_err(|e| failed("cuMemcpyDtoDAsync", &e))
     }
 
+    fn wait(&self) -> Result<()> {
+        let _aside = self.context.aside()?;
+        self.stream.wait("a kernel or a copy")
+    }
+
     fn synchronize(&self) -> Result<()> {
         let _current = self.context.make_current()?;
         result::ctx::synchronize().map_err(|e| failed("a kernel", &e))
@@ -256,8 +268,12 @@ impl Device for Cuda {
         let Ok(_current) = self.context.make_current() else { return false };
         // SAFETY: a `Stream` is a live stream of this device.
         let status = unsafe { result::stream::is_capturing(stream.raw) };
-        // The default stream answers with an error while another stream is captured.
-        status != Ok(sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+        match status {
+            Ok(status) => status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE,
+            // The default stream answers with such an error while a stream that waits for it is captured. Any other comes
+            // back from what is done next.
+            Err(e) => CAPTURE_ERRORS.contains(&(e.0 as u32)),
+        }
     }
 }
 

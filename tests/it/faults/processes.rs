@@ -171,7 +171,8 @@ pub fn broken(root: &Path) {
     let spec = super::small().spec;
     // Several buckets of a spec have one source.
     for tokens in [1, 8, 64, 512] {
-        let failed = engine.prewarm(&spec, tokens, false, false).expect_err("cannot be compiled");
+        let failed =
+            engine.prewarm(std::slice::from_ref(&spec), &[tokens], false, false).expect_err("cannot be compiled");
         assert_eq!(failed.kind(), ErrorKind::Compile);
         assert!(failed.to_string().contains("broken"), "{failed}");
     }

@@ -1,0 +1,60 @@
+//! Filling the cache ahead of time.
+
+use std::collections::BTreeSet;
+
+use super::{Engine, Prewarmed, angles, resolve};
+use crate::error::Result;
+use crate::jit::{Bucket, Class};
+use crate::rope::RopeSpec;
+
+impl Engine {
+    /// Compiles, tunes (where the device can run and `tune` says so) and keeps what calls with these specs and numbers of
+    /// tokens need, for contiguous tensors, out of place and in place. Returns what will serve, in the order of specs, then
+    /// of numbers of tokens; where everything is in the cache, nothing is done.
+    ///
+    /// `tokens` are those of a call, over its whole batch; each is rounded up to a power of two, and those that are rounded
+    /// to the same are one. With `head_major`, tensors are `[B, H, S, D]`, otherwise `[B, S, H, D]`.
+    ///
+    /// # Errors
+    /// At the first that is not to be had: a spec is invalid, nothing can be compiled, the device fails or has too little
+    /// free memory to tune in. What was made before is kept, and found the next time.
+    pub fn prewarm(&self, specs: &[RopeSpec], tokens: &[u64], head_major: bool, tune: bool) -> Result<Vec<Prewarmed>> {
+        let buckets: BTreeSet<Bucket> = tokens.iter().map(|&tokens| Bucket::of(tokens)).collect();
+        let mut done = Vec::new();
+        for spec in specs {
+            spec.validate()?;
+            for &bucket in &buckets {
+                self.prewarm_one(spec, bucket, head_major, tune, &mut done)?;
+            }
+        }
+        Ok(done)
+    }
+
+    fn prewarm_one(
+        &self,
+        spec: &RopeSpec,
+        bucket: Bucket,
+        head_major: bool,
+        tune: bool,
+        done: &mut Vec<Prewarmed>,
+    ) -> Result<()> {
+        // Partial rotary has one kernel out of place, which copies what does not turn, and another in place.
+        let mut classes = vec![true, false];
+        classes.retain(|&out| out || spec.rotary_dim < spec.head_dim);
+        for &out in &classes {
+            done.extend(resolve::prewarm(self, spec, bucket, Class::contiguous(spec, head_major, out), tune)?);
+        }
+        if let Some(mode) = spec.angles {
+            // For what has no table: lengths with frequencies of their own, and tables, which are made so.
+            let tableless =
+                |spec: &RopeSpec, head_major, out| Class { table_word: 0, ..Class::contiguous(spec, head_major, out) };
+            for &out in &classes {
+                done.extend(resolve::prewarm(self, spec, bucket, tableless(spec, head_major, out), tune)?);
+            }
+            let maker = angles::maker_spec(spec.rotary_dim, mode);
+            let class = tableless(&maker, false, true);
+            done.extend(resolve::prewarm(self, &maker, angles::maker_bucket(), class, false)?);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,285 @@
+//! Background tuning on a fake GPU: kernels are the reference, compiling takes as long as a test says, memory and captures
+//! are what it says.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+
+use super::super::{Engine, Tuning, resolve};
+use super::*;
+use crate::device::host::Host;
+use crate::device::{Binary, Device, Facts, FaultWord, Kernel, Measuring, Memory, TimedLaunch, Timer};
+use crate::error::Result;
+use crate::jit::Variant;
+use crate::jit::render::Dialect;
+use crate::rope::{DType, RopeSpec};
+use crate::store::disk::Disk;
+use crate::store::flight::Claim;
+use crate::store::{Kind, Store, memory};
+
+struct Fake {
+    host: Host,
+    facts: Facts,
+    spec: RopeSpec,
+    compile: Duration,
+    compiles: AtomicUsize,
+    samples: Arc<AtomicUsize>,
+    free: AtomicU64,
+    capturing: AtomicBool,
+}
+
+impl Fake {
+    fn new(compile: Duration) -> Arc<Self> {
+        let host = Host::open();
+        let facts = Facts { compute_capability: (9, 0), l2_bytes: 1 << 20, ..host.facts().clone() };
+        Arc::new(Self {
+            host,
+            facts,
+            spec: RopeSpec::new(DType::BF16, 64, 4, 2),
+            compile,
+            compiles: AtomicUsize::new(0),
+            samples: Arc::default(),
+            free: AtomicU64::new(8 << 30),
+            capturing: AtomicBool::new(false),
+        })
+    }
+}
+
+/// Counts samples.
+struct Counted(Box<dyn Timer>, Arc<AtomicUsize>);
+
+impl Timer for Counted {
+    fn sample(&mut self) -> Result<f64> {
+        self.1.fetch_add(1, Relaxed);
+        self.0.sample()
+    }
+}
+
+impl Device for Fake {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+    fn dialect(&self) -> Dialect {
+        Dialect::Cuda
+    }
+    fn measuring(&self) -> Measuring {
+        Measuring { launches: (1, 4), sample_ns: 100e3, scratch_bytes: 64 << 20, slice_ns: 50e6 }
+    }
+    fn compiler(&self) -> Result<String> {
+        Ok("fake".into())
+    }
+    fn compile_options(&self) -> Vec<String> {
+        Vec::new()
+    }
+    fn compile(&self, source: &str) -> Result<Binary> {
+        self.compiles.fetch_add(1, Relaxed);
+        std::thread::sleep(self.compile);
+        Ok(Binary { ptx: source.as_bytes().to_vec(), image: vec![0] })
+    }
+    fn load(&self, _: &Binary, _: Variant) -> Result<Arc<dyn Kernel>> {
+        self.host.fallback(&self.spec).ok_or_else(crate::engine::pace::cancelled)
+    }
+    fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>> {
+        self.host.alloc(bytes)
+    }
+    fn free_memory(&self) -> Result<u64> {
+        Ok(self.free.load(Relaxed))
+    }
+    fn fault_word(&self) -> Result<Box<dyn FaultWord>> {
+        self.host.fault_word()
+    }
+    fn timer(&self, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>> {
+        Ok(Box::new(Counted(self.host.timer(launches, launch)?, Arc::clone(&self.samples))))
+    }
+    fn copy(&self, to: (&dyn Memory, usize), from: (&dyn Memory, usize), bytes: usize, s: Stream<'_>) -> Result<()> {
+        self.host.copy(to, from, bytes, s)
+    }
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+    fn is_capturing(&self, _: Stream<'_>) -> bool {
+        self.capturing.load(Relaxed)
+    }
+}
+
+/// An engine on a fake GPU with a cache of its own, or on a folder.
+fn engine(fake: &Arc<Fake>, folder: Option<&std::path::Path>) -> Engine {
+    let store: Arc<dyn Store> = match folder {
+        Some(folder) => Arc::new(Disk::open(folder).expect("opens")),
+        None => Arc::<memory::Memory>::default(),
+    };
+    let builder = Engine::builder().with_device(Arc::clone(fake) as Arc<dyn Device>).store(store);
+    builder.tuning(Tuning::Background).build().expect("opened")
+}
+
+/// What a first call does: a kernel serves, and its tuning is queued.
+fn call(engine: &Engine, fake: &Fake, tokens: u64) -> Result<Arc<crate::plan::Plan>> {
+    let rope = engine.rope(&fake.spec)?;
+    resolve::resolve(&rope, Stream::DEFAULT, Bucket::of(tokens), class(fake), Tuning::Background)
+}
+
+fn class(fake: &Fake) -> Class {
+    Class::contiguous(&fake.spec, false, true)
+}
+
+fn tuned(engine: &Engine, fake: &Fake, tokens: u64) -> bool {
+    engine.rope(&fake.spec).expect("valid").serving(tokens, false).is_some_and(|s| s.tuned)
+}
+
+/// Waits until something is so.
+fn until(what: &str, so: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !so() {
+        assert!(started.elapsed() < Duration::from_secs(20), "not {what} after 20 s");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn time_to_drop(engine: Engine) -> Duration {
+    let started = Instant::now();
+    drop(engine);
+    started.elapsed()
+}
+
+/// What dropping an engine may take beside the compile that goes on.
+const PROMPT: Duration = Duration::from_millis(100);
+
+#[test]
+fn dropped_in_the_middle_of_compiling() {
+    let compile = Duration::from_millis(100);
+    let fake = Fake::new(compile);
+    let engine = engine(&fake, None);
+    call(&engine, &fake, 8).expect("served");
+    until("compiling", || fake.compiles.load(Relaxed) >= 3);
+    let took = time_to_drop(engine);
+    assert!(took < compile + PROMPT, "{took:?}");
+    let candidates = crate::jit::variant::space(&fake.spec, class(&fake), Bucket::of(8), fake.abilities()).len();
+    let compiles = fake.compiles.load(Relaxed);
+    assert!(compiles + 2 < candidates, "{compiles} of {candidates}");
+}
+
+#[test]
+fn dropped_while_another_process_tunes_or_compiles_the_same() {
+    let fake = Fake::new(Duration::ZERO);
+    let folder = tempfile::tempdir().expect("a folder");
+    let other = Disk::open(folder.path()).expect("opens");
+    let waiting = engine(&fake, Some(folder.path()));
+    let key = waiting.shared.choices.own_key(&fake.spec, Bucket::of(8), class(&fake));
+    let claim = other.claim(Kind::Choice, key);
+    assert!(matches!(claim, Claim::Mine(_)));
+    call(&waiting, &fake, 8).expect("served");
+    until("waiting", || waiting.stats().waited == 1);
+    let took = time_to_drop(waiting);
+    assert!(took < PROMPT, "{took:?}");
+    drop(claim);
+
+    // Of each candidate, which no process has made.
+    let waiting = engine(&fake, Some(folder.path()));
+    call(&waiting, &fake, 8).expect("served");
+    waiting.wait_tuned();
+    let artifacts = other.list(Kind::Artifact).expect("listed");
+    let keys: Vec<_> = artifacts.into_iter().map(|l| l.entry.expect("sound").key).collect();
+    drop(waiting);
+    let rest = keys.iter().filter(|&&key| other.remove(Kind::Artifact, key).expect("removed"));
+    let claims: Vec<Claim> = rest.map(|&key| other.claim(Kind::Artifact, key)).collect();
+    assert!(claims.len() > 2 && claims.iter().all(|c| matches!(c, Claim::Mine(_))));
+    let waiting = engine(&fake, Some(folder.path()));
+    let state = waiting.state(&fake.spec).expect("valid");
+    assert!(other.remove(Kind::Choice, key).expect("removed"));
+    waiting.worker.enqueue(state, Bucket::of(8), class(&fake));
+    std::thread::sleep(Duration::from_millis(150)); // the default's lock is held: it waits for that
+    let took = time_to_drop(waiting);
+    assert!(took < PROMPT, "{took:?}");
+}
+
+#[test]
+fn dropped_while_it_holds_off_for_a_capture() {
+    let fake = Fake::new(Duration::ZERO);
+    let engine = engine(&fake, None);
+    call(&engine, &fake, 8).expect("served");
+    fake.capturing.store(true, Relaxed);
+    std::thread::sleep(Duration::from_millis(200));
+    let took = time_to_drop(engine);
+    assert!(took < PROMPT, "{took:?}");
+}
+
+#[test]
+fn nothing_is_measured_while_a_graph_is_captured() {
+    let fake = Fake::new(Duration::from_millis(10));
+    let engine = engine(&fake, None);
+    call(&engine, &fake, 8).expect("served");
+    fake.capturing.store(true, Relaxed);
+    // A call that is captured is served by what is loaded, and seen.
+    call(&engine, &fake, 16).expect("served");
+    assert!(engine.shared.since_capture().is_some());
+    std::thread::sleep(Duration::from_millis(600));
+    let (samples, resumed) = (fake.samples.load(Relaxed), Instant::now());
+    fake.capturing.store(false, Relaxed);
+    engine.wait_tuned();
+    assert_eq!(samples, 0, "the capture had begun before candidates were compiled");
+    assert!(tuned(&engine, &fake, 8) && !tuned(&engine, &fake, 16));
+    assert!(resumed.elapsed() >= QUIET / 2, "it waited until it had been quiet for some time");
+}
+
+#[test]
+fn another_process_that_tunes_keeps_nothing_else_waiting() {
+    let fake = Fake::new(Duration::ZERO);
+    let folder = tempfile::tempdir().expect("a folder");
+    let engine = engine(&fake, Some(folder.path()));
+    let key = engine.shared.choices.own_key(&fake.spec, Bucket::of(8), class(&fake));
+    let other = Disk::open(folder.path()).expect("opens");
+    let claim = other.claim(Kind::Choice, key);
+    assert!(matches!(claim, Claim::Mine(_)));
+    call(&engine, &fake, 8).expect("served");
+    until("waiting", || engine.stats().waited == 1);
+    call(&engine, &fake, 64).expect("served");
+    until("tuned", || tuned(&engine, &fake, 64));
+    assert!(!tuned(&engine, &fake, 8) && engine.stats().waited == 1);
+    drop(claim);
+    engine.wait_tuned();
+    assert!(tuned(&engine, &fake, 8));
+    assert_eq!((engine.stats().tunings, engine.stats().waited), (2, 1));
+}
+
+#[test]
+fn low_memory_puts_tuning_off_and_fails_no_call() {
+    let fake = Fake::new(Duration::ZERO);
+    let engine = engine(&fake, None);
+    fake.free.store(200 << 20, Relaxed);
+    assert!(!call(&engine, &fake, 8).expect("served").tuned);
+    engine.wait_tuned();
+    assert_eq!((engine.stats().tunings, fake.compiles.load(Relaxed)), (0, 1));
+    // A call that asks to wait for its tuning is served as well.
+    let rope = engine.rope(&fake.spec).expect("valid");
+    let plan = resolve::resolve(&rope, Stream::DEFAULT, Bucket::of(4), class(&fake), Tuning::BLOCKING);
+    assert!(!plan.expect("served").tuned);
+    drop(rope);
+    fake.free.store(8 << 30, Relaxed);
+    until("tuned", || tuned(&engine, &fake, 8));
+    fake.free.store(0, Relaxed);
+    call(&engine, &fake, 64).expect("served");
+    engine.wait_tuned();
+    let took = time_to_drop(engine);
+    assert!(took < PROMPT, "{took:?}");
+}
+
+#[test]
+fn losers_do_not_stay_loaded_and_what_has_served_does() {
+    let fake = Fake::new(Duration::ZERO);
+    let engine = engine(&fake, None);
+    let default = call(&engine, &fake, 8).expect("served");
+    engine.wait_tuned();
+    assert!(tuned(&engine, &fake, 8));
+    let winner = engine.rope(&fake.spec).expect("valid").serving(8, false).expect("loaded").variant;
+    let kept = if winner == default.variant { 1 } else { 2 };
+    assert_eq!(engine.shared.kernels.loaded(), kept);
+    // A graph that was captured with the default launches it still.
+    drop(default);
+    let state = engine.state(&fake.spec).expect("valid");
+    assert_eq!(state.replaced.lock().expect("sound").len(), 1);
+    // A second tuning gets its candidates from the cache.
+    let compiles = engine.stats().compiles;
+    call(&engine, &fake, 4).expect("served");
+    engine.wait_tuned();
+    assert!(tuned(&engine, &fake, 4));
+    assert_eq!(engine.stats().compiles, compiles, "both buckets have the same candidates");
+    assert!(engine.shared.kernels.loaded() <= kept + 1);
+}
