@@ -9,11 +9,13 @@ use dashmap::DashMap;
 use super::choices::Choices;
 use super::kernels::Kernels;
 use super::lock::Held;
+use super::priors::Source;
 use super::stats::Counters;
 use super::worker::Worker;
 use super::{Engine, OnProgress, Progress, Shared, Tuning};
 use crate::device::{self, Device, DeviceChoice};
 use crate::error::{Error, Result};
+use crate::jit::prior::Priors;
 use crate::store::layers::{Layers, Places};
 use crate::store::{self, Store, memory::Memory, sweep::Bytes};
 
@@ -30,6 +32,7 @@ pub struct Builder {
     in_memory: bool,
     tuning: Option<Tuning>,
     lock_file: Option<PathBuf>,
+    priors: Source,
     on_progress: Option<OnProgress>,
 }
 
@@ -101,6 +104,23 @@ impl Builder {
         self
     }
 
+    /// Whether to follow the choices that come with the crate; default: yes. On a GPU of a model that was measured for them,
+    /// they are taken in place of tuning; elsewhere they say which few candidates a tuning measures. Without them all
+    /// candidates are measured here, and cached choices that rest on them are made anew when they would be tuned.
+    #[must_use]
+    pub fn priors(mut self, on: bool) -> Self {
+        self.priors = if on { Source::Shipped } else { Source::Off };
+        self
+    }
+
+    /// Other priors than those that come with the crate, for tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn given_priors(mut self, priors: Priors) -> Self {
+        self.priors = Source::Given(priors);
+        self
+    }
+
     /// Called while candidates are compiled and measured, from any thread.
     #[must_use]
     pub fn on_progress(mut self, f: impl Fn(&Progress<'_>) + Send + Sync + 'static) -> Self {
@@ -156,6 +176,7 @@ impl Builder {
             store,
             tuning,
             lock,
+            priors: self.priors,
             frozen: AtomicBool::new(false),
             counters,
             angles: std::sync::Mutex::default(),

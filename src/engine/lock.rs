@@ -126,7 +126,15 @@ pub(super) fn prewarm(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: C
     for (tuned, locked) in named {
         if done.iter().all(|d| d.variant != locked.variant) {
             let (_, origin) = obtain(shared, held, locked, false)?;
-            done.push(Prewarmed { spec: spec.clone(), bucket, class, variant: locked.variant, tuned, origin });
+            done.push(Prewarmed {
+                spec: spec.clone(),
+                bucket,
+                class,
+                variant: locked.variant,
+                tuned,
+                prior: false,
+                origin,
+            });
         }
     }
     Ok(done)

@@ -8,6 +8,7 @@ mod builder;
 mod choices;
 mod kernels;
 mod lock;
+mod priors;
 mod resolve;
 mod scratch;
 mod stats;
@@ -55,7 +56,7 @@ pub enum Tuning {
         /// Time to measure; compiling is not counted.
         budget: Duration,
     },
-    /// Use what is cached or the default variant; never tune.
+    /// Use what is cached, a shipped choice for this GPU's model, or the default variant; never tune.
     Never,
     /// Anything that is not cached is an error: proves that a prewarm was complete.
     Frozen,
@@ -119,6 +120,7 @@ struct Shared {
     tuning: Tuning,
     /// Decides calls before the policy does.
     lock: Option<lock::Held>,
+    priors: priors::Source,
     /// Set by [`Engine::freeze`].
     frozen: AtomicBool,
     counters: Arc<Counters>,
@@ -300,6 +302,8 @@ pub struct Serving {
     pub origin: Origin,
     /// Whether it was chosen by measuring.
     pub tuned: bool,
+    /// Whether it was chosen by measuring another GPU of the model: a choice that comes with the crate.
+    pub prior: bool,
 }
 
 impl Rope {
@@ -354,7 +358,7 @@ impl Rope {
     pub fn serving(&self, tokens: u64, head_major: bool) -> Option<Serving> {
         let class = Class::contiguous(&self.state.spec, head_major, true);
         let plan = self.state.slot(Bucket::of(tokens), class).plan.load_full()?;
-        Some(Serving { variant: plan.variant, origin: plan.origin, tuned: plan.tuned })
+        Some(Serving { variant: plan.variant, origin: plan.origin, tuned: plan.tuned, prior: plan.prior })
     }
 
     /// Reports a token whose position lay outside the table in an earlier call. Such a token became NaN; the error stays

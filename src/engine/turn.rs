@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use super::{RopeState, Shared, resolve, tuning};
+use super::{RopeState, Shared, priors, resolve, tuning};
 use crate::error::Result;
 use crate::jit::{Bucket, Class};
 use crate::plan::Plan;
@@ -13,7 +13,8 @@ use crate::store::flight::{self, Flight};
 /// Beyond the time to measure, what another process may take to compile its candidates before it is taken to be stopped.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Tunes one spec, bucket and class, unless another process does or has done so meanwhile; returns the winner.
+/// Tunes one spec, bucket and class, unless a prior has chosen already, or another process does or has done so meanwhile;
+/// returns the winner.
 pub(super) fn tune(
     shared: &Shared,
     state: &RopeState,
@@ -22,13 +23,16 @@ pub(super) fn tune(
     budget: Duration,
     stop: &AtomicBool,
 ) -> Result<Plan> {
+    if let Some(plan) = priors::take(shared, &state.spec, bucket, class) {
+        return Ok(plan);
+    }
     let key = shared.choices.own_key(&state.spec, bucket, class);
     let (flight, waited) = flight::fly(
         shared.store.as_ref(),
         (Kind::Choice, key),
         budget.saturating_add(PATIENCE),
         || stop.load(Relaxed),
-        || shared.choices.is_tuned(key),
+        || shared.choices.is_settled(key, shared.priors.is_on()),
     );
     if waited {
         shared.counters.waited.add();
@@ -36,7 +40,7 @@ pub(super) fn tune(
     let _turn = match flight {
         Flight::Make(turn) => turn,
         Flight::Made => match resolve::find(shared, &state.spec, bucket, class, shared.tuning())? {
-            Some(plan) if plan.tuned => return Ok(plan),
+            Some(plan) if resolve::is_settled(shared, &plan) => return Ok(plan),
             // Its choice is none that this program would make.
             _ => None,
         },

@@ -158,6 +158,11 @@ impl Lock {
         self.places.iter().map(|(place, lines)| (place, lines.len()))
     }
 
+    /// Its choices, with where they hold.
+    pub fn choices(&self) -> impl Iterator<Item = (&Place, &Locked)> {
+        self.places.iter().flat_map(|(place, lines)| lines.values().map(move |locked| (place, locked)))
+    }
+
     /// What no longer holds on a device, or, without its identity, on an architecture.
     pub fn problems(&self, arch: &str, device: Option<&str>, can: Abilities) -> Vec<Problem> {
         let mut all = Vec::new();

@@ -1,15 +1,16 @@
 //! From a spec to the text of a kernel and the keys it is kept under. Pure: no I/O, no CUDA.
 //!
 //! [`variant`] holds the tunables and their legal space, [`render`] the source, [`key`] all that is hashed, [`record`]
-//! what a tuning run leaves behind, [`lock`] choices as a text to commit.
+//! what a tuning run leaves behind, [`lock`] choices as a text to commit, [`prior`] those that come with the crate.
 
 pub mod key;
 pub mod lock;
+pub mod prior;
 pub mod record;
 pub mod render;
 mod text;
 pub mod variant;
 
 pub use key::{Key, KeyFields};
-pub use record::{Candidate, Record};
+pub use record::{Candidate, Prior, Record};
 pub use variant::{Abilities, Bucket, Class, Hint, Variant};

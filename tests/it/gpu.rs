@@ -22,9 +22,9 @@ fn beside() -> RwLockReadGuard<'static, ()> {
     CAPTURES.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// An engine on the first GPU. `None`, and a line that no test harness hides, where there is none.
+/// An engine on the first GPU, which measures for itself. `None`, and a line that no test harness hides, where there is none.
 fn engine(test: &str, tuning: Tuning) -> Option<Engine> {
-    match Engine::builder().device(DeviceChoice::Cuda(0)).in_memory().tuning(tuning).build() {
+    match Engine::builder().device(DeviceChoice::Cuda(0)).in_memory().priors(false).tuning(tuning).build() {
         Ok(engine) => Some(engine),
         Err(e) if e.kind() == ErrorKind::DeviceUnavailable && std::env::var_os("ROPEJIT_REQUIRE_GPU").is_none() => {
             let _ = writeln!(std::io::stderr(), "SKIPPED gpu::{test}: no GPU on this machine");

@@ -19,4 +19,5 @@ mod lock;
 #[cfg(all(feature = "cli", unix))]
 mod lock_cli;
 mod nvrtc;
+mod priors;
 mod structure;
