@@ -11,7 +11,7 @@
 //!   (bf16 or f16), rounding, direction, where positions come from and the width of a table's rows move no other bytes than
 //!   those, and are not compared;
 //! - as many heads, within a factor of two: they share a token's row of the tables;
-//! - as many bytes, within a factor of √2, so that measured powers of two leave no gap. What exceeds the L2 [`PAST_L2`] times
+//! - as many bytes, within a factor of √2, so that measured powers of two leave no gap. What exceeds the L2 four times
 //!   streams from memory, and counts as equal.
 //!
 //! The nearest one whose variant is in today's space wins. Choices of other templates than this program's only order.
@@ -160,7 +160,7 @@ struct Model {
 }
 
 impl Model {
-    /// From a device's identity, as [`Facts::identity`](crate::device) writes it.
+    /// From a device's identity, as `Facts::identity` writes it.
     fn of(identity: &str) -> Option<Self> {
         let mut parts = identity.rsplitn(6, "; ");
         let mut part = |before: &str, after: &str| parts.next()?.strip_prefix(before)?.strip_suffix(after);
