@@ -7,7 +7,7 @@ NVRTC_PACKAGE := nvidia-cuda-nvrtc==13.0.88
 FUZZ_SECONDS ?= 600
 BIN := $(or $(CARGO_TARGET_DIR),target)/release/ropejit
 
-.PHONY: help build nvrtc demo test test-transformers fuzz kernels check-kernels lint python test-python lint-python gpu-bundle peers-bundle clean
+.PHONY: help build nvrtc demo test test-transformers fuzz kernels check-kernels lint python test-python lint-python gpu-bundle priors peers-bundle clean
 
 help:
 	@echo "make demo        what it is about, in a minute (no GPU needed)"
@@ -21,6 +21,7 @@ help:
 	@echo "make lint-python format, clippy of its native part"
 	@echo "make peers-bundle  the wheel and what it is measured against in .gpu/, for a GPU host without a network"
 	@echo "make gpu-bundle  stripped binaries and a script in .gpu/, for a GPU host without a toolchain"
+	@echo "make priors      the same, and how to measure there what cache/priors ships for a GPU model"
 
 build:
 	$(CARGO) build --release
@@ -87,6 +88,11 @@ peers-bundle: python
 
 gpu-bundle: nvrtc
 	scripts/gpu-bundle.sh
+
+# Four minutes on a GPU, measuring all candidates.
+priors: gpu-bundle
+	@echo "On the GPU host, in a copy of .gpu/: ./run.sh OUT priors"
+	@echo "Then copy OUT/<gpu>.lock to cache/priors/ and name it in SHIPPED, in src/jit/prior.rs."
 
 clean:
 	$(CARGO) clean

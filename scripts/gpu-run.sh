@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU host what `make gpu-bundle` has collected, from the folder it lies in. Results go to the folder $1.
-#   run.sh OUT [tests] [first] [warm] [bench] [quality] [sanitize]
+#   run.sh OUT [tests] [first] [warm] [bench] [quality] [priors] [sanitize]
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=$1
@@ -128,6 +128,82 @@ for a, b in zip(*runs):
         print(f'{a["shape"]:18} {a["dtype"]} {a["layout"]}: {a["variant"]} / {b["variant"]}: {losses[0]:.2%} and {losses[1]:.2%} behind the best of the other run')
 print(f"{same} of {total} choices are the same; a choice is at most {worst:.2%} behind the best of the other run")
 PY
+}
+
+# The choices to ship for this GPU's model: a lock file of what people run, all candidates measured, the most common first,
+# for as long as ROPEJIT_PRIORS_SECONDS lets it start. What src/jit/prior.rs takes to be near enough (f16 for bf16, positions,
+# rounding, direction, widths of tables, some more heads) is not measured for the file; some of it is measured after it, to see
+# what the file's choice loses there.
+priors() {
+    local file deadline tokens=${ROPEJIT_PRIORS_TOKENS:-1,2,4,8,16,32,64,128,256,512,1024,2048,4096,8192,16384}
+    local status=0 layout table
+    export ROPEJIT_CACHE_DIR
+    ROPEJIT_CACHE_DIR=$(mktemp -d)
+    file=$out/$(head -1 "$out/gpu.txt" | cut -d, -f1 | tr 'A-Z ' 'a-z-').lock
+    deadline=$((SECONDS + ${ROPEJIT_PRIORS_SECONDS:-210}))
+    measure() {
+        if ((SECONDS >= deadline)); then
+            echo "left out, no time: $*"
+        else
+            "$ropejit" prewarm --measure --tokens "$tokens" "$@" >>"$out/priors.txt" 2>&1 || { status=1; echo "FAILED: $*"; }
+        fi
+    }
+    local d128=(--head-dim 128 --num-heads 32 --num-kv-heads 8) d64=(--head-dim 64 --num-heads 32 --num-kv-heads 8)
+    local d256=(--head-dim 256 --num-heads 16 --num-kv-heads 8) d96=(--head-dim 96 --num-heads 32 --num-kv-heads 32)
+    local shard=(--head-dim 128 --num-heads 8 --num-kv-heads 1) neox=(--head-dim 96 --rotary-dim 24 --num-heads 64)
+    local mla=(--head-dim 64 --num-heads 128 --num-kv-heads 1 --style interleaved)
+    for layout in "" --bhsd; do
+        for table in same f32; do
+            measure --lock "$file" "${d128[@]}" --dtype bf16 --table $table $layout
+        done
+    done
+    for layout in "" --bhsd; do
+        for table in same f32; do
+            measure --lock "$file" "${d64[@]}" --dtype bf16 --table $table $layout
+            measure --lock "$file" "${d256[@]}" --dtype bf16 --table $table $layout
+        done
+        measure --lock "$file" "${d128[@]}" --dtype f32 $layout
+        measure --lock "$file" "${d128[@]}" --dtype bf16 --angles accurate $layout
+    done
+    for layout in "" --bhsd; do
+        for table in same f32; do
+            measure --lock "$file" "${shard[@]}" --dtype bf16 --table $table $layout
+            measure --lock "$file" "${d96[@]}" --dtype bf16 --table $table $layout
+        done
+        measure --lock "$file" "${d64[@]}" --dtype f32 $layout
+        measure --lock "$file" "${d128[@]}" --dtype f32 --angles accurate $layout
+        measure --lock "$file" "${neox[@]}" --dtype bf16 --table same $layout
+    done
+    measure --lock "$file" "${mla[@]}" --dtype bf16 --table f32
+    "$ropejit" prewarm --check "$file" || status=1
+
+    deadline=$((SECONDS + 40)) tokens=${ROPEJIT_PRIORS_TOKENS:-1,64,512,2048,8192}
+    measure "${d128[@]}" --table same --dtype f16
+    measure "${d128[@]}" --table same --dtype bf16 --rounding per-op --table-width full --positions ids64
+    measure "${d128[@]}" --table same --dtype bf16 --backward
+    measure --head-dim 128 --num-heads 28 --num-kv-heads 4 --table same --dtype bf16
+    measure --head-dim 128 --num-heads 32 --num-kv-heads 16 --table same --dtype bf16
+    python3 - "$ropejit" "$file" <<'PY'
+import json, subprocess, sys
+ropejit, file = sys.argv[1:]
+def inspect(*words):
+    return json.loads(subprocess.run([ropejit, "inspect", *words, "--json"], check=True, capture_output=True).stdout)
+lines = [l.strip() for l in open(file) if " | " in l]
+shipped = {tuple(l.split(" = ")[0].split(" | ")): l.split(" = ")[1] for l in lines}
+print(f"{len(shipped)} choices, {sum(map(len, lines))} bytes, variants: {sorted(set(shipped.values()))}")
+worst = 0.0
+for entry in inspect("list", "--kind", "choice", "--tuned")["entries"]:
+    base = "bf16 d128 h32/8 half_split once table=bf16/half pos=implicit", entry["layout"], str(entry["tokens"])
+    if (entry["spec"], *base[1:]) in shipped or base not in shipped:
+        continue
+    found = {c["variant"]: c["median_ns"] for c in inspect("show", entry["key"])["candidates"] if c["median_ns"]}
+    chosen = shipped[base]
+    loss = found[chosen] / min(found.values()) - 1 if chosen in found else float("nan")
+    worst = max(worst, loss)
+    print(f'{entry["spec"]}, {entry["tokens"]} tokens: the shipped {chosen} is {loss:.2%} behind {entry["variant"]}')
+print(f"at most {worst:.2%} behind the best measured")
+PY
+    return $status
 }
 
 # Memory errors, races and reads of uninitialised memory in the GPU tests.

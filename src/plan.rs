@@ -35,6 +35,8 @@ pub(crate) struct Plan {
     pub origin: Origin,
     /// Whether the variant was chosen by measuring.
     pub tuned: bool,
+    /// Whether it is a prior's: measured on another GPU of the model.
+    pub prior: bool,
     /// Threads' worth of work per token.
     units_per_token: u32,
     threads: u32,
@@ -60,7 +62,8 @@ impl Plan {
     ) -> Self {
         let lanes = variant.lanes(spec, class);
         let groups = (spec.num_heads + spec.num_kv_heads) / u32::from(variant.heads);
-        Self { kernel, variant, origin, tuned, units_per_token: groups * lanes, threads: variant.threads.into() }
+        let (units_per_token, threads) = (groups * lanes, variant.threads.into());
+        Self { kernel, variant, origin, tuned, prior: false, units_per_token, threads }
     }
 
     /// Launches a call: once, unless it has more work than 2^31 threads.

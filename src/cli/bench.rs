@@ -18,7 +18,7 @@ use super::{bench_picture, output};
 
 /// Measure the shapes of common models against a device-to-device copy of the same bytes.
 ///
-/// Every shape is tuned if it is not in the cache, then timed: launches recorded into a graph and replayed, over buffers
+/// Every shape is tuned among all candidates if it is not in the cache, then timed: launches recorded into a graph and replayed, over buffers
 /// that are rotated past the last-level cache (one table serves all of them, as it serves all layers of a model), kernel
 /// and copy in turn, medians. 1.00 is the speed of the copy.
 #[derive(Args)]
@@ -109,7 +109,8 @@ struct Report {
 impl Bench {
     pub fn run(self) -> Result<()> {
         let bar = output::spinner();
-        let engine = Engine::builder().tuning(Tuning::BLOCKING).on_progress(output::show_on(&bar)).build()?;
+        let engine =
+            Engine::builder().tuning(Tuning::BLOCKING).priors(false).on_progress(output::show_on(&bar)).build()?;
         let mut cases = Vec::new();
         for &dtype in &self.dtype {
             for shape in SHAPES {

@@ -59,6 +59,8 @@ impl Demo {
         )?;
         let warm = run("a second process: everything is cached", &waiting, &["--tuning", "background"])?;
         bar.finish_and_clear();
+        // On a GPU that choices come with, there is nothing to measure.
+        let first = if cold.prior { "takes a shipped choice" } else { "tunes first" };
         let sooner = cold.first_result_ms / warm.first_result_ms;
         if self.json {
             return output::json(&json!({
@@ -82,12 +84,12 @@ impl Demo {
         };
         output::table(
             &["process", "from", "compiles", "tunings", "first result", "second", "steady", "of copy"],
-            vec![row("tunes first", &cold), row("answers first", &aside), row("finds all cached", &warm)],
+            vec![row(first, &cold), row("answers first", &aside), row("finds all cached", &warm)],
             6,
         )?;
         output::line(&format!("The chosen variant is {}.", cold.variant))?;
         output::line(&format!(
-            "The second process has its first result {sooner:.0}× sooner than a process that tunes first."
+            "The second process has its first result {sooner:.0}× sooner than a process that {first}."
         ))
     }
 

@@ -30,11 +30,12 @@ impl Writer {
         Ok(Self { lock: Lock::default(), outdated: lock.places().map(|(_, n)| n).sum() })
     }
 
-    /// Adds what a call will be served by: one that was measured for this device, one that was not for its architecture.
+    /// Adds what a call will be served by: one that was measured for this device or its model, one that was not for its
+    /// architecture.
     pub fn add(&mut self, engine: &Engine, done: &Prewarmed) {
         let facts = engine.facts();
         let identity = facts.identity();
-        let place = Place::new(&facts.arch, done.tuned.then_some(identity.as_str()));
+        let place = Place::new(&facts.arch, (done.tuned || done.prior).then_some(identity.as_str()));
         let Prewarmed { spec, class, bucket, variant, .. } = done.clone();
         self.lock.set(place, Locked { spec, class, bucket, variant, line: 0 });
     }

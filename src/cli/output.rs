@@ -90,6 +90,15 @@ pub fn word(value: &impl Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|v| v.as_str().map(String::from)).unwrap_or_default()
 }
 
+/// How a variant was chosen: by measuring here, by measuring another GPU of the model, or not by measuring.
+pub fn how(tuned: bool, prior: bool) -> &'static str {
+    match (tuned, prior) {
+        (true, _) => "tuned",
+        (_, true) => "prior",
+        _ => "default",
+    }
+}
+
 /// Milliseconds for people.
 pub fn ms(ms: f64) -> String {
     match ms {

@@ -37,6 +37,7 @@ A call finds what was prepared for its dtype, tables, positions, rounding, direc
 and layout: give the options that say how the program calls it. Where a program runs
 with ROPEJIT_TUNING=frozen, what was forgotten is an error that names it."
 )]
+#[allow(clippy::struct_excessive_bools)] // independent switches
 pub struct Prewarm {
     /// Hugging Face config.json files (or folders that hold one), or names of configurations shipped with ropejit.
     #[arg(long, value_name = "CONFIG.json", num_args = 1.., conflicts_with_all = NumberArgs::NAMES)]
@@ -57,6 +58,9 @@ pub struct Prewarm {
     /// Compile the default variant and measure nothing.
     #[arg(long)]
     no_tune: bool,
+    /// Measure all candidates here, also where choices that come with ropejit say which is best on this GPU.
+    #[arg(long, conflicts_with = "no_tune")]
+    measure: bool,
     /// Also write what was prepared to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     manifest: Option<std::path::PathBuf>,
@@ -68,7 +72,7 @@ pub struct Prewarm {
     #[arg(
         long,
         value_name = "FILE",
-        conflicts_with_all = ["model", "lock", "manifest", "no_tune", "bhsd", "head_dim", "num_heads"]
+        conflicts_with_all = ["model", "lock", "manifest", "no_tune", "measure", "bhsd", "head_dim", "num_heads"]
     )]
     check: Option<std::path::PathBuf>,
     /// Print one JSON document.
@@ -86,6 +90,7 @@ struct Done {
     layout: String,
     variant: String,
     tuned: bool,
+    prior: bool,
     origin: Origin,
 }
 
@@ -134,7 +139,7 @@ impl Prewarm {
     /// Of this machine's device, or of the architectures; without a bar to show progress on, only to look at.
     fn engines(&self, bar: Option<&indicatif::ProgressBar>) -> Result<Vec<Engine>> {
         let builder = || match bar {
-            Some(bar) => Engine::builder().on_progress(output::show_on(bar)),
+            Some(bar) => Engine::builder().priors(!self.measure).on_progress(output::show_on(bar)),
             None => Engine::builder().in_memory(),
         };
         if self.arch.is_empty() {
@@ -176,6 +181,7 @@ impl Prewarm {
                         layout: done.class.to_string(),
                         variant: done.variant.to_string(),
                         tuned: done.tuned,
+                        prior: done.prior,
                         origin: done.origin,
                     }));
                 }
@@ -193,7 +199,7 @@ impl Prewarm {
 impl Report {
     fn print(&self) -> Result<()> {
         let rows = self.prepared.iter().map(|d| {
-            let tuned = if d.tuned { "tuned" } else { "default" };
+            let tuned = output::how(d.tuned, d.prior);
             [&d.model, &d.arch, &d.layout, &d.variant, tuned, &output::word(&d.origin), &d.tokens.to_string()]
                 .map(|s: &str| s.to_owned())
                 .to_vec()

@@ -63,6 +63,7 @@ pub struct Report {
     /// What serves now.
     pub variant: String,
     pub tuned: bool,
+    pub prior: bool,
     /// Opening device and cache, milliseconds.
     pub open_ms: f64,
     /// From asking for the kernel to the first result, milliseconds.
@@ -157,6 +158,7 @@ impl Run {
             origin: output::word(&origin),
             variant: serving.map_or_else(String::new, |s: Serving| s.variant.to_string()),
             tuned: serving.is_some_and(|s| s.tuned),
+            prior: serving.is_some_and(|s| s.prior),
             open_ms,
             first_result_ms,
             second_result_ms,
@@ -170,7 +172,7 @@ impl Run {
     }
 
     fn print(r: &Report) -> Result<()> {
-        let tuned = if r.tuned { "tuned" } else { "not tuned" };
+        let tuned = output::how(r.tuned, r.prior);
         let stat = |name: &str| r.stats.get(name).cloned().unwrap_or_default();
         let rows = [
             ("device", format!("{} ({})", r.device, r.arch)),

@@ -10,11 +10,13 @@ use dashmap::DashMap;
 use super::choices::Choices;
 use super::kernels::Kernels;
 use super::lock::Held;
+use super::priors::Source;
 use super::stats::Counters;
 use super::worker::Worker;
 use super::{Engine, OnProgress, Progress, Shared, Tuning};
 use crate::device::{self, Device, DeviceChoice};
 use crate::error::{Error, Result};
+use crate::jit::prior::Priors;
 use crate::store::layers::{Layers, Places};
 use crate::store::{self, Store, memory::Memory, sweep::Bytes};
 
@@ -33,6 +35,7 @@ pub struct Builder {
     without_portable: bool,
     tuning: Option<Tuning>,
     lock_file: Option<PathBuf>,
+    priors: Source,
     on_progress: Option<OnProgress>,
 }
 
@@ -95,11 +98,11 @@ impl Builder {
         self
     }
 
-    /// Do without the kernels for all shapes that the crate ships: what is not cached is then compiled at once. For those
-    /// who want to look at compiled kernels alone.
+    /// Whether the kernels for all shapes that come with the crate may answer first calls; default: yes. Without them, what
+    /// is not cached is compiled at once: for those who want to look at compiled kernels alone.
     #[must_use]
-    pub fn without_portable(mut self) -> Self {
-        self.without_portable = true;
+    pub fn portable(mut self, on: bool) -> Self {
+        self.without_portable = !on;
         self
     }
 
@@ -116,6 +119,23 @@ impl Builder {
     #[must_use]
     pub fn lock_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.lock_file = Some(path.into());
+        self
+    }
+
+    /// Whether to follow the choices that come with the crate; default: yes. On a GPU of a model that was measured for them,
+    /// they are taken in place of tuning; elsewhere they say which few candidates a tuning measures. Without them all
+    /// candidates are measured here, and cached choices that rest on them are made anew when they would be tuned.
+    #[must_use]
+    pub fn priors(mut self, on: bool) -> Self {
+        self.priors = if on { Source::Shipped } else { Source::Off };
+        self
+    }
+
+    /// Other priors than those that come with the crate, for tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn given_priors(mut self, priors: Priors) -> Self {
+        self.priors = Source::Given(priors);
         self
     }
 
@@ -178,6 +198,7 @@ impl Builder {
             store,
             tuning,
             lock,
+            priors: self.priors,
             frozen: AtomicBool::new(false),
             closing,
             opened: Instant::now(),

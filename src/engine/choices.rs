@@ -78,10 +78,10 @@ impl Choices {
         self.fields(spec, bucket, class)[0].key()
     }
 
-    /// Whether a tuned choice is kept under a key. Says nothing of one that cannot be used.
-    pub fn is_tuned(&self, key: Key) -> bool {
+    /// Whether a choice is kept under a key that leaves nothing to find out. Says nothing of one that cannot be used.
+    pub fn is_settled(&self, key: Key, priors: bool) -> bool {
         let Lookup::Hit(entry) = self.store.get(Kind::Choice, key) else { return false };
-        serde_json::from_slice::<ChoiceMeta>(&entry.meta).is_ok_and(|meta| meta.record.tuned)
+        serde_json::from_slice::<ChoiceMeta>(&entry.meta).is_ok_and(|meta| meta.record.is_settled(priors))
     }
 
     fn read_one(&self, key: Key) -> Option<Record> {

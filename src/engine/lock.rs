@@ -144,7 +144,15 @@ pub(super) fn prewarm(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: C
         if done.iter().all(|d| d.variant != locked.variant)
             && let Some((_, origin)) = obtain(shared, held, locked, true)?
         {
-            done.push(Prewarmed { spec: spec.clone(), bucket, class, variant: locked.variant, tuned, origin });
+            done.push(Prewarmed {
+                spec: spec.clone(),
+                bucket,
+                class,
+                variant: locked.variant,
+                tuned,
+                prior: false,
+                origin,
+            });
         }
     }
     Ok(done)

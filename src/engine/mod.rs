@@ -10,6 +10,7 @@ mod kernels;
 mod lock;
 mod pace;
 mod prewarm;
+mod priors;
 mod resolve;
 mod scratch;
 mod stats;
@@ -58,8 +59,8 @@ pub enum Tuning {
         /// Time to measure; compiling is not counted.
         budget: Duration,
     },
-    /// Use what is cached or shipped, or the default variant where neither is there; never tune, and do nothing on the
-    /// side.
+    /// Use what is cached or shipped, or where neither is there a shipped choice for this GPU's model or the default
+    /// variant; never tune, and do nothing on the side.
     Never,
     /// Anything that is not cached is an error: proves that a prewarm was complete.
     Frozen,
@@ -125,6 +126,7 @@ struct Shared {
     tuning: Tuning,
     /// Decides calls before the policy does.
     lock: Option<lock::Held>,
+    priors: priors::Source,
     /// Set by [`Engine::freeze`].
     frozen: AtomicBool,
     /// Set when the last handle is dropped: background work ends.
@@ -299,6 +301,8 @@ pub struct Serving {
     pub origin: Origin,
     /// Whether it was chosen by measuring.
     pub tuned: bool,
+    /// Whether it was chosen by measuring another GPU of the model: a choice that comes with the crate.
+    pub prior: bool,
 }
 
 impl Rope {
@@ -353,7 +357,7 @@ impl Rope {
     pub fn serving(&self, tokens: u64, head_major: bool) -> Option<Serving> {
         let class = Class::contiguous(&self.state.spec, head_major, true);
         let plan = self.state.slot(Bucket::of(tokens), class).plan.load_full()?;
-        Some(Serving { variant: plan.variant, origin: plan.origin, tuned: plan.tuned })
+        Some(Serving { variant: plan.variant, origin: plan.origin, tuned: plan.tuned, prior: plan.prior })
     }
 
     /// Reports a token whose position lay outside the table in an earlier call. Such a token became NaN; the error stays

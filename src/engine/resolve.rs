@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::kernels::Loaded;
 use super::pace::Pace;
-use super::{BUDGET, Engine, Rope, RopeState, Shared, Tuning, lock, turn};
+use super::{BUDGET, Engine, Rope, RopeState, Shared, Tuning, lock, priors, turn};
 use crate::device::Stream;
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::{Bucket, Candidate, Class, Record, Variant, variant};
@@ -26,6 +26,8 @@ pub struct Prewarmed {
     pub variant: Variant,
     /// Whether it was chosen by measuring.
     pub tuned: bool,
+    /// Whether it was chosen by measuring another GPU of the model: a choice that comes with the crate.
+    pub prior: bool,
     /// Where it came from: [`Origin::Disk`] when there was nothing to do.
     pub origin: Origin,
 }
@@ -54,7 +56,7 @@ pub(super) fn resolve(
     let plan = Arc::new(find_or_make(shared, state, bucket, class, tuning)?);
     tracing::debug!("{}, {} tokens: {:?} in {:?}", state.spec, bucket.tokens(), plan.origin, started.elapsed());
     state.serve(bucket, class, Arc::clone(&plan));
-    let settled = plan.tuned || plan.origin == Origin::Reference;
+    let settled = is_settled(shared, &plan) || plan.origin == Origin::Reference;
     let decided = plan.origin != Origin::Embedded && lock::decides(shared, &state.spec, bucket, class);
     if tuning == Tuning::Background && !settled && !decided {
         rope.worker.enqueue(Arc::clone(state), bucket, class);
@@ -74,9 +76,14 @@ pub(super) fn settle(
 ) -> Result<Option<Plan>> {
     let decided = lock::decides(shared, &state.spec, bucket, class);
     match chosen(shared, &state.spec, bucket, class, Tuning::Background, true)? {
-        Some(plan) if plan.tuned || decided => Ok(Some(plan)),
+        Some(plan) if is_settled(shared, &plan) || decided => Ok(Some(plan)),
         _ => turn::tune_in_slices(shared, state, class, bucket, since, pace),
     }
+}
+
+/// Whether nothing is left to measure.
+pub(super) fn is_settled(shared: &Shared, plan: &Plan) -> bool {
+    plan.tuned || (plan.prior && shared.priors.is_on())
 }
 
 /// During graph capture nothing may be compiled, loaded or allocated: any loaded kernel of the class is correct.
@@ -117,7 +124,10 @@ fn find_or_make(shared: &Shared, state: &RopeState, bucket: Bucket, class: Class
             }),
             Tuning::Background | Tuning::Never => match portable(shared, spec, class) {
                 Some(plan) => return Ok(plan),
-                None => default(shared, spec, bucket, class),
+                None => match priors::take(shared, spec, bucket, class) {
+                    Some(plan) => return Ok(plan),
+                    None => default(shared, spec, bucket, class),
+                },
             },
         },
     };
@@ -150,7 +160,7 @@ pub(super) fn find(
     compile: bool,
 ) -> Result<Option<Plan>> {
     let Some(record) = shared.choices.read(spec, bucket, class) else { return Ok(None) };
-    if !record.tuned && matches!(tuning, Tuning::Blocking { .. }) {
+    if !record.is_settled(shared.priors.is_on()) && matches!(tuning, Tuning::Blocking { .. }) {
         return Ok(None);
     }
     let Some(chosen) = legal_choice(shared, spec, class, bucket, &record) else { return Ok(None) };
@@ -159,7 +169,10 @@ pub(super) fn find(
         (false, Some(key)) => shared.kernels.find(spec, class, chosen.variant, key)?,
         (false, None) => None,
     };
-    found.map(|(loaded, origin)| plan(shared, spec, class, loaded, chosen.variant, origin, record.tuned)).transpose()
+    let Some((loaded, origin)) = found else { return Ok(None) };
+    let mut plan = plan(shared, spec, class, loaded, chosen.variant, origin, record.tuned)?;
+    plan.prior = record.is_prior();
+    Ok(Some(plan))
 }
 
 /// The kernel for all shapes that the crate ships, if there is one for the device.
@@ -331,26 +344,32 @@ pub(super) fn prewarm(
     if !locked.is_empty() {
         return Ok(locked);
     }
-    let done = |variant, tuned, origin| vec![Prewarmed { spec: spec.clone(), bucket, class, variant, tuned, origin }];
+    let on = shared.priors.is_on();
+    let done = |variant, (tuned, prior), origin| {
+        vec![Prewarmed { spec: spec.clone(), bucket, class, variant, tuned, prior, origin }]
+    };
     let tune = tune && shared.device.runs();
     if let Some(record) = shared.choices.read(spec, bucket, class)
-        && (record.tuned || !tune)
+        && (record.is_settled(on) || !tune)
         && let Some(chosen) = legal_choice(shared, spec, class, bucket, &record)
     {
         let (_, origin) = shared.kernels.obtain(spec, class, chosen.variant, chosen.artifact)?;
-        return Ok(done(chosen.variant, record.tuned, origin));
+        return Ok(done(chosen.variant, (record.tuned, record.is_prior()), origin));
     }
     if tune {
         let state = engine.state(spec)?;
         let slot = state.slot(bucket, class);
         let _filling = slot.filling.lock().unwrap_or_else(PoisonError::into_inner);
         let plan = turn::tune(shared, &state, class, bucket, BUDGET)?;
-        let done = done(plan.variant, plan.tuned, plan.origin);
+        let done = done(plan.variant, (plan.tuned, plan.prior), plan.origin);
         state.serve(bucket, class, Arc::new(plan));
         return Ok(done);
+    }
+    if let Some(plan) = priors::take(shared, spec, bucket, class) {
+        return Ok(done(plan.variant, (false, true), plan.origin));
     }
     let default = default_variant(shared, spec, class, bucket);
     let (loaded, origin) = shared.kernels.obtain(spec, class, default, None)?;
     keep_default(shared, spec, bucket, class, default, &loaded);
-    Ok(done(default, false, origin))
+    Ok(done(default, (false, false), origin))
 }

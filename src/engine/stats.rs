@@ -17,6 +17,8 @@ pub struct Stats {
     pub compiles: u64,
     /// Tuning runs finished.
     pub tunings: u64,
+    /// Choices taken from those that come with the crate, measured on another GPU of the model.
+    pub priors: u64,
     /// Calls served by a kernel that was loaded already.
     pub memory_hits: u64,
     /// Kernels read from the cache folder.
@@ -50,6 +52,7 @@ impl Counter {
 pub(super) struct Counters {
     pub compiles: Counter,
     pub tunings: Counter,
+    pub priors: Counter,
     pub disk_hits: Counter,
     pub embedded_hits: Counter,
     pub waited: Counter,
@@ -91,6 +94,7 @@ impl Counters {
         Stats {
             compiles: self.compiles.get(),
             tunings: self.tunings.get(),
+            priors: self.priors.get(),
             memory_hits,
             disk_hits: self.disk_hits.get(),
             embedded_hits: self.embedded_hits.get(),

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use super::kernels::Loaded;
 use super::pace::{Pace, cancelled};
 use super::scratch::{Scratch, bytes_per_token};
-use super::{Progress, RopeState, Shared};
+use super::{Progress, RopeState, Shared, priors};
 use crate::device::{Stream, Timer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::jit::{Bucket, Candidate, Class, Record, variant};
+use crate::jit::{Bucket, Candidate, Class, Record};
 use crate::plan::{Origin, Plan};
 use crate::tune::{Measure, Policy, search};
 
@@ -30,7 +30,7 @@ pub(super) fn tune(
     let spec = &state.spec;
     let compiler = shared.device.compiler()?;
     let _aside = shared.device.aside()?;
-    let variants = variant::space(spec, class, bucket, shared.device.abilities());
+    let (variants, prior) = priors::candidates(shared, spec, bucket, class);
     // An earlier run that was cut short has left its samples.
     let (mut candidates, tokens): (Vec<Candidate>, u64) = match shared.choices.read_own(spec, bucket, class) {
         Some(r) if !r.tuned && r.candidates.iter().map(|c| c.variant).eq(variants.iter().copied()) => {
@@ -41,6 +41,7 @@ pub(super) fn tune(
     let kernels = compile_all(shared, state, class, bucket, &mut candidates, pace);
     let facts = shared.device.facts();
     let record = Record {
+        prior,
         device: facts.name.clone(),
         driver: facts.driver.clone(),
         compiler,

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use super::pace::{Pace, cancelled};
-use super::{BUDGET, RopeState, Shared, resolve, scratch, tuning};
+use super::{BUDGET, RopeState, Shared, priors, resolve, scratch, tuning};
 use crate::error::Result;
 use crate::jit::{Bucket, Class};
 use crate::plan::Plan;
@@ -16,15 +16,19 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// In the background a tuning takes that much longer: it rests, and compiles on fewer threads.
 const BACKGROUND: u32 = 2;
 
-/// Tunes one spec, bucket and class, unless another process does or has done so meanwhile; returns the winner.
+/// Tunes one spec, bucket and class, unless a prior has chosen already, or another process does or has done so meanwhile;
+/// returns the winner.
 pub(super) fn tune(shared: &Shared, state: &RopeState, class: Class, bucket: Bucket, budget: Duration) -> Result<Plan> {
+    if let Some(plan) = priors::take(shared, &state.spec, bucket, class) {
+        return Ok(plan);
+    }
     let key = shared.choices.own_key(&state.spec, bucket, class);
     let (flight, waited) = flight::fly(
         shared.store.as_ref(),
         (Kind::Choice, key),
         budget.saturating_add(PATIENCE),
         || shared.closing.load(Relaxed),
-        || shared.choices.is_tuned(key),
+        || shared.choices.is_settled(key, shared.priors.is_on()),
     );
     if waited {
         shared.counters.waited.add();
@@ -42,10 +46,13 @@ pub(super) fn tune_in_slices(
     since: Instant,
     pace: &Pace<'_>,
 ) -> Result<Option<Plan>> {
+    if let Some(plan) = priors::take(shared, &state.spec, bucket, class) {
+        return Ok(Some(plan));
+    }
     let key = shared.choices.own_key(&state.spec, bucket, class);
-    let wanted = (Kind::Choice, key);
-    let patience = BACKGROUND * (BUDGET + PATIENCE);
-    let flight = flight::attempt(shared.store.as_ref(), wanted, since, patience, || shared.choices.is_tuned(key));
+    let (wanted, patience) = ((Kind::Choice, key), BACKGROUND * (BUDGET + PATIENCE));
+    let settled = || shared.choices.is_settled(key, shared.priors.is_on());
+    let flight = flight::attempt(shared.store.as_ref(), wanted, since, patience, settled);
     flight.map(|flight| follow(shared, state, class, bucket, BUDGET, pace, flight)).transpose()
 }
 
@@ -61,7 +68,7 @@ fn follow(
     let _turn = match flight {
         Flight::Make(turn) => turn,
         Flight::Made => match resolve::find(shared, &state.spec, bucket, class, shared.tuning(), true)? {
-            Some(plan) if plan.tuned => return Ok(plan),
+            Some(plan) if resolve::is_settled(shared, &plan) => return Ok(plan),
             // Its choice is none that this program would make.
             _ => None,
         },

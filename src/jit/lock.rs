@@ -112,7 +112,7 @@ impl Lock {
     /// # Errors
     /// [`ErrorKind::LockFile`] with `name:line` as its subject.
     pub fn parse(name: &str, text: &str) -> Result<Self> {
-        Parser { lock: Self::default(), version: false, templates: false, place: None }.read(text).map_err(
+        Parser { lock: Self::default(), version: false, templates: false, place: None, last: None }.read(text).map_err(
             |(line, what)| {
                 let error = Error::new(ErrorKind::LockFile, what).subject_is(format!("{name}:{line}"));
                 error.hint(format!("correct the line, or write the file again: ropejit prewarm … --lock {name}"))
@@ -156,6 +156,11 @@ impl Lock {
     /// Its sections, with the number of choices in each.
     pub fn places(&self) -> impl Iterator<Item = (&Place, usize)> {
         self.places.iter().map(|(place, lines)| (place, lines.len()))
+    }
+
+    /// Its choices, with where they hold.
+    pub fn choices(&self) -> impl Iterator<Item = (&Place, &Locked)> {
+        self.places.iter().flat_map(|(place, lines)| lines.values().map(move |locked| (place, locked)))
     }
 
     /// What no longer holds on a device, or, without its identity, on an architecture.
@@ -213,6 +218,8 @@ struct Parser {
     version: bool,
     templates: bool,
     place: Option<Place>,
+    /// The spec of the line before: lines are sorted, and most share it.
+    last: Option<(String, RopeSpec)>,
 }
 
 impl Parser {
@@ -264,10 +271,10 @@ impl Parser {
             self.place = Some(place);
             return Ok(());
         }
-        let locked = choice(line, number)?;
+        let (call, locked) = self.choice(line, number)?;
         let place = self.place.as_ref().ok_or("a choice must stand in a section such as [sm_90]")?;
         let lines = self.lock.places.entry(place.clone()).or_default();
-        match lines.entry(call(&locked.spec, locked.class, locked.bucket)) {
+        match lines.entry(call) {
             Entry::Vacant(free) => {
                 free.insert(locked);
                 Ok(())
@@ -275,23 +282,35 @@ impl Parser {
             Entry::Occupied(taken) => Err(format!("line {} has made this choice already", taken.get().line)),
         }
     }
-}
 
-fn choice(line: &str, number: usize) -> Result<Locked, String> {
-    let form = || format!("'{}' is not of the form 'spec | layout | tokens = variant'", clip(line));
-    let (call, variant) = line.rsplit_once(" = ").ok_or_else(form)?;
-    let mut parts = call.split(" | ");
-    let (Some(spec), Some(class), Some(bucket), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
-        return Err(form());
-    };
-    let why = |e: Error| format!("{}: {}", e.subject().unwrap_or_default(), e.message());
-    Ok(Locked {
-        spec: spec.parse().map_err(why)?,
-        class: class.parse().map_err(why)?,
-        bucket: bucket.parse().map_err(why)?,
-        variant: variant.parse().map_err(why)?,
-        line: number,
-    })
+    /// A choice, and what it is looked up by: one value has one text, so that needs not be written anew.
+    fn choice(&mut self, line: &str, number: usize) -> Result<(Call, Locked), String> {
+        let form = || format!("'{}' is not of the form 'spec | layout | tokens = variant'", clip(line));
+        let (call, variant) = line.rsplit_once(" = ").ok_or_else(form)?;
+        let mut parts = call.split(" | ");
+        let (Some(name), Some(class), Some(tokens), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(form());
+        };
+        let why = |e: Error| format!("{}: {}", e.subject().unwrap_or_default(), e.message());
+        let spec: RopeSpec = match &self.last {
+            Some((last, spec)) if last == name => spec.clone(),
+            _ => {
+                let spec: RopeSpec = name.parse().map_err(why)?;
+                self.last = Some((name.to_owned(), spec.clone()));
+                spec
+            }
+        };
+        let bucket = tokens.parse().map_err(why)?;
+        let locked = Locked {
+            spec,
+            class: class.parse().map_err(why)?,
+            bucket,
+            variant: variant.parse().map_err(why)?,
+            line: number,
+        };
+        Ok(((name.to_owned(), class.to_owned(), bucket), locked))
+    }
 }
 
 #[cfg(test)]

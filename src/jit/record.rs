@@ -38,6 +38,16 @@ impl Candidate {
     }
 }
 
+/// What the choices that come with the crate, measured on a GPU that is named here, had to do with a choice.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Prior {
+    /// It is theirs: that GPU is of this device's model, and nothing was measured here.
+    Chose(String),
+    /// They said which candidates are worth measuring.
+    Ordered(String),
+}
+
 /// A choice and its reasons. Kept under a choice key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
@@ -45,9 +55,12 @@ pub struct Record {
     pub tokens: u64,
     /// Index of the chosen candidate.
     pub winner: usize,
-    /// Whether candidates were measured to the end; `false` for a default taken unmeasured or a run cut short.
+    /// Whether candidates were measured to the end; `false` for a default or a prior taken unmeasured, or a run cut short.
     pub tuned: bool,
-    /// All candidates, the default first.
+    /// What shipped choices had to do with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prior: Option<Prior>,
+    /// The candidates, the default first; where a prior chose, its variant alone.
     pub candidates: Vec<Candidate>,
     /// Indices of the candidates that were inside the noise of the best.
     #[serde(default)]
@@ -81,6 +94,7 @@ impl Record {
             tokens,
             winner: 0,
             tuned: false,
+            prior: None,
             candidates,
             near_ties: Vec::new(),
             copy_ns: None,
@@ -90,6 +104,29 @@ impl Record {
             compiler: String::new(),
             took_ms: 0.0,
             created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        }
+    }
+
+    /// Whether nothing is left to find out; without `priors`, all candidates must have been measured here.
+    pub fn is_settled(&self, priors: bool) -> bool {
+        match self.prior {
+            None => self.tuned,
+            Some(Prior::Chose(_)) => priors,
+            Some(Prior::Ordered(_)) => priors && self.tuned,
+        }
+    }
+
+    /// Whether it is a prior's: nothing was measured here.
+    pub fn is_prior(&self) -> bool {
+        !self.tuned && matches!(self.prior, Some(Prior::Chose(_)))
+    }
+
+    /// How it was made, in a word: `tuned`, `prior` or `default`.
+    pub fn how(&self) -> &'static str {
+        match (self.tuned, self.is_prior()) {
+            (true, _) => "tuned",
+            (_, true) => "prior",
+            _ => "default",
         }
     }
 

@@ -217,8 +217,7 @@ pub fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilities) -> V
         }
         return all;
     }
-    if spec.angles.is_some() && spec.dtype == DType::F32 {
-        // Where q and k take twice the time, computing hides behind them; with 16-bit types it never won.
+    if may_compute(spec) {
         push(Variant { heads: if few { 4 } else { 2 }, tableless: true, keep_tables: false, ..default });
     }
     let (whole, half) = (default.vec, (default.vec / 2).max(1));
@@ -250,6 +249,12 @@ pub fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilities) -> V
     all
 }
 
+/// Whether candidates that compute their angles stand beside those that read a table. Where q and k take twice the time,
+/// computing hides behind them; with 16-bit types it never won.
+pub(super) fn may_compute(spec: &RopeSpec) -> bool {
+    spec.angles.is_some() && spec.dtype == DType::F32
+}
+
 /// Heads that share computed angles: four where they divide all heads.
 fn shared_heads(spec: &RopeSpec) -> u8 {
     let heads = spec.num_heads + spec.num_kv_heads;
@@ -257,7 +262,7 @@ fn shared_heads(spec: &RopeSpec) -> u8 {
 }
 
 /// Elements in the widest piece: 16 bytes where dimensions and alignment allow.
-fn widest_piece(spec: &RopeSpec, class: Class) -> u8 {
+pub(super) fn widest_piece(spec: &RopeSpec, class: Class) -> u8 {
     let span = match spec.style {
         PairStyle::HalfSplit => spec.rotary_dim / 2,
         PairStyle::Interleaved => spec.rotary_dim,

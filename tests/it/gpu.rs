@@ -24,15 +24,15 @@ fn beside() -> RwLockReadGuard<'static, ()> {
     CAPTURES.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// An engine on the first GPU; one that never tunes compiles its kernels. `None`, and a line that no test harness hides,
+/// An engine on the first GPU, which measures for itself; one that never tunes compiles its kernels. `None`, and a line that no test harness hides,
 /// where there is no GPU.
 fn engine(test: &str, tuning: Tuning) -> Option<Engine> {
     let builder = Engine::builder().tuning(tuning);
-    opened(test, if tuning == Tuning::Never { builder.without_portable() } else { builder })
+    opened(test, builder.portable(tuning != Tuning::Never))
 }
 
 fn opened(test: &str, builder: Builder) -> Option<Engine> {
-    match builder.device(DeviceChoice::Cuda(0)).in_memory().build() {
+    match builder.device(DeviceChoice::Cuda(0)).in_memory().priors(false).build() {
         Ok(engine) => Some(engine),
         Err(e) if e.kind() == ErrorKind::DeviceUnavailable && std::env::var_os("ROPEJIT_REQUIRE_GPU").is_none() => {
             let _ = writeln!(std::io::stderr(), "SKIPPED gpu::{test}: no GPU on this machine");

@@ -55,6 +55,8 @@ fn a_lock_file_is_written_kept_and_tested() {
     let more = fs_err::read_to_string(&path).expect("written");
     assert!(choices(&more) == 3 && first.lines().all(|line| more.contains(line)), "{more}");
 
+    shell.run(&prewarm(&["--no-tune", "--measure"])).fails(2, &["--no-tune", "--measure"]);
+
     assert!(shell.ok(&["prewarm", "--check", &path]).stdout.contains("holds for"));
     let document = shell.json(&["prewarm", "--check", &path]);
     assert_eq!((document["holds"].as_bool(), document["choices"].as_u64()), (Some(true), Some(3)));

@@ -20,4 +20,5 @@ mod lock;
 mod lock_cli;
 mod nvrtc;
 mod portable;
+mod priors;
 mod structure;

@@ -98,6 +98,8 @@ pub struct Row {
     pub layout: Option<String>,
     pub variant: Option<String>,
     pub tuned: Option<bool>,
+    /// How it was chosen: tuned, prior or default.
+    pub choice: Option<&'static str>,
     /// Time of a copy of the same bytes over the variant's.
     pub of_copy: Option<f64>,
     /// Seconds since 1970.
@@ -124,6 +126,7 @@ pub fn row(listed: &Listed<Head>) -> Row {
         layout: None,
         variant: None,
         tuned: None,
+        choice: None,
         of_copy: None,
         created: None,
         bytes: listed.bytes,
@@ -147,6 +150,7 @@ pub fn row(listed: &Listed<Head>) -> Row {
             row.tokens = Some(m.bucket.tokens());
             row.layout = Some(m.class.to_string());
             row.tuned = Some(m.record.tuned);
+            row.choice = Some(m.record.how());
             row.created = Some(m.record.created);
         }
         Err(problem) => row.problem = Some(problem),

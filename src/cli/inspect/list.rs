@@ -173,14 +173,6 @@ impl Row {
         format!("{spec}, layout {}", self.layout.as_deref().unwrap_or_default())
     }
 
-    fn choice(&self) -> &'static str {
-        match self.tuned {
-            Some(true) => "tuned",
-            Some(false) => "default",
-            None => "",
-        }
-    }
-
     fn ratio(&self) -> String {
         self.of_copy.map(|r| format!("{r:.3}")).unwrap_or_default()
     }
@@ -191,7 +183,7 @@ impl Row {
             self.kind.to_owned(),
             self.device.clone().or_else(|| self.arch.clone()).unwrap_or_default(),
             self.variant.clone().unwrap_or_default(),
-            self.choice().to_owned(),
+            self.choice.unwrap_or_default().to_owned(),
             self.tokens.map(|t| t.to_string()).unwrap_or_default(),
             self.ratio(),
             self.bytes.to_string(),
@@ -207,7 +199,7 @@ impl Row {
             text(&self.arch),
             text(&self.layout),
             self.variant.clone().or_else(|| self.problem.clone()).unwrap_or_default(),
-            self.choice().to_owned(),
+            self.choice.unwrap_or_default().to_owned(),
             self.tokens.map(|t| t.to_string()).unwrap_or_default(),
             self.ratio(),
             self.bytes.to_string(),

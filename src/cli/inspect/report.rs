@@ -13,6 +13,7 @@ use serde_json::json;
 use super::super::output;
 use super::entries::{Cache, short};
 use super::picture::{draw, escape};
+use super::show::told_how;
 
 /// All choices: how fast each is against a copy, by spec and number of tokens, and as pictures.
 ///
@@ -86,8 +87,7 @@ impl Choice {
     fn cell(&self) -> String {
         match self.of_copy {
             Some(ratio) => format!("{ratio:.3}"),
-            None if self.meta.record.tuned => "tuned".into(),
-            None => "default".into(),
+            None => self.meta.record.how().into(),
         }
     }
 
@@ -96,7 +96,7 @@ impl Choice {
         let chosen = self.meta.record.chosen();
         json!({
             "key": self.key, "spec": spec, "layout": layout, "device": device, "tokens": self.meta.bucket.tokens(),
-            "tuned": self.meta.record.tuned, "variant": chosen.map(|c| c.variant.to_string()),
+            "tuned": self.meta.record.tuned, "choice": self.meta.record.how(), "variant": chosen.map(|c| c.variant.to_string()),
             "median_ns": chosen.and_then(Candidate::median_ns), "copy_ns": self.meta.record.copy_ns,
             "of_copy": self.of_copy,
         })
@@ -110,7 +110,7 @@ fn rows(choices: &[Choice]) -> (BTreeMap<Place, BTreeMap<Bucket, &Choice>>, BTre
         let row = rows.entry(choice.place()).or_default();
         let known = row.entry(choice.meta.bucket).or_insert(choice);
         // One that was measured says more than one for the architecture.
-        if choice.meta.record.tuned && !known.meta.record.tuned {
+        if choice.meta.record.is_settled(true) && !known.meta.record.is_settled(true) {
             *known = choice;
         }
     }
@@ -200,7 +200,7 @@ fn section(html: &mut String, choice: &Choice) {
     let (spec, layout, device) = choice.place();
     let r = &choice.meta.record;
     let variant = r.chosen().map_or_else(String::new, |c| c.variant.to_string());
-    let how = if r.tuned { format!("tuned in {}", output::ms(r.took_ms)) } else { "default, not tuned".into() };
+    let how = told_how(r);
     let copy = r.copy_ns.map_or_else(String::new, |ns| format!(", copy of {} bytes {}", r.bytes, output::us(ns / 1e3)));
     let _ = write!(
         html,

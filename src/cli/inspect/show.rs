@@ -6,7 +6,7 @@ use std::process::Command;
 
 use clap::Args;
 use ropejit::engine::{ArtifactMeta, ChoiceMeta};
-use ropejit::jit::{Candidate, KeyFields, Record};
+use ropejit::jit::{Candidate, KeyFields, Prior, Record};
 use ropejit::store::{Entry, Head, Kind, Listed, Lookup, Store as _};
 use ropejit::{Error, ErrorKind, Result};
 use serde_json::json;
@@ -185,6 +185,17 @@ pub fn peak(fields: &KeyFields) -> Option<f64> {
     (peak > 0.0).then_some(peak)
 }
 
+/// How a choice was made.
+pub fn told_how(r: &Record) -> String {
+    let tuned = || format!("tuned in {}", output::ms(r.took_ms));
+    match &r.prior {
+        Some(Prior::Ordered(model)) if r.tuned => format!("{}, among what is fast on {model}", tuned()),
+        _ if r.tuned => tuned(),
+        Some(Prior::Chose(model)) => format!("prior, measured on another {model}"),
+        _ => "default, not tuned".into(),
+    }
+}
+
 /// The order to show candidates in: the chosen one, then from fast to slow.
 pub fn order(r: &Record) -> Vec<usize> {
     let mut order: Vec<usize> = (0..r.candidates.len()).collect();
@@ -242,7 +253,7 @@ fn show_choice(listed: &Listed<Head>, head: &Head, m: &ChoiceMeta, as_json: bool
         return output::json(&output::without_engine(json!({
             "key": head.key, "kind": "choice", "path": listed.path, "spec": m.spec.to_string(), "arch": m.arch,
             "device": r.device, "driver": r.driver, "compiler": r.compiler, "tokens": m.bucket.tokens(),
-            "measured_tokens": r.tokens, "layout": m.class.to_string(), "tuned": r.tuned, "bytes": r.bytes,
+            "measured_tokens": r.tokens, "layout": m.class.to_string(), "tuned": r.tuned, "prior": r.prior, "bytes": r.bytes,
             "copy_ns": r.copy_ns, "bytes_per_second": rate, "peak_bytes_per_second": peak, "took_ms": r.took_ms,
             "created": r.created, "candidates": candidates, "fields": m.fields,
         })));
@@ -259,9 +270,15 @@ fn show_choice(listed: &Listed<Head>, head: &Head, m: &ChoiceMeta, as_json: bool
         ("device", format!("{} ({})", r.device, m.arch)),
         ("driver", r.driver.clone()),
         ("compiler", r.compiler.clone()),
-        ("tokens", format!("{} (measured with {})", m.bucket.tokens(), r.tokens)),
+        (
+            "tokens",
+            match r.bytes {
+                0 => m.bucket.tokens().to_string(), // not measured
+                _ => format!("{} (measured with {})", m.bucket.tokens(), r.tokens),
+            },
+        ),
         ("layout", m.class.to_string()),
-        ("choice", if r.tuned { format!("tuned in {}", output::ms(r.took_ms)) } else { "default, not tuned".into() }),
+        ("choice", told_how(r)),
         ("made", date(r.created)),
         ("kernel", r.chosen().and_then(|c| c.artifact).map_or_else(String::new, |key| key.to_string())),
         (

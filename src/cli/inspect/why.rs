@@ -274,7 +274,10 @@ impl Call<'_> {
 }
 
 fn told(key: Key, record: &Record, chosen: &Candidate) -> String {
-    let how = if record.tuned { "tuned" } else { "default, not tuned" };
+    let how = match record.how() {
+        "default" => "default, not tuned",
+        how => how,
+    };
     format!("{}: {}, {how}", short(&key.to_string()), chosen.variant)
 }
 
