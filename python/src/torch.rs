@@ -14,6 +14,8 @@ pub struct Torch {
     exchange: Option<Exchange>,
     pub empty_like: Py<PyAny>,
     pub is_grad_enabled: Py<PyAny>,
+    dispatch_modes: Py<PyAny>,
+    forward_ad: Py<PyAny>,
     increment_version: Py<PyAny>,
 }
 
@@ -49,6 +51,8 @@ impl Torch {
             exchange: Exchange::of(&tensor),
             empty_like: torch.getattr("empty_like")?.unbind(),
             is_grad_enabled: torch.getattr("is_grad_enabled")?.unbind(),
+            dispatch_modes: torch.getattr("_C")?.getattr("_len_torch_dispatch_stack")?.unbind(),
+            forward_ad: torch.getattr("autograd")?.getattr("forward_ad")?.unbind(),
             increment_version: torch.getattr("_C")?.getattr("_increment_version")?.unbind(),
         })
     }
@@ -87,6 +91,25 @@ impl Torch {
 
     pub fn is_grad_enabled(&self, py: Python<'_>) -> PyResult<bool> {
         self.is_grad_enabled.bind(py).call0()?.is_truthy()
+    }
+
+    /// Whether a mode wants to see every operator, as tracers of plain tensors and selective checkpointing do.
+    pub fn is_watched(&self, py: Python<'_>) -> PyResult<bool> {
+        self.dispatch_modes.bind(py).call0()?.is_truthy()
+    }
+
+    /// Whether one of the tensors carries a tangent (forward-mode differentiation).
+    pub fn any_tangent(&self, py: Python<'_>, tensors: &[Option<&Bound<'_, PyAny>>]) -> PyResult<bool> {
+        let forward_ad = self.forward_ad.bind(py);
+        if forward_ad.getattr(intern!(py, "_current_level"))?.extract::<i64>()? < 0 {
+            return Ok(false);
+        }
+        for tensor in tensors.iter().flatten() {
+            if !forward_ad.call_method1("unpack_dual", (tensor,))?.getattr("tangent")?.is_none() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Tells autograd that tensors were written, so that a graph that has saved one will not use it.
