@@ -16,6 +16,7 @@ pub struct Torch {
     pub is_grad_enabled: Py<PyAny>,
     dispatch_modes: Py<PyAny>,
     forward_ad: Py<PyAny>,
+    no_level: Py<PyAny>,
     increment_version: Py<PyAny>,
 }
 
@@ -53,6 +54,7 @@ impl Torch {
             is_grad_enabled: torch.getattr("is_grad_enabled")?.unbind(),
             dispatch_modes: torch.getattr("_C")?.getattr("_len_torch_dispatch_stack")?.unbind(),
             forward_ad: torch.getattr("autograd")?.getattr("forward_ad")?.unbind(),
+            no_level: (-1i64).into_pyobject(torch.py())?.into_any().unbind(),
             increment_version: torch.getattr("_C")?.getattr("_increment_version")?.unbind(),
         })
     }
@@ -101,7 +103,9 @@ impl Torch {
     /// Whether one of the tensors carries a tangent (forward-mode differentiation).
     pub fn any_tangent(&self, py: Python<'_>, tensors: &[Option<&Bound<'_, PyAny>>]) -> PyResult<bool> {
         let forward_ad = self.forward_ad.bind(py);
-        if forward_ad.getattr(intern!(py, "_current_level"))?.extract::<i64>()? < 0 {
+        let level = forward_ad.getattr(intern!(py, "_current_level"))?;
+        // The interpreter has one −1: mostly it need not be read.
+        if level.is(&self.no_level) || level.extract::<i64>()? < 0 {
             return Ok(false);
         }
         for tensor in tensors.iter().flatten() {
