@@ -72,11 +72,12 @@ def main():
     device = sys.argv[2] if len(sys.argv) > 2 else "cuda"
     runs = {"empty cache": [], "warm cache": []}
     with tempfile.TemporaryDirectory() as scratch:
-        for i in range(COLD):
-            runs["empty cache"].append(process(f"{scratch}/cold{i}", device))
-        process(f"{scratch}/warm", device, tune=True)
-        for _ in range(WARM):
-            runs["warm cache"].append(process(f"{scratch}/warm", device))
+        for name, folder in [("empty cache", f"cold{i}") for i in range(COLD)] + [("warm cache", "warm")] * WARM:
+            if name == "warm cache" and not runs[name]:
+                process(f"{scratch}/warm", device, tune=True)
+            runs[name].append(process(f"{scratch}/{folder}", device))
+            if runs[name][-1] is None:
+                break  # the others would fail as well
     failed = sum(run is None for group in runs.values() for run in group)
     (out / "first-call.json").write_text(json.dumps(runs, indent=1) + "\n")
     print("| | first call, ms: median (least–most) | of it until it returned | second | import ropejit | kernel from | NVRTC |")
