@@ -41,7 +41,7 @@ def step(model, ids):
 
 def rotations():
     stats = ropejit.stats()
-    return stats.memory_hits + stats.disk_hits + stats.compiles
+    return stats.memory_hits + stats.disk_hits + stats.embedded_hits + stats.compiles
 
 
 @pytest.fixture
