@@ -99,7 +99,7 @@ impl Portable {
             let number = arch.trim_start_matches("sm_").parse::<u32>().unwrap_or(u32::MAX);
             number / 10 == major && number <= device
         };
-        match ARCHS.iter().filter(runs).next_back() {
+        match ARCHS.iter().rfind(runs) {
             Some(arch) => self.shipped(arch).map(|code| (code, false)),
             None if device > 80 => self.shipped(PTX_ARCH).map(|code| (code, true)),
             None => None,
