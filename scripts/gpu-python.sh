@@ -2,6 +2,7 @@
 # Runs on a GPU host what `make peers-bundle` has collected, from the folder it lies in. Nothing is installed: the wheels are
 # unpacked beside the interpreter's own PyTorch, Triton and transformers. Results go to the folder $1.
 #   run.sh OUT [tests] [overhead] [first] [peers]
+# Of the times in seconds that a stage may take, TESTS_SECONDS (270) and PEERS_SECONDS (360) can be set.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=$(mkdir -p "$1" && cd "$1" && pwd)
@@ -17,41 +18,44 @@ mkdir -p "$work/own" && mv "$work"/site/ropejit* "$work/own/"
 export PYTHONPATH=$work/own:${PYTHONPATH:-} ROPEJIT_REQUIRE_GPU=1 PYTHONDONTWRITEBYTECODE=1 PEERS_DIR=$here/peers
 "$python" -c 'import pytest' 2>/dev/null || PYTHONPATH=$PYTHONPATH:$work/site
 export PYTHONPATH
+# What fails here is said, and fails again where it matters.
 nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,temperature.gpu --format=csv,noheader | tee "$out/gpu.txt"
 "$python" -c 'import torch, transformers, triton; print("torch", torch.__version__, "transformers", transformers.__version__, "triton", triton.__version__)'
-ROPEJIT_CACHE_DIR=$work/doctor "$python" -m ropejit doctor
+ROPEJIT_CACHE_DIR=$work/doctor timeout -k 5 60 "$python" -m ropejit doctor
 
-# All of tests/ on the GPU and on the processor.
+# What is printed goes to a file in OUT as well. Every stage ends in its own time, and the next begins whatever came of it.
 tests() {
-    ROPEJIT_CACHE_DIR=$work/tests timeout 400 "$python" -m pytest -q -p no:cacheprovider --tb=short --durations=5 "$here/tests" >"$out/python-tests.txt" 2>&1
+    ROPEJIT_CACHE_DIR=$work/tests timeout -k 5 "${TESTS_SECONDS:-270}" "$python" -u -m pytest -q -p no:cacheprovider -W ignore \
+        --tb=short --maxfail=25 --durations=8 "$here/tests" >"$out/python-tests.txt" 2>&1
     local status=$?
-    tail -40 "$out/python-tests.txt"
+    tail -c 6000 "$out/python-tests.txt"
     return $status
 }
 
 # Where the host time of a call goes.
 overhead() {
-    ROPEJIT_CACHE_DIR=$work/overhead timeout 120 "$python" "$here/overhead.py" cuda | tee "$out/python-overhead.txt"
+    ROPEJIT_CACHE_DIR=$work/overhead timeout -k 5 60 "$python" "$here/overhead.py" cuda 2>&1 | tee "$out/python-overhead.txt"
 }
 
-# First calls of fresh processes: one with an empty cache, five with a warm one.
+# First calls of fresh processes, with empty caches and with a warm one.
 first() {
-    mkdir -p "$work/first"
-    for i in 1 2 3 4 5 6; do
-        (cd "$here/bench" && ROPEJIT_CACHE_DIR=$work/first timeout 60 "$python" measure.py ropejit first)
-    done | tee "$out/python-first.txt"
+    timeout -k 5 150 "$python" "$here/first_call.py" "$out" 2>&1 | tee "$out/python-first.txt"
 }
 
-# The table of all peers: at most six minutes.
+# The table of all peers.
 peers() {
-    (cd "$here/bench" && "$python" run.py "$out" --budget "${BUDGET:-360}") 2>&1 | tee "$out/peers.log"
+    local seconds=${PEERS_SECONDS:-360}
+    (cd "$here/bench" && timeout -k 5 $((seconds + 30)) "$python" run.py "$out" --budget "$seconds") 2>&1 | tee "$out/peers.log"
 }
 
 status=0
 for what in "$@"; do
     echo "== $what"
     start=$(date +%s)
-    "$what" || { status=1; echo "FAILED: $what"; }
+    case $what in
+        tests | overhead | first | peers) "$what" || { code=$?; status=1; echo "FAILED: $what (status $code; 124: out of time)"; } ;;
+        *) status=1 && echo "no such stage: $what" ;;
+    esac
     echo "== $what took $(($(date +%s) - start)) s"
 done
 exit $status

@@ -10,7 +10,7 @@ cp dist/ropejit-*.whl "$out/"
 cp -r python/tests "$out/tests"
 cp -r benches/peers "$out/bench"
 cp scripts/gpu-python.sh "$out/run.sh"
-cp benches/overhead.py "$out/"
+cp benches/overhead.py benches/first_call.py "$out/"
 find "$out" -name __pycache__ -prune -exec rm -rf {} +
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -60,6 +60,30 @@ def markdown(results):
     return text
 
 
+#: The cases of the short table: layout, shape, what a reader calls it.
+_SHORT = (("bshd", "1×8192, 32/32/128", "8192 tokens"), ("bshd", "128×1, 32/8/128", "128×1, decoding"))
+
+
+def short(results):
+    """One row a peer: what it costs to begin, to call, and to run."""
+    cases = _cases(results)
+    copies = [(layout, shape, name) for layout, shape, name in _SHORT if (layout, shape) in cases]
+    text = _row(["", "first call, nothing cached", "first call, cache warm", "host time of a call",
+                 *(f"{name}: time, speed of a copy = 1" for _, _, name in copies)])  # fmt: skip
+    text += _row(["---"] * (4 + len(copies)))
+    for name, r in results.items():
+        if not r["empty"]:
+            continue
+        warm = [w["first_ms"] for w in r["warm"]]
+        ms = lambda x: f"{x:.1f} ms" if x < 100 else f"{x:,.0f} ms"  # noqa: E731
+        cells = [name, ms(r["empty"]["first_ms"]), ms(min(warm)) if warm else "–", f"{r['host']['us']:.1f} µs" if "host" in r else "–"]
+        for layout, shape, _ in copies:
+            us, ratio = cases[layout, shape].get(name, (None, None))
+            cells.append("–" if us is None else f"{us:.2f} µs, {ratio:.2f}")
+        text += _row([f"**{cell}**" for cell in cells] if name == "ropejit" else cells)
+    return text
+
+
 _COLOURS = ("#c0392b", "#e67e22", "#7f8c8d", "#2980b9", "#27ae60", "#8e44ad", "#16a085")
 
 
@@ -96,4 +120,5 @@ def svg(results):
 
 def write(results, folder):
     (folder / "peers.md").write_text(markdown(results))
+    (folder / "peers-short.md").write_text(short(results))
     (folder / "peers.svg").write_text(svg(results))

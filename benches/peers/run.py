@@ -3,7 +3,8 @@
     run.py OUT [--budget SECONDS] [--only NAME,…]
 
 Every peer is measured in processes of its own, with caches of its own: one process with empty caches, two with warm ones,
-one for the table. Figures are printed as they come. OUT/peers.json has them all, OUT/peers.md and OUT/peers.svg show them.
+one for the table. Figures are printed as they come. OUT/peers.json has them all, OUT/peers.md and OUT/peers.svg show them,
+OUT/peers-short.md is the table of a first screen.
 """
 
 import argparse
@@ -82,7 +83,8 @@ def main():
         (arguments.out / "peers.json").write_text(json.dumps(results, indent=1) + "\n")
         report.write(results, arguments.out)
     print((arguments.out / "peers.md").read_text())
+    return 0 if any(result["device"] for result in results.values()) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

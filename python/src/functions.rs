@@ -1,5 +1,6 @@
 //! The functions that rotate: what a call costs before its launch is here.
 
+use pyo3::exceptions::PyNotImplementedError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTuple};
@@ -26,6 +27,11 @@ pub struct Objects<'a, 'py> {
 impl<'py> Objects<'_, 'py> {
     fn py(&self) -> Python<'py> {
         self.q.py()
+    }
+
+    /// What the result is computed from.
+    fn rotated(&self) -> [Option<&Bound<'py, PyAny>>; 4] {
+        [Some(self.q), self.k, Some(self.cos), Some(self.sin)]
     }
 
     /// Which rows tokens get. `view` tells what a tensor is.
@@ -136,7 +142,7 @@ fn needs_grad(torch: &Torch, o: &Objects<'_, '_>) -> PyResult<bool> {
 /// What all tensors of q, k, cos and sin are.
 fn kind(torch: &Torch, o: &Objects<'_, '_>) -> Kind {
     let mut all = Kind::Plain;
-    for object in [Some(o.q), o.k, Some(o.cos), Some(o.sin)].into_iter().flatten() {
+    for object in o.rotated().into_iter().flatten() {
         match torch.kind(object) {
             Kind::Plain => {}
             Kind::Subclass => all = Kind::Subclass,
@@ -175,6 +181,10 @@ pub fn apply<'py>(
             Ok(py.import(module)?.call_method1("apply", all)?.cast_into::<PyTuple>()?)
         };
         match kind(torch, &o) {
+            Kind::Plain if torch.any_tangent(py, &o.rotated())? => {
+                Err(PyNotImplementedError::new_err("forward-mode differentiation of a rotation is not implemented"))
+            }
+            Kind::Plain if torch.is_watched(py)? => by_name("ropejit._ops"),
             Kind::Plain if needs_grad(torch, &o)? => by_name("ropejit._autograd"),
             Kind::Plain => rotate(torch, &o, &form, inplace),
             Kind::Subclass => by_name("ropejit._ops"),
@@ -235,6 +245,13 @@ pub fn drop_in<'py>(
         let Some(torch) = Torch::get(py) else { return Ok(None) };
         if !matches!(kind(torch, &o), Kind::Plain) {
             return Ok(None);
+        }
+        if torch.any_tangent(py, &o.rotated())? {
+            return Ok(None); // eager carries it
+        }
+        if torch.is_watched(py)? {
+            let all = (q, k, cos, sin, unsqueeze_dim, interleaved, half, rounding);
+            return Ok(py.import("ropejit._ops")?.call_method1("drop_in", all)?.extract()?);
         }
         let order = match unsqueeze_dim {
             1 => Order::Bhsd,

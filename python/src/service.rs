@@ -1,6 +1,7 @@
 //! Besides rotating: prewarm, freeze, counters, what is in the cache, faults, the command line.
 
 use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::sync::Once;
 
 use pyo3::prelude::*;
@@ -167,6 +168,7 @@ pub fn log_to_stderr() {
         let _ = tracing_subscriber::fmt()
             .with_env_filter(filter.unwrap_or_else(|| tracing_subscriber::EnvFilter::new("warn")))
             .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
             .without_time()
             .with_target(false)
             .try_init();

@@ -14,6 +14,9 @@ pub struct Torch {
     exchange: Option<Exchange>,
     pub empty_like: Py<PyAny>,
     pub is_grad_enabled: Py<PyAny>,
+    dispatch_modes: Py<PyAny>,
+    forward_ad: Py<PyAny>,
+    no_level: Py<PyAny>,
     increment_version: Py<PyAny>,
 }
 
@@ -49,6 +52,9 @@ impl Torch {
             exchange: Exchange::of(&tensor),
             empty_like: torch.getattr("empty_like")?.unbind(),
             is_grad_enabled: torch.getattr("is_grad_enabled")?.unbind(),
+            dispatch_modes: torch.getattr("_C")?.getattr("_len_torch_dispatch_stack")?.unbind(),
+            forward_ad: torch.getattr("autograd")?.getattr("forward_ad")?.unbind(),
+            no_level: (-1i64).into_pyobject(torch.py())?.into_any().unbind(),
             increment_version: torch.getattr("_C")?.getattr("_increment_version")?.unbind(),
         })
     }
@@ -87,6 +93,27 @@ impl Torch {
 
     pub fn is_grad_enabled(&self, py: Python<'_>) -> PyResult<bool> {
         self.is_grad_enabled.bind(py).call0()?.is_truthy()
+    }
+
+    /// Whether a mode wants to see every operator, as tracers of plain tensors and selective checkpointing do.
+    pub fn is_watched(&self, py: Python<'_>) -> PyResult<bool> {
+        self.dispatch_modes.bind(py).call0()?.is_truthy()
+    }
+
+    /// Whether one of the tensors carries a tangent (forward-mode differentiation).
+    pub fn any_tangent(&self, py: Python<'_>, tensors: &[Option<&Bound<'_, PyAny>>]) -> PyResult<bool> {
+        let forward_ad = self.forward_ad.bind(py);
+        let level = forward_ad.getattr(intern!(py, "_current_level"))?;
+        // The interpreter has one −1: mostly it need not be read.
+        if level.is(&self.no_level) || level.extract::<i64>()? < 0 {
+            return Ok(false);
+        }
+        for tensor in tensors.iter().flatten() {
+            if !forward_ad.call_method1("unpack_dual", (tensor,))?.getattr("tangent")?.is_none() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Tells autograd that tensors were written, so that a graph that has saved one will not use it.

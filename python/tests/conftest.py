@@ -1,4 +1,6 @@
-"""Every test runs on each device there is. ROPEJIT_REQUIRE_GPU=1 makes a missing GPU a failure."""
+"""Every test runs on each device there is. ROPEJIT_REQUIRE_GPU=1 makes a missing GPU a failure, and leaves out what needs none:
+on a GPU host its time is for what nothing else can show.
+"""
 
 import os
 import tempfile
@@ -13,12 +15,26 @@ import pytest
 import torch
 
 GPU = torch.cuda.is_available()
-DEVICES = ["cpu", *(["cuda"] if GPU else [])]
+ONLY_GPU = bool(os.environ.get("ROPEJIT_REQUIRE_GPU"))
+DEVICES = [*([] if ONLY_GPU else ["cpu"]), *(["cuda"] if GPU else [])]
 
 
 def pytest_generate_tests(metafunc):
     if "device" in metafunc.fixturenames:
         metafunc.parametrize("device", DEVICES)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "gpu: needs a GPU")
+
+
+def pytest_collection_modifyitems(config, items):
+    off = [i for i in items if ONLY_GPU and not i.get_closest_marker("gpu") and "device" not in getattr(i, "fixturenames", ())]
+    config.hook.pytest_deselected(items=off)
+    items[:] = [i for i in items if i not in off]
+    for item in items:
+        if item.get_closest_marker("gpu") and not GPU:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -27,7 +43,7 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def pytest_sessionstart(session):
-    if not GPU and os.environ.get("ROPEJIT_REQUIRE_GPU"):
+    if not GPU and ONLY_GPU:
         pytest.exit("ROPEJIT_REQUIRE_GPU is set, and PyTorch sees no GPU", returncode=1)
 
 

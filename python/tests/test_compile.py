@@ -70,29 +70,53 @@ def test_what_is_not_covered_is_compiled_as_eager(device):
     equal(compiled(q, k, cos, sin), ropejit.apply_rotary_pos_emb(q, k, cos, sin))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_cuda_graph():
-    q, k, cos, sin = inputs("cuda", torch.bfloat16, grad=False)
-    expected = ropejit.apply_rotary_pos_emb(q, k, cos, sin)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = ropejit.apply_rotary_pos_emb(q, k, cos, sin)
-    for x in out:
-        x.zero_()
-    graph.replay()
-    torch.cuda.synchronize()
-    equal(out, expected)
+class Watching(torch.utils._python_dispatch.TorchDispatchMode):
+    """Notes the names of the operators that it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func.name())
+        return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_runs_on_the_current_stream():
-    q, k, cos, sin = inputs("cuda", torch.bfloat16, grad=False)
+def test_a_mode_that_watches_plain_tensors_sees_the_operators(device):
+    q, k, cos, sin = inputs(device, grad=False)
     expected = ropejit.apply_rotary_pos_emb(q, k, cos, sin)
-    torch.cuda.synchronize()
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        torch.cuda._sleep(20_000_000)
-        late = q * 1
-        out = ropejit.apply_rotary_pos_emb(late, k, cos, sin)
-    side.synchronize()
-    equal(out, expected)
+    with Watching() as watching:
+        ours = ropejit.apply_rotary_pos_emb(q, k, cos, sin)
+        ropejit.apply(q.clone(), k.clone(), cos, sin, layout="bhsd", inplace=True)
+    equal(ours, expected)
+    assert {"ropejit::rotate", "ropejit::rotate_"} <= set(watching.seen)
+
+
+def test_selective_checkpointing(device):
+    from functools import partial
+
+    from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+    def kept(ctx, op, *args, **kwargs):
+        return CheckpointPolicy.MUST_SAVE if "ropejit" in op.name() else CheckpointPolicy.PREFER_RECOMPUTE
+
+    q, k, cos, sin = inputs(device)
+
+    def rotated(q, k):
+        return sum(x.square().sum() for x in ropejit.apply_rotary_pos_emb(q * 2, k * 2, cos, sin))
+
+    contexts = partial(create_selective_checkpoint_contexts, kept)
+    ours = torch.autograd.grad(checkpoint(rotated, q, k, use_reentrant=False, context_fn=contexts), (q, k))
+    equal(ours, torch.autograd.grad(rotated(q, k), (q, k)))
+
+
+def test_a_tangent_is_never_lost(device):
+    import torch.autograd.forward_ad as forward_ad
+
+    q, k, cos, sin = inputs(device, grad=False)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(q, torch.ones_like(q))
+        tangent = forward_ad.unpack_dual(ropejit.apply_rotary_pos_emb(dual, k, cos, sin)[0]).tangent
+        equal([tangent], [ropejit.apply_rotary_pos_emb(torch.ones_like(q), k, cos, sin)[0]])
+        with pytest.raises(NotImplementedError, match="forward-mode"):
+            ropejit.apply(dual, k, cos, sin, layout="bhsd")

@@ -41,7 +41,7 @@ def step(model, ids):
 
 def rotations():
     stats = ropejit.stats()
-    return stats.memory_hits + stats.disk_hits + stats.compiles
+    return stats.memory_hits + stats.disk_hits + stats.embedded_hits + stats.compiles
 
 
 @pytest.fixture
@@ -57,6 +57,8 @@ def deterministic():
 @pytest.mark.parametrize("name", MODELS)
 def test_patched_models_compute_the_same(device, name, dtype):
     model = MODELS[name]().to(device, dtype)
+    if device == "cuda":
+        model.set_attn_implementation("eager")  # the backward pass of the others adds in any order
     ids = torch.randint(0, 64, (2, 9), device=device)
     logits, grads = step(model, ids)
     again, grads_again = step(model, ids)

@@ -36,7 +36,8 @@ print(ropejit.stats().compiles)
 
 
 def test_importing_is_quick_and_does_not_import_torch(tmp_path):
-    code = "import time; t = time.perf_counter(); import ropejit, sys; print((time.perf_counter() - t) * 1e3, 'torch' in sys.modules)"
+    code = "import time; t = time.perf_counter(); import ropejit, sys; ms = (time.perf_counter() - t) * 1e3; "
+    code += "print(ms, 'torch' in sys.modules)"
     runs = [python(code, tmp_path).split() for _ in range(5)]
     assert all(torch_is_loaded == "False" for _, torch_is_loaded in runs)
     assert min(float(ms) for ms, _ in runs) < 30
@@ -110,8 +111,10 @@ stop.set(); thread.join()
 inside = [s for s in stamps if begin < s < end]
 print(ropejit.stats().compiles, int((end - begin) * 1e3), len(inside))
 """.replace("DEVICE", repr(device))
-    compiles, ms, ticks = map(int, python(code, tmp_path).split())
-    assert compiles == 1 and ticks > ms / 10
+    # On a GPU a shipped kernel may answer; whoever tunes first compiles whatever is shipped.
+    tuning = "blocking" if device == "cuda" else "never"
+    compiles, ms, ticks = map(int, python(code, tmp_path, ROPEJIT_TUNING=tuning).split())
+    assert compiles >= 1 and ticks > ms / 10
 
 
 def test_many_threads_at_once(device):
