@@ -2,7 +2,8 @@
 # Runs on a GPU host what `make peers-bundle` has collected, from the folder it lies in. Nothing is installed: the wheels are
 # unpacked beside the interpreter's own PyTorch, Triton and transformers. Results go to the folder $1.
 #   run.sh OUT [tests] [overhead] [first] [peers]
-# Of the times in seconds that a stage may take, TESTS_SECONDS (270) and PEERS_SECONDS (360) can be set.
+# Of the times in seconds that a stage may take, TESTS_SECONDS (270) and PEERS_SECONDS (360) can be set; TESTS chooses tests, as
+# pytest's -k does.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=$(mkdir -p "$1" && cd "$1" && pwd)
@@ -26,7 +27,7 @@ ROPEJIT_CACHE_DIR=$work/doctor timeout -k 5 60 "$python" -m ropejit doctor
 # What is printed goes to a file in OUT as well. Every stage ends in its own time, and the next begins whatever came of it.
 tests() {
     ROPEJIT_CACHE_DIR=$work/tests timeout -k 5 "${TESTS_SECONDS:-270}" "$python" -u -m pytest -q -p no:cacheprovider -W ignore \
-        --tb=short --maxfail=25 --durations=8 "$here/tests" >"$out/python-tests.txt" 2>&1
+        --tb=short --maxfail=25 --durations=8 "$here/tests" ${TESTS:+-k "$TESTS"} >"$out/python-tests.txt" 2>&1
     local status=$?
     tail -c 6000 "$out/python-tests.txt"
     return $status

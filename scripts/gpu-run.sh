@@ -55,6 +55,7 @@ first() {
             ROPEJIT_CACHE_DIR=$(mktemp -d) "$ropejit" run $shape $more --tokens 8192 --tuning never --json
         done
     done >"$out/shipped.json"
+    ROPEJIT_LOG=ropejit=debug ROPEJIT_NVRTC=/none ROPEJIT_CACHE_DIR=$(mktemp -d) "$ropejit" run --model llama-3.1-8b 2>&1 | head -20
     summary bare empty
     python3 - "$out" <<'PY'
 import json, sys

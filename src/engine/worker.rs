@@ -15,6 +15,8 @@ use crate::device::Stream;
 use crate::error::ErrorKind;
 use crate::jit::{Bucket, Class};
 
+/// First calls come in bursts, those of a model's layers say: work begins when they are through, and not beside them.
+const BURST: Duration = Duration::from_millis(20);
 /// How long a job is put off while another process tunes the same.
 const TAKEN: Duration = Duration::from_millis(100);
 /// How long a job is put off while memory is low. Asking costs next to nothing, but memory that is full stays so for long.
@@ -27,8 +29,8 @@ struct Job {
     state: Arc<RopeState>,
     bucket: Bucket,
     class: Class,
-    /// When to try, if it was put off.
-    due: Option<Instant>,
+    /// When to try.
+    due: Instant,
     /// Since when another process tunes the same.
     taken: Option<Instant>,
     low_memory: bool,
@@ -45,13 +47,13 @@ struct Queue {
 impl Queue {
     /// The first job that is due.
     fn next(&mut self, now: Instant) -> Option<Job> {
-        let due = self.jobs.iter().position(|job| job.due.is_none_or(|due| due <= now))?;
+        let due = self.jobs.iter().position(|job| job.due <= now)?;
         self.jobs.remove(due)
     }
 
     /// Time until one is due; `None` if there is none.
     fn until_due(&self, now: Instant) -> Option<Duration> {
-        self.jobs.iter().filter_map(|job| job.due).min().map(|due| due.saturating_duration_since(now))
+        self.jobs.iter().map(|job| job.due.saturating_duration_since(now)).min()
     }
 }
 
@@ -69,7 +71,7 @@ impl Worker {
     /// Queues a tuning run and starts the thread if there is none.
     pub fn enqueue(&self, state: Arc<RopeState>, bucket: Bucket, class: Class) {
         let mut queue = lock(&self.queue.0);
-        queue.jobs.push_back(Job { state, bucket, class, due: None, taken: None, low_memory: false });
+        queue.jobs.push_back(Job { state, bucket, class, due: Instant::now() + BURST, taken: None, low_memory: false });
         if queue.thread.is_none() {
             let (shared, jobs) = (Arc::clone(&self.shared), Arc::clone(&self.queue));
             let thread = std::thread::Builder::new().name("ropejit-tuning".into());
@@ -151,7 +153,7 @@ fn try_job(shared: &Shared, mut job: Job) -> Option<Job> {
             if job.taken.is_none() {
                 shared.counters.waited.add();
             }
-            (job.taken, job.low_memory, job.due) = (Some(since), false, Some(now + TAKEN));
+            (job.taken, job.low_memory, job.due) = (Some(since), false, now + TAKEN);
             return Some(job);
         }
         Err(_) if shared.closing.load(Relaxed) => {}
@@ -160,7 +162,7 @@ fn try_job(shared: &Shared, mut job: Job) -> Option<Job> {
                 "the device's memory is too full to tune in; what answered first serves on, and it is tried again every {LOW_MEMORY:?}"
             ));
             tracing::debug!("put off: {e}");
-            (job.low_memory, job.due) = (true, Some(now + LOW_MEMORY));
+            (job.low_memory, job.due) = (true, now + LOW_MEMORY);
             return Some(job);
         }
         Err(e) => tracing::warn!("not tuned, what answered first serves on: {e}"),

@@ -2,6 +2,7 @@
 
 use std::ffi::{CString, c_uint, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use cudarc::driver::{result, sys};
 
@@ -45,9 +46,12 @@ impl Portables {
         let module = match all.iter().find(|(p, _)| *p == portable) {
             Some((_, module)) => Arc::clone(module),
             None => {
+                let started = Instant::now();
                 let Some(code) = portable.code(capability) else { return Ok(None) };
+                let unpacked = started.elapsed();
                 let _aside = context.aside()?;
                 let module = Arc::new(Module::new(load_image(&code)?, context)?);
+                tracing::debug!("{portable}: unpacked in {unpacked:?}, loaded after {:?}", started.elapsed());
                 all.push((portable, Arc::clone(&module)));
                 module
             }
