@@ -137,7 +137,7 @@ PY
 # what the file's choice loses there.
 priors() {
     local file deadline tokens=${ROPEJIT_PRIORS_TOKENS:-1,2,4,8,16,32,64,128,256,512,1024,2048,4096,8192,16384}
-    local status=0 layout table
+    local status=0 layout form d q k
     export ROPEJIT_CACHE_DIR
     ROPEJIT_CACHE_DIR=$(mktemp -d)
     file=$out/$(head -1 "$out/gpu.txt" | cut -d, -f1 | tr 'A-Z ' 'a-z-').lock
@@ -149,41 +149,48 @@ priors() {
             "$ropejit" prewarm --measure --tokens "$tokens" "$@" >>"$out/priors.txt" 2>&1 || { status=1; echo "FAILED: $*"; }
         fi
     }
-    local d128=(--head-dim 128 --num-heads 32 --num-kv-heads 8) d64=(--head-dim 64 --num-heads 32 --num-kv-heads 8)
-    local d256=(--head-dim 256 --num-heads 16 --num-kv-heads 8) d96=(--head-dim 96 --num-heads 32 --num-kv-heads 32)
-    local shard=(--head-dim 128 --num-heads 8 --num-kv-heads 1) neox=(--head-dim 96 --rotary-dim 24 --num-heads 64)
-    local mla=(--head-dim 64 --num-heads 128 --num-kv-heads 1 --style interleaved)
-    for layout in "" --bhsd; do
-        for table in same f32; do
-            measure --lock "$file" "${d128[@]}" --dtype bf16 --table $table $layout
+    # head_dim, heads of q and k: 8B, 70B, their shards, 7B, 14B, 3B, …; the more common first.
+    local shapes=(128,32,8 128,32,32 128,28,4 64,32,8 128,64,8 128,16,8 256,16,8 64,14,2 128,40,8 128,8,1 128,24,8 128,12,2
+        128,40,40 96,32,32 256,8,4 128,16,2 128,16,16)
+    local of shape
+    # As a model of transformers calls it, and as a caller of the library would.
+    local transformers=(--dtype bf16 --table same --table-width full --rounding per-op) same=(--dtype bf16 --table same)
+    local f32=(--dtype bf16 --table f32)
+    for form in transformers same f32; do
+        local -n words=$form
+        for shape in "${shapes[@]}"; do
+            IFS=, read -r d q k <<<"$shape"
+            measure --lock "$file" --head-dim "$d" --num-heads "$q" --num-kv-heads "$k" "${words[@]}"
         done
     done
+    of=(--head-dim 128 --num-heads 32 --num-kv-heads 8)
     for layout in "" --bhsd; do
-        for table in same f32; do
-            measure --lock "$file" "${d64[@]}" --dtype bf16 --table $table $layout
-            measure --lock "$file" "${d256[@]}" --dtype bf16 --table $table $layout
-        done
-        measure --lock "$file" "${d128[@]}" --dtype f32 $layout
-        measure --lock "$file" "${d128[@]}" --dtype bf16 --angles accurate $layout
+        measure --lock "$file" "${of[@]}" --dtype f32 $layout
+        measure --lock "$file" "${of[@]}" --dtype bf16 --angles f32 $layout
+        measure --lock "$file" "${of[@]}" --dtype f32 --angles f32 $layout
+        measure --lock "$file" --head-dim 96 --rotary-dim 24 --num-heads 64 --num-kv-heads 0 --dtype bf16 --table same $layout
     done
-    for layout in "" --bhsd; do
-        for table in same f32; do
-            measure --lock "$file" "${shard[@]}" --dtype bf16 --table $table $layout
-            measure --lock "$file" "${d96[@]}" --dtype bf16 --table $table $layout
+    for form in same f32 transformers; do
+        local -n words=$form
+        for shape in "${shapes[@]:0:7}"; do
+            IFS=, read -r d q k <<<"$shape"
+            measure --lock "$file" --head-dim "$d" --num-heads "$q" --num-kv-heads "$k" --bhsd "${words[@]}"
         done
-        measure --lock "$file" "${d64[@]}" --dtype f32 $layout
-        measure --lock "$file" "${d128[@]}" --dtype f32 --angles accurate $layout
-        measure --lock "$file" "${neox[@]}" --dtype bf16 --table same $layout
     done
-    measure --lock "$file" "${mla[@]}" --dtype bf16 --table f32
+    measure --lock "$file" --head-dim 64 --num-heads 128 --num-kv-heads 1 --style interleaved --dtype bf16 --table f32
+    measure --lock "$file" "${of[@]}" "${f32[@]}" --positions ids64
+    measure --lock "$file" "${of[@]}" "${same[@]}" --positions ids32
     "$ropejit" prewarm --check "$file" || status=1
 
     deadline=$((SECONDS + 40)) tokens=${ROPEJIT_PRIORS_TOKENS:-1,64,512,2048,8192}
-    measure "${d128[@]}" --table same --dtype f16
-    measure "${d128[@]}" --table same --dtype bf16 --rounding per-op --table-width full --positions ids64
-    measure "${d128[@]}" --table same --dtype bf16 --backward
-    measure --head-dim 128 --num-heads 28 --num-kv-heads 4 --table same --dtype bf16
-    measure --head-dim 128 --num-heads 32 --num-kv-heads 16 --table same --dtype bf16
+    # Calls that take another's choice.
+    measure "${of[@]}" --table same --dtype f16
+    measure "${of[@]}" "${same[@]}" --backward
+    measure "${of[@]}" "${same[@]}" --table-width full
+    measure --head-dim 128 --num-heads 20 --num-kv-heads 20 "${same[@]}"
+    tokens=8192,16384
+    measure --head-dim 128 --num-heads 32 --num-kv-heads 16 "${same[@]}"
+    measure --head-dim 128 --num-heads 48 --num-kv-heads 8 "${same[@]}"
     python3 - "$ropejit" "$file" <<'PY'
 import json, subprocess, sys
 ropejit, file = sys.argv[1:]

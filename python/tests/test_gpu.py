@@ -101,7 +101,9 @@ def test_cuda_graph(inplace):
 
 
 def test_cuda_graph_of_a_training_step():
-    q, k, cos, sin = inputs(torch.float32, grad=True)
+    q, k, cos, sin = inputs(torch.float32)
+    # Leaves: what made them would be differentiated on its own stream, outside the capture.
+    q, k = (x.detach().requires_grad_() for x in (q, k))
     given = [torch.randn_like(q), torch.randn_like(k)]
 
     def step():

@@ -6,13 +6,13 @@
 //! **The model** is the name, compute capability, multiprocessors, L2 and memory bus. The memory's clock is left out of it:
 //! drivers report it differently, or not at all, and it moves all candidates alike.
 //!
-//! **Near enough** is a call whose variants do the same work per byte, and about as much of it:
-//! - element *size* of q, k and the tables, dimensions of a head, order of pairs, and layout class are equal. The type itself
-//!   (bf16 or f16), rounding, direction, where positions come from and the width of a table's rows move no other bytes than
-//!   those, and are not compared;
-//! - as many heads, within a factor of two: they share a token's row of the tables;
-//! - as many bytes, within a factor of √2, so that measured powers of two leave no gap. What exceeds the L2 four times
-//!   streams from memory, and counts as equal.
+//! **Near enough** is a call whose variants do the same work per byte, and as much of it:
+//! - element *size* of q, k and the tables, dimensions of a head, order of pairs, rounding, layout class, and whether positions
+//!   are read are equal. The type itself (bf16 or f16), direction, and the width of a table's rows are not compared: measured
+//!   on an H200, they move no choice by more than 0.7 %;
+//! - below twice the L2's bytes, tokens and heads are equal: how the blocks fill the GPU decides there, and 32 heads in place
+//!   of 40 have cost 17 %. What streams from memory is alike, if it has as many heads within a factor of two: they
+//!   share a token's row of the tables.
 //!
 //! The nearest one whose variant is in today's space wins. Choices of other templates than this program's only order.
 
@@ -22,14 +22,14 @@ use std::sync::OnceLock;
 use super::lock::Lock;
 use super::variant::{Abilities, Bucket, Class, Hint, Variant, may_compute, space, widest_piece};
 use crate::error::Result;
-use crate::rope::{PairStyle, RopeSpec};
+use crate::rope::{PairStyle, PositionForm, RopeSpec, Rounding};
 
 /// The lock files that come with the crate: a name for errors, and the text.
 const SHIPPED: &[(&str, &str)] = &[("nvidia-h200.lock", include_str!("../../cache/priors/nvidia-h200.lock"))];
 /// Candidates that are measured where a prior orders them, beside the default.
 pub const FEW: usize = 3;
 /// A call that moves this many times the L2's bytes finds nothing of the one before there.
-const PAST_L2: f64 = 4.0;
+const PAST_L2: f64 = 2.0;
 
 /// Choices of GPU models.
 #[derive(Debug, Default)]
@@ -203,6 +203,8 @@ struct Work {
     /// Whether candidates that compute their angles compete with those that read.
     computes: bool,
     class: Class,
+    per_op: bool,
+    reads_positions: bool,
     heads: f64,
     /// Bytes that one launch reads from and writes to q and k.
     bytes: f64,
@@ -225,6 +227,8 @@ impl Work {
             table: if class.table_word == 0 { 0 } else { spec.table.dtype.size() },
             computes: class.table_word == 0 || may_compute(spec),
             class,
+            per_op: spec.rounding == Rounding::PerOp,
+            reads_positions: spec.positions != PositionForm::Implicit,
             heads,
             bytes: 2.0 * bucket.tokens() as f64 * heads * f64::from(spec.head_dim) * size as f64,
             widest: widest_piece(spec, class),
@@ -233,8 +237,16 @@ impl Work {
 
     /// Near enough to take the other's variant unmeasured (see the module).
     fn is_near(&self, other: &Self, l2: f64) -> bool {
-        let shape = |w: &Self| (w.size, w.head_dim, w.rotary_dim, w.style, w.table, w.computes, w.class);
-        shape(self) == shape(other) && log2_ratio(self.heads, other.heads) <= 1.0 && self.log2_bytes(other, l2) <= 0.5
+        let form = |w: &Self| {
+            (w.size, w.head_dim, w.rotary_dim, w.style, w.table, w.computes, w.class, w.per_op, w.reads_positions)
+        };
+        let streams = self.bytes.min(other.bytes) >= PAST_L2 * l2.max(1.0);
+        let alike = if streams {
+            log2_ratio(self.heads, other.heads) <= 1.0
+        } else {
+            (self.heads, self.bytes) == (other.heads, other.bytes)
+        };
+        form(self) == form(other) && alike
     }
 
     /// How many times the bytes differ, as a logarithm; those past the L2 do not.
@@ -253,6 +265,8 @@ impl Work {
             + log2_ratio(self.class.word.into(), other.class.word.into())
             + unless(self.size == other.size, 1.0)
             + unless(self.style == other.style, 1.0)
+            + unless(self.per_op == other.per_op, 0.5)
+            + unless(self.reads_positions == other.reads_positions, 0.5)
             + unless(self.class.copy_rest == other.class.copy_rest, 1.0)
             + unless(self.class.head_major == other.class.head_major, 2.0)
             + unless(self.computes == other.computes, 2.0)

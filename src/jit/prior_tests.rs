@@ -53,8 +53,6 @@ fn what_does_not_bear_on_timing_is_not_compared() {
     for same in [
         backward,
         llama(DType::F16),
-        llama(DType::BF16).with_rounding(Rounding::PerOp),
-        llama(DType::BF16).with_positions(PositionForm::Ids64),
         llama(DType::BF16).with_table(DType::F32, TableWidth::Full),
         llama(DType::BF16).with_angles(TableMode::Accurate),
         RopeSpec::new(DType::BF16, 128, 28, 4),
@@ -63,6 +61,8 @@ fn what_does_not_bear_on_timing_is_not_compared() {
     }
     for other in [
         llama(DType::F32),
+        llama(DType::BF16).with_rounding(Rounding::PerOp),
+        llama(DType::BF16).with_positions(PositionForm::Ids64),
         llama(DType::BF16).with_table(DType::BF16, TableWidth::Half),
         RopeSpec::new(DType::BF16, 64, 32, 8),
         RopeSpec::new(DType::BF16, 128, 4, 1),
@@ -83,18 +83,20 @@ fn what_does_not_bear_on_timing_is_not_compared() {
 }
 
 #[test]
-fn the_nearest_number_of_bytes_serves_and_all_is_one_past_the_cache() {
+fn what_streams_is_alike_and_nothing_else() {
     let spec = llama(DType::BF16);
     let priors = priors(H200, &[(&spec, 512, 1), (&spec, 1024, 2), (&spec, 16384, 3), (&spec, 32768, 4)]);
     let at = |tokens| exact(&priors, H200, &spec, tokens);
     assert_eq!(at(512), Some(candidates(&spec, 512)[1]));
     assert_eq!(at(256), None);
-    assert_eq!(at(8192), None, "168 MB are not yet four times the L2");
+    assert_eq!(at(4096), None, "84 MB are not yet twice the L2");
+    assert_eq!(at(8192), Some(candidates(&spec, 16384)[3]));
     assert_eq!(at(16384), Some(candidates(&spec, 16384)[3]));
     assert_eq!(at(1 << 20), Some(candidates(&spec, 32768)[4]));
-    // 64 heads instead of 40: 512 tokens of them are nearer to 1024.
-    let wide = RopeSpec::new(DType::BF16, 128, 32, 32);
-    assert_eq!(exact(&priors, H200, &wide, 512), Some(candidates(&spec, 1024)[2]));
+    // 32 heads instead of 40.
+    let narrow = RopeSpec::new(DType::BF16, 128, 28, 4);
+    assert_eq!(exact(&priors, H200, &narrow, 512), None);
+    assert_eq!(exact(&priors, H200, &narrow, 16384), Some(candidates(&spec, 16384)[3]));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use ropejit::jit::lock::{Lock, Locked, Place};
 use ropejit::jit::prior::Priors;
 use ropejit::jit::{Bucket, Class, Prior, Record, Variant, variant};
 use ropejit::store::Kind;
-use ropejit::{DType, DeviceChoice, Engine, Origin, RopeSpec, Rounding, Tuning};
+use ropejit::{DType, DeviceChoice, Direction, Engine, Origin, RopeSpec, Tuning};
 
 use crate::cases::{Case, Data, assert_bits, run};
 
@@ -95,7 +95,8 @@ fn a_known_device_compiles_one_kernel_and_measures_nothing() {
 fn a_call_that_is_near_enough_takes_the_choice_and_others_do_not() {
     let folder = tempfile::tempdir().expect("a folder");
     let (engine, variant) = with_priors(folder.path(), Tuning::Never, None);
-    let near = Case { spec: small().spec.with_rounding(Rounding::PerOp), ..small() };
+    let mut near = small();
+    near.spec.direction = Direction::Backward;
     works(&engine, &near);
     assert_eq!(engine.rope(&near.spec).expect("valid").serving(5, false).expect("loaded").variant, variant);
     works(&engine, &Case::new(RopeSpec::new(DType::BF16, 128, 4, 2), 1, 5));
