@@ -11,6 +11,6 @@ strip -o .gpu/it "$tests"
 strip -o .gpu/ropejit target/release/ropejit
 cp tests/data/eager_* .gpu/data/
 cp scripts/gpu-run.sh .gpu/run.sh
-ROPEJIT_CACHE_DIR=.gpu/prewarmed target/release/ropejit prewarm --model llama-3.1-8b --arch sm_90 --no-tune >/dev/null
+ROPEJIT_CACHE_DIR=.gpu/prewarmed target/release/ropejit prewarm --model llama-3.1-8b --arch sm_90 --no-tune --lock .gpu/rope.lock >/dev/null
 git rev-parse HEAD >.gpu/commit
 du -sh .gpu

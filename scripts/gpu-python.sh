@@ -3,7 +3,7 @@
 # unpacked beside the interpreter's own PyTorch, Triton and transformers. Results go to the folder $1.
 #   run.sh OUT [tests] [overhead] [first] [peers]
 # Of the times in seconds that a stage may take, TESTS_SECONDS (270) and PEERS_SECONDS (360) can be set; TESTS chooses tests, as
-# pytest's -k does.
+# pytest's -k does; PEERS_TABLE=1 leaves first calls of peers out.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=$(mkdir -p "$1" && cd "$1" && pwd)
@@ -46,7 +46,7 @@ first() {
 # The table of all peers.
 peers() {
     local seconds=${PEERS_SECONDS:-360}
-    (cd "$here/bench" && timeout -k 5 $((seconds + 30)) "$python" run.py "$out" --budget "$seconds") 2>&1 | tee "$out/peers.log"
+    (cd "$here/bench" && timeout -k 5 $((seconds + 30)) "$python" run.py "$out" --budget "$seconds" ${PEERS_TABLE:+--table}) 2>&1 | tee "$out/peers.log"
 }
 
 status=0

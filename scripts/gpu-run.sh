@@ -77,9 +77,14 @@ warm() {
     done >"$out/warm.json"
     tail -3 "$out/warm.log"
     ROPEJIT_CACHE_DIR=$here/prewarmed ROPEJIT_TUNING=frozen "$ropejit" run --model llama-3.1-8b --json >"$out/frozen.json"
+    # As deployed: a lock file and a copy of the folder that cannot be written to, under another HOME.
+    cp -r "$here/prewarmed" "$out/image" && chmod -R a-w "$out/image"
+    HOME=/nonexistent ROPEJIT_CACHE_DIR=$out/image ROPEJIT_LOCK=$here/rope.lock ROPEJIT_NVRTC=/none ROPEJIT_TUNING=frozen \
+        "$ropejit" run --model llama-3.1-8b --json >"$out/locked.json"
+    chmod -R u+w "$out/image" && rm -r "$out/image"
     ROPEJIT_CACHE_DIR=$(mktemp -d) ROPEJIT_TUNING=frozen "$ropejit" run --model llama-3.1-8b 2>&1 | tee "$out/frozen-empty.txt"
     "$ropejit" demo | tee "$out/demo.txt"
-    summary cold warm frozen
+    summary cold warm frozen locked
 }
 
 # The bench of all shapes; the tuning behind it starts from an empty cache. Tables of q's and k's dtype, then f32 for bf16,

@@ -1,9 +1,9 @@
 """ropejit and its peers on this GPU: one table, one run.
 
-    run.py OUT [--budget SECONDS] [--only NAME,…]
+    run.py OUT [--budget SECONDS] [--only NAME,…] [--table]
 
 Every peer is measured in processes of its own, with caches of its own: one process with empty caches, two with warm ones,
-one for the table. Figures are printed as they come. OUT/peers.json has them all, OUT/peers.md and OUT/peers.svg show them,
+one for the table; with --table that one alone, and OUT/peers.json keeps what it has of first calls. Figures are printed as they come. OUT/peers.json has them all, OUT/peers.md and OUT/peers.svg show them,
 OUT/peers-short.md is the table of a first screen.
 """
 
@@ -52,23 +52,29 @@ def main():
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--budget", type=float, default=360, help="seconds for all")
     parser.add_argument("--only", help="names of peers")
+    parser.add_argument("--table", action="store_true", help="no first calls")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     names = arguments.only.split(",") if arguments.only else list(peers.ALL)
     end = time.monotonic() + arguments.budget
-    results = {}
+    earlier = arguments.out / "peers.json"
+    results = json.loads(earlier.read_text()) if arguments.table and earlier.exists() else {}
     for at, name in enumerate(names):
         # What is left is shared by those who are left.
         share = time.monotonic() + (end - time.monotonic()) / (len(names) - at)
         left = lambda share=share: share - time.monotonic()  # noqa: E731
         print(f"{name} ({end - time.monotonic():.0f} s left)", flush=True)
         caches = pathlib.Path(tempfile.mkdtemp(prefix="peers-"))
-        result = results[name] = {"empty": None, "warm": [], "device": [], "failed": []}
-        figures, why = processes(name, "first", caches, left())
-        if figures:
-            result["empty"] = figures[-1]
-            for _ in range(2):
-                result["warm"] += processes(name, "first", caches, left())[0]
+        kept = {key: value for key, value in results.get(name, {}).items() if key in ("empty", "warm")}
+        result = results[name] = {"empty": None, "warm": [], "device": [], "failed": []} | kept
+        figures, why = [], None
+        if not arguments.table:
+            figures, why = processes(name, "first", caches, left())
+            if figures:
+                result["empty"] = figures[-1]
+                for _ in range(2):
+                    result["warm"] += processes(name, "first", caches, left())[0]
+        if arguments.table or figures:
             # What is compared is the kernel that a program has once it runs: the tuned one.
             figures, why = processes(name, "table", caches, left(), ROPEJIT_TUNING="blocking")
             for figure in figures:

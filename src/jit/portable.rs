@@ -92,14 +92,8 @@ impl Portable {
         }
     }
 
-    /// Its code for a GPU of a compute capability: a cubin, or PTX where there is none. `None` for a GPU that is older than
-    /// all that are served.
-    pub fn code(self, capability: (u32, u32)) -> Option<Vec<u8>> {
-        self.shipped(arch_for(capability)?)
-    }
-
-    /// What `cache/` holds of it for an architecture.
-    fn shipped(self, arch: &str) -> Option<Vec<u8>> {
+    /// Its code for an architecture of [`arch_for`]: a cubin, or PTX.
+    pub fn code(self, arch: &str) -> Option<Vec<u8>> {
         let name = format!("{arch} {self} = ");
         let place = INDEX.lines().find_map(|line| line.strip_prefix(&name))?;
         let (start, length) = place.split_once(' ')?;
@@ -111,7 +105,8 @@ impl Portable {
     }
 }
 
-/// Whose code serves a GPU of a compute capability.
+/// Whose code serves a GPU of a compute capability: the PTX's where there is no cubin for it; `None` for a GPU that is older
+/// than all that are served.
 pub fn arch_for((major, minor): (u32, u32)) -> Option<&'static str> {
     let device = 10 * major + minor;
     let runs = |arch: &&str| {
@@ -162,13 +157,13 @@ mod tests {
         assert_eq!(Portable::all().count(), 26);
         for portable in Portable::all() {
             for capability in [(7, 5), (8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0), (12, 1)] {
-                let code = portable.code(capability).unwrap_or_else(|| panic!("{portable} for {capability:?}"));
-                assert!(code.starts_with(b"\x7fELF"), "{portable} for {capability:?}");
+                let code = arch_for(capability).and_then(|arch| portable.code(arch));
+                assert!(code.is_some_and(|c| c.starts_with(b"\x7fELF")), "{portable} for {capability:?}");
             }
-            let code = portable.code((11, 0)).expect("PTX");
+            let code = arch_for((11, 0)).and_then(|arch| portable.code(arch)).expect("PTX");
             assert!(String::from_utf8(code).expect("text").contains(".entry rope_kernel"));
-            assert!(portable.code((7, 0)).is_none() && portable.code((6, 1)).is_none());
         }
+        assert!(arch_for((7, 0)).is_none() && arch_for((6, 1)).is_none());
         assert!(INDEX.len() + KERNELS.len() <= 2 << 20);
     }
 

@@ -74,6 +74,19 @@ fn shipped_kernels_are_bit_exact() {
     assert_eq!(engine.stats().compiles, 0);
 }
 
+/// What the crate ships for GPUs that are newer than all it was compiled for, which the driver translates here as there.
+#[test]
+fn shipped_ptx_is_bit_exact() {
+    let _beside = beside();
+    let builder = Engine::builder().tuning(Tuning::Never);
+    if opened("shipped_ptx_is_bit_exact", builder).is_none() {
+        return;
+    }
+    let device = std::sync::Arc::new(ropejit::device::cuda::Cuda::open(0).expect("there").with_portable_ptx());
+    let builder = Engine::builder().with_device(device).in_memory().tuning(Tuning::Never);
+    crate::portable::all_are_portable(&builder.build().expect("opened"));
+}
+
 #[test]
 fn engine_angles_are_bit_exact_and_follow_the_length() {
     let _beside = beside();

@@ -28,26 +28,32 @@ pub(super) fn load(context: &Arc<Context>, binary: &Binary, variant: Variant) ->
     Ok(Arc::new(CudaKernel::new(&Arc::new(module), variant, ShapeParams::default())))
 }
 
-/// The portable kernels of a GPU that are loaded: few, and shared by all specs.
-#[derive(Default)]
-pub(super) struct Portables(Mutex<Vec<(Portable, Arc<Module>)>>);
+/// The portable kernels of a GPU: those that are loaded are few, and shared by all specs.
+pub(super) struct Portables {
+    /// Whose code is taken; `None` if none is shipped for this GPU.
+    pub arch: Option<&'static str>,
+    loaded: Mutex<Vec<(Portable, Arc<Module>)>>,
+}
 
 impl Portables {
+    pub fn new(arch: Option<&'static str>) -> Self {
+        Self { arch, loaded: Mutex::default() }
+    }
+
     /// The one that serves a spec and layout class; `None` if none is shipped for this GPU.
     pub fn load(
         &self,
         context: &Arc<Context>,
-        capability: (u32, u32),
         spec: &RopeSpec,
         class: Class,
     ) -> Result<Option<(Arc<dyn Kernel>, Variant)>> {
         let portable = Portable::of(spec, class);
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let module = match all.iter().find(|(p, _)| *p == portable) {
             Some((_, module)) => Arc::clone(module),
             None => {
                 let started = Instant::now();
-                let Some(code) = portable.code(capability) else { return Ok(None) };
+                let Some(code) = self.arch.and_then(|arch| portable.code(arch)) else { return Ok(None) };
                 let unpacked = started.elapsed();
                 let _aside = context.aside()?;
                 let module = Arc::new(Module::new(load_image(&code)?, context)?);

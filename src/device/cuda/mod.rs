@@ -140,7 +140,15 @@ impl Cuda {
         let context = Arc::new(Context { device, raw });
         let stream = Arc::new(OwnStream::new(&context)?);
         let fault_words = memory::FaultWords::new(&context)?;
-        Ok(Self { context, facts, stream, fault_words, portables: kernel::Portables::default() })
+        let portables = kernel::Portables::new(portable::arch_for(facts.compute_capability));
+        Ok(Self { context, facts, stream, fault_words, portables })
+    }
+
+    /// Takes the PTX that is shipped for newer GPUs in place of this one's own kernels: to try it where there is none.
+    #[must_use]
+    pub fn with_portable_ptx(mut self) -> Self {
+        self.portables = kernel::Portables::new(Some(portable::PTX_ARCH));
+        self
     }
 }
 
@@ -202,11 +210,11 @@ impl Device for Cuda {
     }
 
     fn has_portable(&self) -> bool {
-        portable::arch_for(self.facts.compute_capability).is_some()
+        self.portables.arch.is_some()
     }
 
     fn portable(&self, spec: &RopeSpec, class: Class) -> Result<Option<(Arc<dyn Kernel>, Variant)>> {
-        self.portables.load(&self.context, self.facts.compute_capability, spec, class)
+        self.portables.load(&self.context, spec, class)
     }
 
     fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>> {
