@@ -16,6 +16,8 @@ class Stats:
     memory_hits: int
     disk_hits: int
     embedded_hits: int
+    priors: int
+    waited: int
     unusable_entries: int
     failed_writes: int
 
@@ -31,7 +33,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which variant serves a spec, token bucket and layout on a device, and why."""
+    """Which variant serves a spec, token bucket and layout on a device, and why: measured here (``tuned``), taken from what was
+    measured on another GPU of the model and comes with the package (``prior``), or the default."""
 
     key: str
     spec: str
@@ -41,6 +44,7 @@ class Choice:
     device: str
     variant: str
     tuned: bool
+    prior: bool
     median_ns: float | None
     copy_ns: float | None
     candidates: tuple[Candidate, ...]
@@ -55,6 +59,7 @@ class Prepared:
     layout: str
     variant: str
     tuned: bool
+    prior: bool
     origin: str
 
 
@@ -69,7 +74,7 @@ def stats():
 
 
 def inspect():
-    """The choices in the cache folder."""
+    """The choices in the cache folder, then those of the folders that are only read."""
     choices = []
     for fields in json.loads(_ropejit.inspect()):
         fields["candidates"] = tuple(_known(Candidate, c) for c in fields["candidates"])
@@ -91,7 +96,7 @@ def prewarm(
         layout: how q and k lie in memory: ``"bshd"`` is what a projection's view gives, transposed or not.
         rounding, table_dtype: those of the calls; the defaults are those of ``apply_rotary_pos_emb``.
         backward: also what gradients need.
-        tune: False compiles the default variant and measures nothing.
+        tune: False measures nothing: what comes with the package for this GPU's model is compiled, else the default variant.
     """
     config = getattr(model_or_config, "config", model_or_config)
     if isinstance(config, (str, os.PathLike)):

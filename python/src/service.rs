@@ -67,7 +67,7 @@ pub fn prewarm(
         let shown = done.iter().map(|done| {
             json!({
                 "spec": done.spec.to_string(), "tokens": done.bucket.tokens(), "layout": done.class.to_string(),
-                "variant": done.variant.to_string(), "tuned": done.tuned, "origin": done.origin,
+                "variant": done.variant.to_string(), "tuned": done.tuned, "prior": done.prior, "origin": done.origin,
             })
         });
         Ok(shown.collect::<Value>().to_string())
@@ -107,14 +107,18 @@ pub fn stats() -> PyResult<String> {
     })
 }
 
-/// The choices in the cache folder, as JSON.
+/// The choices in the cache folder and in those that are only read, as JSON.
 #[pyfunction]
 pub fn inspect() -> PyResult<String> {
     guarded(|| {
-        let Some(root) = ropejit::store::default_root().filter(|root| root.exists()) else { return Ok("[]".into()) };
-        let disk = Disk::open(&root).map_err(raise)?;
+        let own = ropejit::store::default_root().filter(|root| root.exists()).map(Disk::open);
+        let others = ropejit::store::default_read_only().into_iter().filter(|root| root.exists()).map(Disk::read_only);
+        let mut all = Vec::new();
+        for disk in own.into_iter().chain(others) {
+            all.extend(disk.and_then(|disk| disk.list(Kind::Choice)).map_err(raise)?);
+        }
         let mut choices = Vec::new();
-        for listed in disk.list(Kind::Choice).map_err(raise)? {
+        for listed in all {
             let Ok(entry) = listed.entry else { continue };
             let Ok(meta) = serde_json::from_slice::<ChoiceMeta>(&entry.meta) else { continue };
             let Some(chosen) = meta.record.chosen() else { continue };
@@ -129,8 +133,8 @@ pub fn inspect() -> PyResult<String> {
             choices.push(json!({
                 "key": entry.key.to_string(), "spec": meta.spec.to_string(), "tokens": meta.bucket.tokens(),
                 "layout": meta.class.to_string(), "arch": meta.arch, "device": meta.record.device,
-                "variant": chosen.variant.to_string(), "tuned": meta.record.tuned, "median_ns": chosen.median_ns(),
-                "copy_ns": meta.record.copy_ns, "candidates": candidates,
+                "variant": chosen.variant.to_string(), "tuned": meta.record.tuned, "prior": meta.record.is_prior(),
+                "median_ns": chosen.median_ns(), "copy_ns": meta.record.copy_ns, "candidates": candidates,
             }));
         }
         Ok(Value::from(choices).to_string())
