@@ -15,7 +15,8 @@ use crate::device::Stream;
 use crate::error::ErrorKind;
 use crate::jit::{Bucket, Class};
 
-/// First calls come in bursts, those of a model's layers say: work begins when they are through, and not beside them.
+/// First calls come in bursts, those of a model's layers say: the work that one leaves begins so much later, when most are
+/// through.
 const BURST: Duration = Duration::from_millis(20);
 /// How long a job is put off while another process tunes the same.
 const TAKEN: Duration = Duration::from_millis(100);
@@ -162,10 +163,11 @@ fn try_job(shared: &Shared, mut job: Job) -> Option<Job> {
                 "the device's memory is too full to tune in; what answered first serves on, and it is tried again every {LOW_MEMORY:?}"
             ));
             tracing::debug!("put off: {e}");
-            (job.low_memory, job.due) = (true, now + LOW_MEMORY);
+            (job.taken, job.low_memory, job.due) = (None, true, now + LOW_MEMORY);
             return Some(job);
         }
-        Err(e) => tracing::warn!("not tuned, what answered first serves on: {e}"),
+        // Without a compiler every bucket of every spec ends here.
+        Err(e) => shared.counters.warn_once(format!("not tuned, what answered first serves on: {e}")),
     }
     None
 }
