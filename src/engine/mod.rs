@@ -1,7 +1,8 @@
 //! The service: joins device, store and search behind one call.
 //!
 //! [`Engine`] holds one device and one cache. [`Engine::rope`] gives a [`Rope`] for a spec, and [`Rope::apply`] launches.
-//! The first call of a bucket and layout class finds a kernel (memory, disk, compile); every later one loads a pointer.
+//! The first call of a bucket and layout class finds a kernel (memory, disk, shipped, compiled); every
+//! later one loads a pointer.
 
 mod angles;
 mod builder;
