@@ -44,8 +44,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (name, bytes) in [("kernels.txt", index.as_bytes()), ("kernels.bin", &kernels)] {
         let path = folder.join(name);
         if !check {
-            std::fs::write(&path, bytes)?;
-        } else if std::fs::read(&path)? != bytes {
+            fs_err::write(&path, bytes)?;
+        } else if fs_err::read(&path)? != bytes {
             return Err(format!("{} is stale: run `make kernels` and commit what it writes", path.display()).into());
         }
     }

@@ -258,9 +258,9 @@ fn tables<'a>(
     params.table_row_stride = tables.row_stride;
     params.table_batch_stride = tables.batch_stride;
     let size = spec.table.dtype.size() as u64;
-    *mix |= params.cos | params.sin | (tables.row_stride.unsigned_abs() * size);
+    *mix |= params.cos | params.sin | tables.row_stride.unsigned_abs().wrapping_mul(size);
     if batch > 1 {
-        *mix |= tables.batch_stride.unsigned_abs() * size;
+        *mix |= tables.batch_stride.unsigned_abs().wrapping_mul(size);
     }
     Ok(angles)
 }

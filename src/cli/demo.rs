@@ -53,7 +53,7 @@ impl Demo {
             &["--tuning", "blocking"],
         )?;
         let aside = run(
-            "another first process: its first call waits for one kernel, tuning goes on beside it",
+            "another first process: its first call waits for one kernel at most, tuning goes on beside it",
             &answering,
             &["--tuning", "background", "--wait-tuned"],
         )?;

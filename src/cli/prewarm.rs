@@ -55,7 +55,7 @@ pub struct Prewarm {
     /// Compile for these architectures instead of this machine's GPU.
     #[arg(long, value_delimiter = ',', value_name = "sm_NN,...")]
     arch: Vec<String>,
-    /// Compile the default variant and measure nothing.
+    /// Measure nothing: compile the choice that comes with ropejit for this GPU, else the default variant.
     #[arg(long)]
     no_tune: bool,
     /// Measure all candidates here, also where choices that come with ropejit say which is best on this GPU.
@@ -206,7 +206,7 @@ impl Report {
         });
         output::table(&["model", "arch", "layout", "variant", "choice", "from", "tokens"], rows.collect(), 1)?;
         let count = |name: &str| self.stats.get(name).copied().unwrap_or(0);
-        let verdict = if count("compiles") + count("tunings") == 0 {
+        let verdict = if count("compiles") + count("tunings") + count("priors") == 0 {
             "nothing to do, everything is in the cache"
         } else {
             "done"

@@ -14,8 +14,9 @@ use super::workload::Workload;
 
 /// Apply RoPE once to random data: checked against f64, timed, with the origin of the kernel.
 ///
-/// Says where the first call's kernel came from (memory, disk, compiled, tuned, or the slow reference where nothing can
-/// be compiled), what the call waited for, and what a call costs in the steady state. Fails if the result is wrong.
+/// Says where the first call's kernel came from (memory, disk, embedded: shipped with ropejit, compiled, tuned, or the
+/// slow reference where nothing can be had), what the call waited for, and what a call costs in the steady state. Fails
+/// if the result is wrong.
 #[derive(Args)]
 #[command(
     override_usage = "ropejit run --model <CONFIG.json> [OPTIONS]\n       \

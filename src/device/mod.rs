@@ -348,6 +348,17 @@ pub fn open(choice: DeviceChoice) -> Result<Arc<dyn Device>> {
     }
 }
 
+/// Has a function called when the process ends by returning from `main` or by `exit`, before what was there earlier ends.
+pub(crate) fn at_exit(f: extern "C" fn()) {
+    unsafe extern "C" {
+        fn atexit(f: extern "C" fn()) -> std::ffi::c_int;
+    }
+    // SAFETY: a function of the C library, which keeps the pointer; functions live as long as the process.
+    if unsafe { atexit(f) } != 0 {
+        tracing::debug!("nothing more can be done at the process's end");
+    }
+}
+
 /// Where NVRTC is and which version; for `doctor`.
 ///
 /// # Errors

@@ -139,7 +139,7 @@ impl Builder {
         self
     }
 
-    /// Called while candidates are compiled and measured, from any thread.
+    /// Called while candidates are compiled and measured, from any thread. It must not drop the engine.
     #[must_use]
     pub fn on_progress(mut self, f: impl Fn(&Progress<'_>) + Send + Sync + 'static) -> Self {
         self.on_progress = Some(Box::new(f));

@@ -2,7 +2,7 @@
 //! ask.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
@@ -83,7 +83,7 @@ impl Kernels {
         variant: Variant,
         named: Option<Key>,
     ) -> Result<(Loaded, Origin)> {
-        self.in_slot(spec, class, variant, |source| {
+        self.in_slot(spec, class, variant, true, |source| {
             if let Some(loaded) = named.and_then(|key| self.read(key, source, variant)) {
                 return Ok(Some((loaded, Origin::Disk)));
             }
@@ -140,9 +140,9 @@ impl Kernels {
     }
 
     /// The kernel of a variant as the artifact `key`, if that is in memory or on disk and still what the variant needs.
-    /// Never compiles.
+    /// Never compiles, nor waits for one who does.
     pub fn find(&self, spec: &RopeSpec, class: Class, variant: Variant, key: Key) -> Result<Option<(Loaded, Origin)>> {
-        self.in_slot(spec, class, variant, |source| {
+        self.in_slot(spec, class, variant, false, |source| {
             Ok(self.read(key, source, variant).map(|loaded| (loaded, Origin::Disk)))
         })
     }
@@ -186,17 +186,24 @@ impl Kernels {
         }
     }
 
-    /// The kernel in its slot, or what `make` makes of its source, while others who ask for it wait.
+    /// The kernel in its slot, or what `make` makes of its source, while others who ask for it wait; those who do not `wait`
+    /// make one of their own.
     fn in_slot(
         &self,
         spec: &RopeSpec,
         class: Class,
         variant: Variant,
+        wait: bool,
         make: impl FnOnce(&str) -> Result<Option<(Loaded, Origin)>>,
     ) -> Result<Option<(Loaded, Origin)>> {
         let source = render(self.device.dialect(), spec, class, variant);
         let slot = Arc::clone(&self.slots.entry(source_digest(&source)).or_default());
-        let mut held = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = match slot.try_lock() {
+            Err(TryLockError::WouldBlock) if !wait => return make(&source),
+            Err(TryLockError::WouldBlock) => slot.lock().unwrap_or_else(PoisonError::into_inner),
+            Err(TryLockError::Poisoned(held)) => held.into_inner(),
+            Ok(held) => held,
+        };
         if let Some(loaded) = held.as_ref() {
             return Ok(Some((loaded.clone(), Origin::Memory)));
         }

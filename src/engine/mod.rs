@@ -1,7 +1,8 @@
 //! The service: joins device, store and search behind one call.
 //!
 //! [`Engine`] holds one device and one cache. [`Engine::rope`] gives a [`Rope`] for a spec, and [`Rope::apply`] launches.
-//! The first call of a bucket and layout class finds a kernel (memory, disk, compile); every later one loads a pointer.
+//! The first call of a bucket and layout class finds a kernel (memory, disk, shipped, compiled); every
+//! later one loads a pointer.
 
 mod angles;
 mod builder;
@@ -201,6 +202,14 @@ impl RopeState {
     }
 }
 
+static GLOBAL: OnceLock<Engine> = OnceLock::new();
+
+extern "C" fn close_global() {
+    if let Some(engine) = GLOBAL.get() {
+        engine.worker.close();
+    }
+}
+
 /// One device, one cache. Cheap to clone; background work ends when the last clone and the last [`Rope`] are dropped.
 #[derive(Clone)]
 pub struct Engine {
@@ -215,17 +224,21 @@ impl Engine {
         Builder::default()
     }
 
-    /// The process's engine, with all options from the environment.
+    /// The process's engine, with all options from the environment. It is never dropped; when the process ends, its
+    /// background work does.
     ///
     /// # Errors
     /// As [`Builder::build`], when this call is the first that succeeds.
     pub fn global() -> Result<&'static Self> {
-        static GLOBAL: OnceLock<Engine> = OnceLock::new();
         if let Some(engine) = GLOBAL.get() {
             return Ok(engine);
         }
         let engine = Self::builder().build()?;
-        Ok(GLOBAL.get_or_init(|| engine))
+        Ok(GLOBAL.get_or_init(|| {
+            // Beside the driver's own end, which comes after this, background work could crash.
+            crate::device::at_exit(close_global);
+            engine
+        }))
     }
 
     /// The RoPE of a spec. All handles of one spec share their kernels.

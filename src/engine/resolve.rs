@@ -1,4 +1,4 @@
-//! The first call of a bucket and layout class: memory, disk, compile, tune, publish.
+//! The first call of a bucket and layout class: memory, disk, what is shipped; else compile, tune, publish.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
@@ -75,8 +75,10 @@ pub(super) fn settle(
     pace: &Pace<'_>,
 ) -> Result<Option<Plan>> {
     let decided = lock::decides(shared, &state.spec, bucket, class);
-    match chosen(shared, &state.spec, bucket, class, Tuning::Background, true)? {
-        Some(plan) if is_settled(shared, &plan) || decided => Ok(Some(plan)),
+    match chosen(shared, &state.spec, bucket, class, Tuning::Background, true) {
+        Ok(Some(plan)) if is_settled(shared, &plan) || decided => Ok(Some(plan)),
+        Err(e) if decided => Err(e),
+        // A default that cannot be made again is no reason not to look for a better one.
         _ => turn::tune_in_slices(shared, state, class, bucket, since, pace),
     }
 }
@@ -359,8 +361,12 @@ pub(super) fn prewarm(
     if tune {
         let state = engine.state(spec)?;
         let slot = state.slot(bucket, class);
-        let _filling = slot.filling.lock().unwrap_or_else(PoisonError::into_inner);
+        let fill = || slot.filling.lock().unwrap_or_else(PoisonError::into_inner);
+        // First calls that would wait for a tuning, or fail without it, wait for this one; others are answered meanwhile.
+        let all_along = !matches!(shared.tuning(), Tuning::Background | Tuning::Never);
+        let filling = all_along.then(fill);
         let plan = turn::tune(shared, &state, class, bucket, BUDGET)?;
+        let _filling = filling.unwrap_or_else(fill);
         let done = done(plan.variant, (plan.tuned, plan.prior), plan.origin);
         state.serve(bucket, class, Arc::new(plan));
         return Ok(done);

@@ -15,7 +15,8 @@ use crate::device::Stream;
 use crate::error::ErrorKind;
 use crate::jit::{Bucket, Class};
 
-/// First calls come in bursts, those of a model's layers say: work begins when they are through, and not beside them.
+/// First calls come in bursts, those of a model's layers say: the work that one leaves begins so much later, when most are
+/// through.
 const BURST: Duration = Duration::from_millis(20);
 /// How long a job is put off while another process tunes the same.
 const TAKEN: Duration = Duration::from_millis(100);
@@ -83,17 +84,8 @@ impl Worker {
         self.queue.1.notify_all();
     }
 
-    /// Waits until nothing runs, nor is queued but for what waits for memory.
-    pub fn wait(&self) {
-        let mut queue = lock(&self.queue.0);
-        while queue.thread.is_some() && (queue.busy || queue.jobs.iter().any(|job| !job.low_memory)) {
-            queue = self.queue.1.wait(queue).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
+    /// Cancels what runs and waits for its end; nothing is begun any more.
+    pub fn close(&self) {
         let thread = {
             // Under the lock, so that the thread does not miss it between looking and waiting.
             let mut queue = lock(&self.queue.0);
@@ -107,6 +99,20 @@ impl Drop for Worker {
                 tracing::error!("the background tuning thread has panicked");
             }
         }
+    }
+
+    /// Waits until nothing runs, nor is queued but for what waits for memory.
+    pub fn wait(&self) {
+        let mut queue = lock(&self.queue.0);
+        while queue.thread.is_some() && (queue.busy || queue.jobs.iter().any(|job| !job.low_memory)) {
+            queue = self.queue.1.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
@@ -162,10 +168,11 @@ fn try_job(shared: &Shared, mut job: Job) -> Option<Job> {
                 "the device's memory is too full to tune in; what answered first serves on, and it is tried again every {LOW_MEMORY:?}"
             ));
             tracing::debug!("put off: {e}");
-            (job.low_memory, job.due) = (true, now + LOW_MEMORY);
+            (job.taken, job.low_memory, job.due) = (None, true, now + LOW_MEMORY);
             return Some(job);
         }
-        Err(e) => tracing::warn!("not tuned, what answered first serves on: {e}"),
+        // Without a compiler every bucket of every spec ends here.
+        Err(e) => shared.counters.warn_once(format!("not tuned, what answered first serves on: {e}")),
     }
     None
 }

@@ -283,3 +283,34 @@ fn losers_do_not_stay_loaded_and_what_has_served_does() {
     assert_eq!(engine.stats().compiles, compiles, "both buckets have the same candidates");
     assert!(engine.shared.kernels.loaded() <= kept + 1);
 }
+
+#[test]
+fn a_call_that_only_looks_does_not_wait_for_a_compiler() {
+    let fake = Fake::new(Duration::from_secs(1));
+    let engine = engine(&fake, None);
+    let (kernels, class) = (&engine.shared.kernels, class(&fake));
+    let variant = crate::jit::variant::space(&fake.spec, class, Bucket::of(8), fake.abilities())[0];
+    std::thread::scope(|scope| {
+        scope.spawn(|| kernels.obtain(&fake.spec, class, variant, None).expect("compiled"));
+        until("compiling", || fake.compiles.load(Relaxed) == 1);
+        let (started, key) = (Instant::now(), crate::jit::Key::from_bytes([0; 32]));
+        assert!(kernels.find(&fake.spec, class, variant, key).expect("looked for").is_none());
+        assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
+    });
+}
+
+#[test]
+fn calls_are_answered_while_a_prewarm_tunes() {
+    let fake = Fake::new(Duration::from_millis(50));
+    let folder = tempfile::tempdir().expect("a folder");
+    let engine = engine(&fake, Some(folder.path()));
+    std::thread::scope(|scope| {
+        scope.spawn(|| engine.prewarm(std::slice::from_ref(&fake.spec), &[8], false, true).expect("tuned"));
+        until("compiling", || fake.compiles.load(Relaxed) >= 1);
+        assert!(!call(&engine, &fake, 8).expect("served").tuned);
+    });
+    assert!(tuned(&engine, &fake, 8));
+    engine.wait_tuned();
+    assert!(tuned(&engine, &fake, 8));
+    assert_eq!(engine.stats().tunings, 1);
+}

@@ -5,7 +5,8 @@
 //! | artifact | `format` | version of the entry format |
 //! | | `source` | SHA-256 of the rendered source: prelude and all templates |
 //! | | `options` | compiler options, in order |
-//! | | `compiler` | NVRTC major.minor and build, or the host compiler's file, size and time |
+//! | | `compiler` | NVRTC major.minor and the size of its file (it does not tell its build), or the host compiler's
+//! | | | file, size and time |
 //! | | `arch` | `sm_90`, …, or the host's architecture |
 //! | | `entry` | name of the entry point |
 //! | choice | `format`, `family`, `templates` | entry format; kernel family; SHA-256 of the templates |

@@ -109,9 +109,11 @@ impl Portable {
 /// than all that are served.
 pub fn arch_for((major, minor): (u32, u32)) -> Option<&'static str> {
     let device = 10 * major + minor;
+    // Systems on a chip (Xavier, Orin, Thor) run no other GPU's cubins.
+    let alone = matches!(device, 72 | 87 | 101);
     let runs = |arch: &&str| {
         let number = arch.trim_start_matches("sm_").parse::<u32>().unwrap_or(u32::MAX);
-        number / 10 == major && number <= device
+        number / 10 == major && number <= device && !alone
     };
     ARCHS.into_iter().rfind(runs).or((device > 80).then_some(PTX_ARCH))
 }
@@ -156,13 +158,14 @@ mod tests {
     fn every_architecture_has_every_kernel() {
         assert_eq!(Portable::all().count(), 26);
         for portable in Portable::all() {
-            for capability in [(7, 5), (8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0), (12, 1)] {
+            for capability in [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0), (12, 1)] {
                 let code = arch_for(capability).and_then(|arch| portable.code(arch));
                 assert!(code.is_some_and(|c| c.starts_with(b"\x7fELF")), "{portable} for {capability:?}");
             }
             let code = arch_for((11, 0)).and_then(|arch| portable.code(arch)).expect("PTX");
             assert!(String::from_utf8(code).expect("text").contains(".entry rope_kernel"));
         }
+        assert_eq!([(8, 7), (10, 1), (11, 0)].map(arch_for), [Some(PTX_ARCH); 3]);
         assert!(arch_for((7, 0)).is_none() && arch_for((6, 1)).is_none());
         assert!(INDEX.len() + KERNELS.len() <= 2 << 20);
     }

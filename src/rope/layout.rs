@@ -111,8 +111,8 @@ impl Layout {
 
     /// The strides that matter, in bytes, or-ed together: their trailing zeros say how far heads are aligned.
     pub(crate) fn alignment_bytes(&self, element: usize) -> u64 {
-        (0..3).filter(|&axis| self.shape[axis] > 1).fold(0, |mix, axis| mix | self.strides[axis].unsigned_abs())
-            * element as u64
+        let strides = (0..3).filter(|&axis| self.shape[axis] > 1).map(|axis| self.strides[axis].unsigned_abs());
+        strides.fold(0, |mix, stride| mix | stride).wrapping_mul(element as u64)
     }
 
     /// Whether tokens of one head lie closer together than heads of one token: `[B,H,S,D]` rather than `[B,S,H,D]`.

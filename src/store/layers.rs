@@ -85,7 +85,10 @@ impl Store for Layers {
             match layer.get(kind, key) {
                 Lookup::Hit(entry) => {
                     if let Some(miss @ Miss::Unusable { .. }) = first {
-                        tracing::warn!("{miss}; a layer below has the entry");
+                        tracing::warn!("{miss}; a layer below has the entry, which takes its place");
+                        if let Err(e) = self.top.put(&entry) {
+                            tracing::debug!("not replaced: {e}");
+                        }
                     }
                     return Lookup::Hit(entry);
                 }

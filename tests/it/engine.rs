@@ -66,6 +66,29 @@ fn background_answers_at_once_and_swaps_the_winner_in() {
     assert_eq!(engine.stats().tunings, 1);
 }
 
+/// A program may end while its process-wide engine still works in the background.
+#[test]
+fn a_process_ends_in_the_middle_of_background_work() {
+    if std::env::var_os("ROPEJIT_TEST_GLOBAL").is_some() {
+        let engine = Engine::global().expect("opened");
+        works(engine, &small());
+        std::process::exit(0);
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut command = std::process::Command::new(std::env::current_exe().expect("known"));
+    let name = "engine::a_process_ends_in_the_middle_of_background_work";
+    command.args([name, "--exact", "--nocapture"]).env("ROPEJIT_TEST_GLOBAL", "1").env("ROPEJIT_DEVICE", "host");
+    command.env("ROPEJIT_CACHE_DIR", folder.path()).env_remove("ROPEJIT_CACHE_PATH").env_remove("ROPEJIT_TUNING");
+    let ended = command.output().expect("started");
+    assert!(ended.status.success(), "{:?}\n{}", ended.status, String::from_utf8_lossy(&ended.stderr));
+    // It was cancelled: nobody has waited for a tuning.
+    let engine = on(folder.path(), Tuning::Never);
+    assert!(engine.store().list(Kind::Choice).expect("listed").iter().all(|listed| {
+        let entry = listed.entry.as_ref().expect("sound");
+        !serde_json::from_slice::<ChoiceMeta>(&entry.meta).expect("readable").record.tuned
+    }));
+}
+
 #[test]
 fn frozen_names_what_is_missing_and_how_to_get_it() {
     let folder = tempfile::tempdir().expect("a folder");

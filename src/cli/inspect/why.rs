@@ -304,9 +304,13 @@ impl Answer {
             _ if self.lock.is_some() && self.hit => "launches what the lock file names, and tunes nothing",
             (true, true) => "loads the kernel, and compiles nothing",
             _ if self.lock.is_some() => "compiles what the lock file names; where tuning is frozen it fails",
-            (true, false) => "compiles the kernel again; where tuning is frozen it fails",
-            (false, true) => "loads the default variant; where tuning is frozen it fails",
-            (false, false) => "compiles; where tuning is frozen it fails",
+            (true, false) => {
+                "compiles the kernel again (a shipped one may answer first); where tuning is frozen it fails"
+            }
+            (false, true) => {
+                "loads the default variant (a shipped kernel may answer first); where tuning is frozen it fails"
+            }
+            (false, false) => "compiles (a shipped kernel may answer first); where tuning is frozen it fails",
         };
         output::line(&format!("{:<10}{call}", "a call"))?;
         match &self.hint {

@@ -76,7 +76,7 @@ fn load_image(image: &[u8]) -> Result<sys::CUmodule> {
     let mut terminated = Vec::with_capacity(image.len() + 1);
     terminated.extend_from_slice(image);
     terminated.push(0); // PTX is read up to a NUL
-    // SAFETY: a digest has vouched for the image, and the driver checks its form.
+    // SAFETY: a digest has vouched for the image, or it is part of this program; the driver checks its form.
     unsafe { result::module::load_data(terminated.as_ptr().cast::<c_void>()) }
         .map_err(|e| failed("cuModuleLoadData", &e))
 }

@@ -80,8 +80,8 @@ impl Drop for Current {
     }
 }
 
-/// Lets this thread allocate, load, copy and wait for a stream while another captures a graph; puts back what was set. The driver refuses such calls
-/// by default, and what is captured would be lost.
+/// Lets this thread allocate, load, copy and wait for a stream while another captures a graph; puts back what was set. The
+/// driver refuses such calls by default, and what is captured would be lost.
 struct BesideCaptures(sys::CUstreamCaptureMode);
 
 impl BesideCaptures {
