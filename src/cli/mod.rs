@@ -52,6 +52,8 @@ Environment:
   ROPEJIT_LOCK        a tuning lock file, as prewarm --lock writes it: its variants serve
   ROPEJIT_NVRTC       the file of the NVRTC library
   ROPEJIT_LOG         what is logged to stderr, such as debug or ropejit=info (default: warn)
+  ROPEJIT_HOST_CXXFLAGS
+                      further options for the host device's C++ compiler
 
 Data goes to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 bad usage."
 )]
