@@ -12,7 +12,7 @@ use ropejit::tune::median;
 use ropejit::{DType, Engine, Error, Result, RopeSpec, Stream, TableWidth, Tuning};
 use serde::Serialize;
 
-use super::spec::Chosen;
+use super::spec::{self, Chosen};
 use super::workload::Workload;
 use super::{bench_picture, output};
 
@@ -24,16 +24,17 @@ use super::{bench_picture, output};
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  ropejit bench --dtype bf16                      one element type, both layouts, in and out of place
+  ropejit bench --dtype bf16 --only 1x512         one element type and shape: both layouts, in and
+                                                  out of place
   ropejit bench --json --picture bench.svg        everything, as JSON and as a picture")]
 pub struct Bench {
     /// Element types.
-    #[arg(long, value_delimiter = ',', default_value = "bf16,f16,f32")]
+    #[arg(long, value_delimiter = ',', value_parser = spec::parse::<DType>, default_value = "bf16,f16,f32")]
     dtype: Vec<DType>,
     /// The cos/sin tables: in the type of q and k (as transformers passes them), in f32, or made by the engine.
     #[arg(long, value_enum, default_value = "same")]
     table: Table,
-    /// Only shapes whose name contains this, such as 8192 or 32/8.
+    /// Only shapes whose name contains this, such as 1x8192 or 32/8.
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
     /// Samples of each measurement.
@@ -66,6 +67,10 @@ const SHAPES: [[u32; 5]; 8] = [
     [128, 1, 32, 8, 128],
     [1, 1, 32, 8, 128],
 ];
+
+fn name_of([batch, tokens, heads, kv_heads, dim]: &[u32; 5]) -> String {
+    format!("{batch}×{tokens} {heads}/{kv_heads}/{dim}")
+}
 
 /// One measured case.
 #[derive(Serialize)]
@@ -115,8 +120,8 @@ impl Bench {
         for &dtype in &self.dtype {
             for shape in SHAPES {
                 let [batch, tokens, heads, kv_heads, dim] = shape;
-                let name = format!("{batch}×{tokens} {heads}/{kv_heads}/{dim}");
-                if self.only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
+                let name = name_of(&shape);
+                if self.only.as_ref().is_some_and(|only| !name.contains(&only.replace('x', "×"))) {
                     continue;
                 }
                 let table = if self.table == Table::Same { dtype } else { DType::F32 };
@@ -135,11 +140,9 @@ impl Bench {
         }
         bar.finish_and_clear();
         if cases.is_empty() {
-            return Err(Error::argument("--only", "no shape's name contains that"));
-        }
-        if let Some(path) = &self.picture {
-            let svg = bench_picture::draw(&engine.facts().name, &cases);
-            fs_err::write(path, svg).map_err(|e| Error::io(path, "the picture cannot be written", e))?;
+            let names: Vec<String> = SHAPES.iter().map(name_of).collect();
+            return Err(Error::argument("--only", "no shape's name contains that")
+                .hint(format!("the shapes are {}", names.join(", "))));
         }
         let report = Report {
             device: engine.facts().name.clone(),
@@ -152,7 +155,14 @@ impl Bench {
             cases,
             stats: engine.stats(),
         };
-        if self.json { output::json(&report) } else { print(&report) }
+        if self.json {
+            output::json(&report)?;
+        } else {
+            print(&report)?;
+        }
+        let Some(path) = &self.picture else { return Ok(()) };
+        let svg = bench_picture::draw(&report.device, &report.cases);
+        fs_err::write(path, svg).map_err(|e| Error::io(path, "the picture cannot be written", e))
     }
 
     fn measure(
@@ -257,7 +267,8 @@ fn landscape(engine: &Engine, spec: &RopeSpec, tokens: u32, head_major: bool) ->
 }
 
 fn print(report: &Report) -> Result<()> {
-    output::line(&format!("{} ({}), tables in {}", report.device, report.driver, report.table))?;
+    let driver = if report.driver.is_empty() { String::new() } else { format!(" ({})", report.driver) };
+    output::line(&format!("{}{driver}, tables in {}", report.device, report.table))?;
     let rows = report.cases.iter().map(|c| {
         let worst = c.landscape.iter().map(|l| l.ratio).fold(f64::INFINITY, f64::min);
         vec![

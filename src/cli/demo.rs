@@ -103,6 +103,9 @@ impl Demo {
             .args(["--tokens", &self.tokens.to_string()])
             .args(extra)
             .env("ROPEJIT_CACHE_DIR", cache)
+            // What was prepared elsewhere would serve a process that is to start with nothing.
+            .env_remove("ROPEJIT_CACHE_PATH")
+            .env_remove("ROPEJIT_LOCK")
             .stderr(Stdio::inherit())
             .output()
             .map_err(|e| failed(format!("cannot be started: {e}")))?;

@@ -26,6 +26,7 @@ use std::sync::OnceLock;
 use clap::{Parser, Subcommand};
 use ropejit::ErrorKind;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 /// Autotuning JIT service for rotary position embedding (RoPE) kernels.
 ///
@@ -52,6 +53,8 @@ Environment:
   ROPEJIT_LOCK        a tuning lock file, as prewarm --lock writes it: its variants serve
   ROPEJIT_NVRTC       the file of the NVRTC library
   ROPEJIT_LOG         what is logged to stderr, such as debug or ropejit=info (default: warn)
+  ROPEJIT_HOST_CXXFLAGS
+                      further options for the host device's C++ compiler
 
 Data goes to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 bad usage."
 )]
@@ -115,9 +118,13 @@ pub fn run(program: Vec<OsString>, arguments: impl IntoIterator<Item = OsString>
 fn log_to_stderr() {
     let usual = || EnvFilter::new("warn");
     let (filter, problem) = match std::env::var("ROPEJIT_LOG") {
+        // A single word that is no level would be taken for a module, and silence all others.
+        Ok(text) if !text.is_empty() && !text.contains(['=', ',']) && text.parse::<LevelFilter>().is_err() => {
+            (usual(), Some(format!("'{text}' is no level: error, warn, info, debug, trace or off")))
+        }
         Ok(text) if !text.is_empty() => match EnvFilter::try_new(&text) {
             Ok(filter) => (filter, None),
-            Err(e) => (usual(), Some(e)),
+            Err(e) => (usual(), Some(e.to_string())),
         },
         _ => (usual(), None),
     };

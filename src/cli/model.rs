@@ -51,6 +51,7 @@ impl Model {
             output::line(&format!("{:<12}{:?}", "mrope", mrope.sections))?;
         }
         for (name, layer) in &report.layers {
+            let name = if name == "default" { "all layers" } else { name };
             let f = &layer.frequencies.inv_freq;
             let ends = match &f[..] {
                 [first, .., last] => format!("{first:e} … {last:e}"),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Args;
 use ropejit::jit::Bucket;
-use ropejit::{Engine, Error, Origin, Result};
+use ropejit::{Engine, Error, ErrorKind, Origin, Result};
 use serde::Serialize;
 
 use super::lock::{self, Writer};
@@ -14,7 +14,7 @@ use super::spec::{self, Chosen, FormArgs, NumberArgs};
 /// Fill the cache at deploy time: compile and tune for models and token counts, so that no call ever does.
 ///
 /// A second run finds everything and does nothing. With --arch no GPU is needed: kernels are compiled for that
-/// architecture (image build time) and not tuned.
+/// architecture (image build time) and not tuned. Fails if what was made cannot be kept.
 ///
 /// --lock also writes the choices to a text file to commit. Programs that are given it (`ROPEJIT_LOCK`) launch exactly those
 /// variants and never tune what it names; a prewarm that is given it compiles them.
@@ -59,7 +59,7 @@ pub struct Prewarm {
     #[arg(long)]
     no_tune: bool,
     /// Measure all candidates here, also where choices that come with ropejit say which is best on this GPU.
-    #[arg(long, conflicts_with = "no_tune")]
+    #[arg(long, conflicts_with_all = ["no_tune", "arch"])]
     measure: bool,
     /// Also write what was prepared to this file, as JSON.
     #[arg(long, value_name = "FILE")]
@@ -133,7 +133,12 @@ impl Prewarm {
             let text = serde_json::to_string_pretty(&report.prepared).unwrap_or_default();
             std::fs::write(path, text + "\n").map_err(|e| Error::io(path, "the manifest cannot be written", e))?;
         }
-        if self.json { output::json(&report) } else { report.print() }
+        if self.json {
+            output::json(&report)?;
+        } else {
+            report.print()?;
+        }
+        report.kept()
     }
 
     /// Of this machine's device, or of the architectures; without a bar to show progress on, only to look at.
@@ -197,6 +202,21 @@ impl Prewarm {
 }
 
 impl Report {
+    fn count(&self, name: &str) -> u64 {
+        self.stats.get(name).copied().unwrap_or(0)
+    }
+
+    /// Fails if later processes will not find all of it.
+    fn kept(&self) -> Result<()> {
+        let lost = self.count("failed_writes");
+        if lost == 0 {
+            return Ok(());
+        }
+        let error = Error::new(ErrorKind::Io, format!("entries that could not be kept: {lost}"));
+        let error = self.cache.iter().fold(error, |e, cache| e.subject_is(cache.display().to_string()));
+        Err(error.hint("set ROPEJIT_CACHE_DIR to a folder that you can write to"))
+    }
+
     fn print(&self) -> Result<()> {
         let rows = self.prepared.iter().map(|d| {
             let tuned = output::how(d.tuned, d.prior);
@@ -205,8 +225,8 @@ impl Report {
                 .to_vec()
         });
         output::table(&["model", "arch", "layout", "variant", "choice", "from", "tokens"], rows.collect(), 1)?;
-        let count = |name: &str| self.stats.get(name).copied().unwrap_or(0);
-        let verdict = if count("compiles") + count("tunings") + count("priors") == 0 {
+        let count = |name: &str| self.count(name);
+        let verdict = if ["compiles", "tunings", "priors", "failed_writes"].into_iter().all(|name| count(name) == 0) {
             "nothing to do, everything is in the cache"
         } else {
             "done"

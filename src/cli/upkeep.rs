@@ -55,8 +55,19 @@ pub fn gc(root: &Path, max_bytes: Option<Bytes>, as_json: bool) -> Result<()> {
         Swept::default()
     };
     if as_json {
-        return output::json(&output::without_engine(json!(swept)));
+        output::json(&output::without_engine(json!(swept)))?;
+    } else {
+        print(&swept)?;
     }
+    if swept.failed == 0 {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Io, format!("what could not be removed: {}", swept.failed))
+        .subject_is(root.display().to_string())
+        .hint("ROPEJIT_LOG=debug says why; the folder's owner must be able to write to it"))
+}
+
+fn print(swept: &Swept) -> Result<()> {
     for (count, what) in [
         (swept.temporaries, "temporary files of dead processes"),
         (swept.locks, "locks of dead processes"),

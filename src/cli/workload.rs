@@ -101,15 +101,20 @@ impl Workload {
                 format!("{elements:.1e} elements of q and k are too many to address"),
             ));
         }
-        Self::with(engine, spec, layouts, Arc::new(shared(engine, chosen, batch, tokens)?))
+        Self::with(engine, spec, layouts, || shared(engine, chosen, batch, tokens).map(Arc::new))
     }
 
     /// Other tensors of the same shapes, with the same tables: another layer of the model.
     pub fn another(&self, engine: &Engine) -> Result<Self> {
-        Self::with(engine, &self.spec, self.layouts, Arc::clone(&self.shared))
+        Self::with(engine, &self.spec, self.layouts, || Ok(Arc::clone(&self.shared)))
     }
 
-    fn with(engine: &Engine, spec: &RopeSpec, layouts: [Layout; 2], shared: Arc<Shared>) -> Result<Self> {
+    fn with(
+        engine: &Engine,
+        spec: &RopeSpec,
+        layouts: [Layout; 2],
+        shared: impl FnOnce() -> Result<Arc<Shared>>,
+    ) -> Result<Self> {
         let device = engine.device();
         let size = spec.dtype.size();
         // As an allocator would place them.
@@ -117,6 +122,8 @@ impl Workload {
         let k_starts = q_bytes.next_multiple_of(if q_bytes < 1 << 20 { 512 } else { 2 << 20 });
         let bytes = k_starts + layouts[1].len() * size;
         let (input, output) = (device.alloc(bytes)?, device.alloc(bytes)?);
+        // After the large ones: where they do not fit, that is said before tables of that length are computed.
+        let shared = shared()?;
         let mut state = 0x2545_f491_4f6c_dd1d_u64;
         let mut block = vec![0u8; bytes.min(8 << 20)];
         for i in 0..block.len() / size {

@@ -196,7 +196,12 @@ impl Nvrtc {
             // SAFETY: not null, and NUL-terminated by NVRTC's contract.
             unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
         };
-        Error::new(ErrorKind::Compile, format!("{what} failed: {text}")).subject_is(&*self.identity)
+        let error =
+            Error::new(ErrorKind::Compile, format!("{what} failed: {}", text.trim_end())).subject_is(&*self.identity);
+        if text.contains("INVALID_OPTION") {
+            return error.hint("most likely it does not know the architecture: take another one, or a newer NVRTC");
+        }
+        error
     }
 }
 

@@ -67,7 +67,7 @@ impl Counters {
     pub fn note_miss(&self, miss: &Miss) {
         if let Miss::Unusable { path, why } = miss {
             self.unusable_entries.add();
-            tracing::warn!("{}: {why}; the cache entry is not used and will be replaced", path.display());
+            self.warn_once(format!("{}: {why}; the cache entry is not used and will be replaced", path.display()));
         }
     }
 

@@ -115,7 +115,9 @@ impl Lock {
         Parser { lock: Self::default(), version: false, templates: false, place: None, last: None }.read(text).map_err(
             |(line, what)| {
                 let error = Error::new(ErrorKind::LockFile, what).subject_is(format!("{name}:{line}"));
-                error.hint(format!("correct the line, or write the file again: ropejit prewarm … --lock {name}"))
+                error.hint(format!(
+                    "correct the line, or remove the file and write it again: ropejit prewarm … --lock {name}"
+                ))
             },
         )
     }

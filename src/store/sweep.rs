@@ -46,10 +46,22 @@ pub struct Swept {
     pub evicted_bytes: u64,
     /// Entries that would have been removed if no living process used them.
     pub in_use: u64,
+    /// What could not be removed, of all these.
+    pub failed: u64,
     /// Entries left.
     pub entries: u64,
     /// Their bytes.
     pub bytes: u64,
+}
+
+impl Swept {
+    fn cannot_remove(&mut self, path: &Path, e: &std::io::Error) {
+        if e.kind() == std::io::ErrorKind::NotFound {
+            return; // removed meanwhile
+        }
+        self.failed += 1;
+        tracing::debug!("{}: cannot be removed: {e}", path.display());
+    }
 }
 
 /// A number of bytes as people write it: `500000`, `512K`, `100M`, `2G`, in powers of 1024.
@@ -96,7 +108,7 @@ impl Disk {
             if is_older_version(&path) {
                 match std::fs::remove_dir_all(&path) {
                     Ok(()) => swept.versions += 1,
-                    Err(e) => tracing::warn!("{}: cannot be removed: {e}", path.display()),
+                    Err(e) => swept.cannot_remove(&path, &e),
                 }
             }
         }
@@ -115,7 +127,7 @@ impl Disk {
             let removed = self.system().remove(&path).or_else(|_| std::fs::remove_dir(&path));
             match removed {
                 Ok(()) => swept.damaged += 1,
-                Err(e) => tracing::warn!("{}: cannot be removed: {e}", path.display()),
+                Err(e) => swept.cannot_remove(&path, &e),
             }
         }
         self.evict(&mut swept, self.max_bytes)?;
@@ -172,7 +184,7 @@ impl Disk {
                     swept.bytes -= found.bytes;
                 }
                 Ok(false) => swept.in_use += 1,
-                Err(e) => tracing::debug!("{}: cannot be removed: {e}", found.path.display()),
+                Err(e) => swept.cannot_remove(&found.path, &e),
             }
         }
         Ok(())

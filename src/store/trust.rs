@@ -47,10 +47,14 @@ impl Owner {
             );
         }
         match self.objects(&meta) {
-            Some(why) if why.starts_with("belongs") => refuse(
-                &why,
-                format!("chown -R \"$(id -u)\" '{}'   (or set {variable} to a folder of your own)", folder.display()),
-            ),
+            Some(why) if why.starts_with("belongs") => {
+                let own = format!(
+                    "chown -R \"$(id -u)\" '{}'   (or set {variable} to a folder of your own",
+                    folder.display()
+                );
+                let root = if self == Self::Me { "; root's, to be read only, go in ROPEJIT_CACHE_PATH" } else { "" };
+                refuse(&why, format!("{own}{root})"))
+            }
             Some(why) => refuse(&why, format!("chmod -R go-w '{}'", folder.display())),
             None => Ok(()),
         }

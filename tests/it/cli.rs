@@ -408,6 +408,8 @@ fn wrong_arguments_are_named() {
     prewarm(&["--tokens", "1,0"]).fails(2, &["--tokens", "'0'"]);
     prewarm(&["--arch", "sm_1"]).fails(2, &["--arch", "sm_1", "sm_90"]);
     prewarm(&["--arch", "gfx90a"]).fails(2, &["--arch", "gfx90a"]);
+    prewarm(&["--arch", "sm_90", "--measure"]).fails(2, &["--arch", "--measure"]);
+    shell.run(&["bench", "--only", "3x3"]).fails(2, &["--only", "1×512 32/8/128"]);
     shell.run(&["prewarm"]).fails(2, &["--model", "--head-dim"]);
     shell.run(&["doctor", "--require", "coffee"]).fails(2, &["--require", "coffee", "nvrtc"]);
     shell.run(&["inspect", "lits"]).fails(2, &["lits", "list"]);
@@ -585,6 +587,39 @@ fn every_json_document_has_stats() {
         let found = &shell.json(&["doctor"])[part];
         assert!(found["ok"].is_boolean() && !text(found, "what").is_empty(), "{part}: {found}");
     }
+}
+
+#[test]
+fn what_cannot_be_kept_or_removed_is_a_failure() {
+    let shell = Shell::new();
+    let prewarm = [&["prewarm"], &SMALL[..], &["--tokens", "8", "--no-tune"]].concat();
+    // No folder can be made there, not even by root.
+    let nowhere = [("ROPEJIT_CACHE_DIR", Some("/proc/nothing/cache"))];
+    let ended = shell.run_with(&prewarm, &nowhere);
+    assert_eq!(ended.code, 1, "nothing is kept");
+    ended.says(&["could not be kept", "ROPEJIT_CACHE_DIR"]);
+    assert!(!ended.stderr.contains("nothing to do"), "{}", ended.stderr);
+    let document = shell.run_with(&[&prewarm[..], &["--json"]].concat(), &nowhere);
+    let document: Value = serde_json::from_str(&document.stdout).expect("one document, also of a failure");
+    assert!(stat(&document, "failed_writes") > 0);
+    // A folder with something in it, where an entry should be, is not removed.
+    shell.ok(&prewarm);
+    let entry = shell.json(&["inspect", "list"])["entries"][0]["path"].as_str().map(PathBuf::from).expect("a path");
+    fs_err::remove_file(&entry).expect("removed");
+    fs_err::create_dir_all(entry.join("mine")).expect("made");
+    let swept = shell.run(&["inspect", "gc"]);
+    assert_eq!(swept.code, 1, "a folder with something in it");
+    swept.says(&["could not be removed: 1"]);
+}
+
+#[test]
+fn the_demo_starts_with_nothing_whatever_was_prepared() {
+    let shell = Shell::new();
+    shell.ok(&["prewarm", "--model", "llama-3.1-8b", "--tokens", "1", "--no-tune"]);
+    let prepared = shell.cache().display().to_string();
+    let demo = shell.run_with(&["demo", "--tokens", "1", "--json"], &[("ROPEJIT_CACHE_PATH", Some(&prepared))]);
+    let demo: Value = serde_json::from_str(&demo.stdout).expect("JSON");
+    assert!(stat(&demo["cold"], "compiles") > 1, "{demo}");
 }
 
 #[test]

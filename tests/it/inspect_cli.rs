@@ -228,6 +228,7 @@ fn report_is_one_page_that_needs_nothing_else() {
     let shell = tuned();
     let page = shell.at("tuning.html").display().to_string();
     shell.ok(&["inspect", "report", "--html", &page]).says(&["tuning.html", "choices 1"]);
+    shell.run(&["inspect", "report", "--html", "-", "--json"]).fails(2, &["--html", "stdout"]);
     let html = fs_err::read_to_string(&page).expect("written");
     let choice = shell.json(&["inspect", "list", "--kind", "choice"])["entries"][0].clone();
     let shown = shell.json(&["inspect", "show", text(&choice, "key")]);

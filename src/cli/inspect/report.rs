@@ -53,8 +53,12 @@ impl Report {
         }
         choices.sort_by_cached_key(|c| (c.place(), c.meta.bucket, c.key));
         if let Some(path) = &self.html {
+            let to_stdout = path.as_os_str() == "-";
+            if to_stdout && as_json {
+                return Err(Error::argument("--html", "- is stdout, where --json prints its document"));
+            }
             let page = page(&cache.root.display().to_string(), &choices);
-            if path.as_os_str() == "-" && !as_json {
+            if to_stdout {
                 return output::line(page.trim_end());
             }
             std::fs::write(path, page).map_err(|e| {
