@@ -53,7 +53,7 @@ fn cut_at_every_offset_and_flipped_at_every_byte() {
         works(&on(folder.path(), Tuning::Never));
         assert!(matches!(disk.get(e.kind, e.key), Lookup::Hit(got) if got == *e || e.kind == Kind::Choice));
     }
-    println!("{cuts} cuts and {flips} flipped bytes of two real entries, each a miss");
+    say!("{cuts} cuts and {flips} flipped bytes of two real entries, each a miss");
     sound(folder.path(), "after cuts and flips");
 }
 

@@ -84,7 +84,7 @@ fn killed_at_every_step_of_publishing_and_sweeping() {
             }
         }
     }
-    println!("publishing and sweeping: {kills} kills, no torn entry, nothing left");
+    say!("publishing and sweeping: {kills} kills, no torn entry, nothing left");
     assert!(kills >= 60, "{kills}");
 }
 
@@ -110,7 +110,7 @@ fn killed_at_every_step_of_tuning() {
         assert!(tune(&root, "nothing", 0));
         sound(&root, &format!("tuning killed at step {at}"));
     }
-    println!("tuning: {kills} kills at steps, each resumed, no wrong bit, in {:?}", started.elapsed());
+    say!("tuning: {kills} kills at steps, each resumed, no wrong bit, in {:?}", started.elapsed());
     assert!(kills >= 60, "{kills}");
 }
 
@@ -155,5 +155,5 @@ fn killed_at_any_time() {
         whole(&root);
         sound(&root, &format!("killed after {delay:?}"));
     }
-    println!("at any time: {kills} kills of a prewarm within {span:?}, no wrong result, nothing left");
+    say!("at any time: {kills} kills of a prewarm within {span:?}, no wrong result, nothing left");
 }

@@ -52,7 +52,7 @@ fn a_hundred_thousand_entries() {
         let started = Instant::now();
         assert_eq!(works(&engine), Origin::Disk);
         let (took, opens) = (started.elapsed(), files.opens.load(Relaxed));
-        println!("{ENTRIES} entries: {opens} files opened, first result after {took:?}");
+        say!("{ENTRIES} entries: {opens} files opened, first result after {took:?}");
         assert_eq!(opens, 2);
     }
     let started = Instant::now();
@@ -65,7 +65,7 @@ fn a_hundred_thousand_entries() {
         .expect("started");
     let took = started.elapsed();
     let lines = String::from_utf8(listed.stdout).expect("text").lines().count();
-    println!("inspect list: {lines} lines in {took:?}");
+    say!("inspect list: {lines} lines in {took:?}");
     assert!(lines as u32 > ENTRIES, "{lines}");
     // Alone on two cores it takes less than a second; tests run beside it.
     assert!(took < Duration::from_secs(10), "{took:?}");

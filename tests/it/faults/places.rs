@@ -97,7 +97,7 @@ fn disks_that_refuse_from_any_step_on() {
     let engine = with(folder.path(), &Faulty::new(Fault::Refuse(io::ErrorKind::StorageFull), 0), Tuning::BLOCKING);
     assert_eq!(works(&engine), Origin::Tuned);
     assert!(engine.stats().failed_writes > 1);
-    println!("{refused} refused writes, each old entry whole, nothing left");
+    say!("{refused} refused writes, each old entry whole, nothing left");
 }
 
 #[test]

@@ -45,7 +45,7 @@ fn sixty_four_processes_on_an_empty_cache() {
         let took = started.elapsed();
         let artifacts = Disk::open(folder.path()).expect("opens").list(Kind::Artifact).expect("listed").len() as u64;
         let [compiles, tunings, waited] = ["compiles", "tunings", "waited"].map(|name| sum(&outputs, name));
-        println!(
+        say!(
             "{PROCESSES} processes, {tuning}: artifacts {artifacts}, compiles {compiles}, tunings {tunings}, waits {waited}, {took:?}"
         );
         assert!(artifacts > 1);
@@ -73,10 +73,7 @@ fn a_lock_held_by_a_stopped_process() {
     // What has been made is there for others, at once.
     let started = Instant::now();
     assert_eq!(works(&on(&root, Tuning::Frozen)), Origin::Disk);
-    println!(
-        "a stopped owner: the work is doubled after {waited:?}, a third process answers in {:?}",
-        started.elapsed()
-    );
+    say!("a stopped owner: the work is doubled after {waited:?}, a third process answers in {:?}", started.elapsed());
     // Its lock and its files are not taken for leftovers while it lives.
     let disk = Disk::open(&root).expect("opens");
     assert_eq!(disk.gc().expect("swept").locks, 0);
@@ -104,7 +101,7 @@ fn a_lock_dies_with_its_owner() {
         (waiting.join().expect("answers"), killed.elapsed())
     });
     assert_eq!((origin, engine.stats().waited), (Origin::Compiled, 1));
-    println!("an owner that dies: the next one has compiled {waited:?} later");
+    say!("an owner that dies: the next one has compiled {waited:?} later");
     assert!(waited < Duration::from_secs(9), "{waited:?}");
     drop(engine);
     sound(&root, "after a dead owner");
@@ -139,7 +136,7 @@ fn a_tuning_that_is_cut_again_and_again_ends() {
             engine.stats().tunings == 1
         })
         .expect("ends");
-    println!("cut after every round, a tuning has ended after {runs} runs");
+    say!("cut after every round, a tuning has ended after {runs} runs");
     assert!((2..=16).contains(&runs), "{runs}");
     assert_eq!(works(&on(folder.path(), Tuning::BLOCKING)), Origin::Disk);
 }
