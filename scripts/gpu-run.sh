@@ -73,9 +73,9 @@ warm() {
     cache=$(mktemp -d)
     ROPEJIT_CACHE_DIR=$cache "$ropejit" run --model llama-3.1-8b --tuning blocking --json >"$out/cold.json"
     for i in $(seq 10); do
-        ROPEJIT_LOG=ropejit=debug ROPEJIT_CACHE_DIR=$cache "$ropejit" run --model llama-3.1-8b --json 2>>"$out/warm.log"
+        ROPEJIT_CACHE_DIR=$cache "$ropejit" run --model llama-3.1-8b --json
     done >"$out/warm.json"
-    tail -3 "$out/warm.log"
+    ROPEJIT_LOG=ropejit=debug ROPEJIT_CACHE_DIR=$cache "$ropejit" run --model llama-3.1-8b --json 2>&1 >/dev/null | head -5
     ROPEJIT_CACHE_DIR=$here/prewarmed ROPEJIT_TUNING=frozen "$ropejit" run --model llama-3.1-8b --json >"$out/frozen.json"
     # As deployed: a lock file and a copy of the folder that cannot be written to, under another HOME.
     cp -r "$here/prewarmed" "$out/image" && chmod -R a-w "$out/image"
