@@ -7,7 +7,7 @@ use std::sync::Once;
 use pyo3::prelude::*;
 use ropejit::engine::ChoiceMeta;
 use ropejit::rope::model::ModelConfig;
-use ropejit::store::{Kind, Store, disk::Disk};
+use ropejit::store::{Kind, Store, layers::Layers};
 use ropejit::{DType, Direction, RopeSpec, TableForm, TableWidth};
 use serde_json::{Value, json};
 
@@ -111,14 +111,10 @@ pub fn stats() -> PyResult<String> {
 #[pyfunction]
 pub fn inspect() -> PyResult<String> {
     guarded(|| {
-        let own = ropejit::store::default_root().filter(|root| root.exists()).map(Disk::open);
-        let others = ropejit::store::default_read_only().into_iter().filter(|root| root.exists()).map(Disk::read_only);
-        let mut all = Vec::new();
-        for disk in own.into_iter().chain(others) {
-            all.extend(disk.and_then(|disk| disk.list(Kind::Choice)).map_err(raise)?);
-        }
+        let (user, read_only) = (ropejit::store::default_root(), ropejit::store::default_read_only());
+        let store = Layers::existing(user.as_deref(), &read_only).map_err(raise)?;
         let mut choices = Vec::new();
-        for listed in all {
+        for listed in store.list(Kind::Choice).map_err(raise)? {
             let Ok(entry) = listed.entry else { continue };
             let Ok(meta) = serde_json::from_slice::<ChoiceMeta>(&entry.meta) else { continue };
             let Some(chosen) = meta.record.chosen() else { continue };

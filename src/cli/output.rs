@@ -27,7 +27,20 @@ pub fn line(text: &str) -> Result<()> {
 
 /// A table: `right` columns from the right are numbers.
 pub fn table(header: &[&str], rows: Vec<Vec<String>>, right: usize) -> Result<()> {
-    let mut table = grid(presets::UTF8_HORIZONTAL_ONLY, header, rows, right);
+    let numbers_from = header.len().saturating_sub(right);
+    let aligned = |cells: Vec<String>| {
+        cells.into_iter().enumerate().map(move |(i, text)| {
+            let side = if i >= numbers_from { CellAlignment::Right } else { CellAlignment::Left };
+            Cell::new(text).set_alignment(side)
+        })
+    };
+    let mut table = Table::new();
+    table
+        .load_preset(presets::UTF8_HORIZONTAL_ONLY)
+        .set_header(aligned(header.iter().map(ToString::to_string).collect()));
+    for row in rows {
+        table.add_row(aligned(row));
+    }
     // Rules above, below and under the header only.
     for rule in [
         TableComponent::HorizontalLines,
@@ -61,22 +74,6 @@ pub fn lines(header: &[&str], rows: Vec<Vec<String>>, right: usize) -> Vec<Strin
         line
     };
     rows.iter().map(line).collect()
-}
-
-fn grid(preset: &str, header: &[&str], rows: Vec<Vec<String>>, right: usize) -> Table {
-    let numbers_from = header.len().saturating_sub(right);
-    let aligned = |cells: Vec<String>| {
-        cells.into_iter().enumerate().map(move |(i, text)| {
-            let side = if i >= numbers_from { CellAlignment::Right } else { CellAlignment::Left };
-            Cell::new(text).set_alignment(side)
-        })
-    };
-    let mut table = Table::new();
-    table.load_preset(preset).set_header(aligned(header.iter().map(ToString::to_string).collect()));
-    for row in rows {
-        table.add_row(aligned(row));
-    }
-    table
 }
 
 /// Adds `stats` to a document of a command that runs no engine: nothing was counted.

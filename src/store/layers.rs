@@ -73,6 +73,22 @@ impl Layers {
         Ok(Self::new(top, below))
     }
 
+    /// Opens those of the folders that are there, to look at what they hold, and makes none.
+    ///
+    /// # Errors
+    /// When one cannot be opened or trusted.
+    pub fn existing(user: Option<&Path>, read_only: &[PathBuf]) -> Result<Self> {
+        let top: Arc<dyn Store> = match user.filter(|root| root.exists()) {
+            Some(root) => Arc::new(Disk::open(root)?),
+            None => Arc::new(Memory::default()),
+        };
+        let mut below: Vec<Arc<dyn Store>> = Vec::new();
+        for root in read_only.iter().filter(|root| root.exists()) {
+            below.push(Arc::new(Disk::read_only(root)?));
+        }
+        Ok(Self::new(top, below))
+    }
+
     fn all(&self) -> impl Iterator<Item = &dyn Store> {
         std::iter::once(&self.top).chain(&self.below).map(AsRef::as_ref)
     }

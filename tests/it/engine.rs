@@ -18,11 +18,11 @@ fn on(folder: &Path, tuning: Tuning) -> Engine {
     Engine::builder().device(DeviceChoice::Host).cache_dir(folder).tuning(tuning).build().expect("opens")
 }
 
-fn small() -> Case {
+pub fn small() -> Case {
     Case::new(RopeSpec::new(DType::BF16, 64, 4, 2), 1, 5)
 }
 
-fn works(engine: &Engine, case: &Case) -> Origin {
+pub fn works(engine: &Engine, case: &Case) -> Origin {
     let data = Data::new(case, 1);
     let (origin, got) = run(engine, case, &data).unwrap_or_else(|e| panic!("{e}"));
     assert_bits(case, &got, &data.expected);

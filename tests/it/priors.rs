@@ -9,18 +9,8 @@ use ropejit::jit::{Bucket, Class, Prior, Record, Variant, variant};
 use ropejit::store::Kind;
 use ropejit::{DType, DeviceChoice, Direction, Engine, Origin, RopeSpec, Tuning};
 
-use crate::cases::{Case, Data, assert_bits, run};
-
-fn small() -> Case {
-    Case::new(RopeSpec::new(DType::BF16, 64, 4, 2), 1, 5)
-}
-
-fn works(engine: &Engine, case: &Case) -> Origin {
-    let data = Data::new(case, 1);
-    let (origin, got) = run(engine, case, &data).unwrap_or_else(|e| panic!("{e}"));
-    assert_bits(case, &got, &data.expected);
-    origin
-}
+use crate::cases::Case;
+use crate::engine::{small, works};
 
 /// The variants for `small()`, the default first.
 fn space(engine: &Engine) -> Vec<Variant> {

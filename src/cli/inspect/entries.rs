@@ -1,13 +1,10 @@
 //! The cache as `inspect` sees it: entries, and what their metadata says.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use ropejit::engine::{ArtifactMeta, ChoiceMeta};
 use ropejit::jit::Candidate;
-use ropejit::store::disk::Disk;
 use ropejit::store::layers::Layers;
-use ropejit::store::memory::Memory;
 use ropejit::store::{Head, Kind, Listed, Store, default_read_only, default_root};
 use ropejit::{Error, ErrorKind, Result, RopeSpec};
 use serde::Serialize;
@@ -29,12 +26,7 @@ pub struct Cache {
 
 impl Cache {
     pub fn open(root: &Path) -> Result<Self> {
-        let top: Arc<dyn Store> = if root.exists() { Arc::new(Disk::open(root)?) } else { Arc::new(Memory::default()) };
-        let mut below: Vec<Arc<dyn Store>> = Vec::new();
-        for folder in default_read_only().into_iter().filter(|folder| folder.exists()) {
-            below.push(Arc::new(Disk::read_only(folder)?));
-        }
-        Ok(Self { root: root.to_owned(), store: Layers::new(top, below) })
+        Ok(Self { root: root.to_owned(), store: Layers::existing(Some(root), &default_read_only())? })
     }
 
     /// The heads of all entries, choices first.
