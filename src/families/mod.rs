@@ -1,0 +1,3 @@
+//! The families of kernels that the service serves.
+
+pub mod rope;
