@@ -3,6 +3,7 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
+use super::missing::missing;
 use super::shared::Shared;
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::lock::{Lock, Locked, MAX_BYTES};
@@ -16,7 +17,7 @@ pub fn read_lock(path: &Path, families: &dyn Families) -> Result<Lock> {
     let name = path.display().to_string();
     let failed = |e| {
         Error::io(path, "the lock file cannot be read", e)
-            .hint("name a file that `ropejit prewarm --lock FILE` has written, or none")
+            .hint("name a lock file that a prewarm has written, or none")
     };
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path).map_err(failed)?;
@@ -24,7 +25,7 @@ pub fn read_lock(path: &Path, families: &dyn Families) -> Result<Lock> {
     let bad = |what: String| {
         Err(Error::new(ErrorKind::LockFile, what)
             .subject_is(&*name)
-            .hint("name a file that `ropejit prewarm --lock FILE` has written"))
+            .hint("name a lock file that a prewarm has written"))
     };
     if bytes.len() as u64 > MAX_BYTES {
         return bad(format!("more than {MAX_BYTES} bytes are no lock file"));
@@ -55,8 +56,7 @@ impl Held {
         let lock = read_lock(&path, families)?;
         if !lock.is_of(families.templates()) {
             tracing::warn!(
-                "{}: made with other templates; its variants are used, but others may be faster now: ropejit prewarm … \
-                 --lock {0}",
+                "{}: made with other templates; its variants are used, but others may be faster now: write it again",
                 path.display()
             );
         }
@@ -88,8 +88,7 @@ impl Held {
             facts.name,
             facts.arch
         );
-        let hint = format!("prewarm it without the lock file, and write the file again ({file})");
-        Error::new(ErrorKind::NotCached, what).subject_is(problem.spec().to_string()).hint(hint)
+        missing(what, problem, Some(&self.path), false)
     }
 }
 
@@ -109,10 +108,7 @@ impl Decided<'_> {
         let config = problem.parse(&self.locked.config)?;
         problem.check(&config, shared.device.abilities()).map_err(|e| {
             let what = format!("the variant is not legal on {}: {}", shared.device.facts().name, e.message());
-            let file = self.held.path.display();
-            Error::new(ErrorKind::LockFile, what).subject_is(self.at()).hint(format!(
-                "ropejit prewarm --check {file} shows all such lines, ropejit prewarm … --lock {file} writes them anew"
-            ))
+            Error::new(ErrorKind::LockFile, what).subject_is(self.at()).hint("correct the line, or write the file again")
         })?;
         Ok(config)
     }
@@ -125,7 +121,6 @@ impl Decided<'_> {
             self.at(),
             self.locked.config
         );
-        let hint = format!("prewarm it with the lock file: ROPEJIT_LOCK={}", self.held.path.display());
-        Error::new(ErrorKind::NotCached, what).subject_is(problem.spec().to_string()).hint(hint)
+        missing(what, problem, Some(&self.held.path), true)
     }
 }
