@@ -211,9 +211,9 @@ pub fn prewarm(shared: &Shared, slots: Option<&Slots>, problem: &dyn Problem, tu
 fn prewarm_locked(shared: &Shared, problem: &dyn Problem) -> Result<Vec<Prepared>> {
     let Some(held) = &shared.lock else { return Ok(Vec::new()) };
     let lines = if shared.device.runs() {
-        held.decides(shared, problem).into_iter().collect()
+        held.decides(shared.device.as_ref(), problem).into_iter().collect()
     } else {
-        held.all_of_arch(shared, problem)
+        held.all_of_arch(shared.device.as_ref(), problem)
     };
     let mut done: Vec<Prepared> = Vec::new();
     for line in lines {
