@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use super::{Borrowed, Place};
+use super::borrowed::{Borrowed, Location};
 use crate::device::Memory;
 use crate::error::{Error, Result};
 
@@ -61,7 +61,7 @@ impl<'a> Offsets<'a> {
         self.memory.address
     }
 
-    pub(crate) fn place(&self) -> Place {
+    pub(crate) fn place(&self) -> Location {
         self.memory.place
     }
 }
@@ -103,7 +103,7 @@ impl<'a> CuSeqlens<'a> {
         self.memory.address
     }
 
-    pub(crate) fn place(&self) -> Place {
+    pub(crate) fn place(&self) -> Location {
         self.memory.place
     }
 }
@@ -165,7 +165,7 @@ impl<'a> PositionIds<'a> {
         self.memory.address
     }
 
-    pub(crate) fn place(&self) -> Place {
+    pub(crate) fn place(&self) -> Location {
         self.memory.place
     }
 }

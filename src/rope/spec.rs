@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::DType;
+use super::dtype::DType;
 use super::scaling::{Mrope, TableMode};
 use crate::error::{Error, Result};
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::launch::{Call, launch};
 use super::params::AngleParams;
-use crate::args::{Args, CuSeqlens, Made, Offsets, Operand, Place, PositionIds, Positions, Tables, Tensor};
+use crate::args::{Args, CuSeqlens, Made, Offsets, Operand, PositionIds, Positions, Tables, Tensor};
+use crate::args::borrowed::Location;
 use crate::error::{Error, Result};
 use crate::jit::Class;
 use crate::service::family::{Bucket, Device, Memory, Plan, Stream, Throttle, Trial};
@@ -137,7 +138,7 @@ impl Scratch {
             tables: self.tables(width)?,
             positions,
         };
-        match Call::new(spec, &args, Place::Raw, self.fault)? {
+        match Call::new(spec, &args, Location::Raw, self.fault)? {
             Some(call) => launch(plan, stream, &call),
             None => Err(Error::argument("tokens", "there is nothing to measure")),
         }
@@ -152,7 +153,7 @@ impl Scratch {
         if self.class.table_word == 0 {
             return Ok(Tables::computed(width, made));
         }
-        Ok(Tables::made(self.tables.address(), Place::Raw, rows, width, made))
+        Ok(Tables::made(self.tables.address(), Location::Raw, rows, width, made))
     }
 
     /// Partial rotary in place: nothing is copied, and outputs lie where inputs lay.
