@@ -439,7 +439,7 @@ pub fn search_nvrtc_in(folder: impl Into<PathBuf>) {
 
 /// A failed compilation: keeps the source where a person can look at it, and says where.
 fn compile_error(compiler: &str, options: &[String], source: &str, log: &str) -> Error {
-    let digest = crate::jit::key::source_digest(source);
+    let digest = crate::service::digest::text_digest(source);
     let prefix = format!("ropejit-{}-", &digest[..16]);
     let dump = tempfile::Builder::new().prefix(&prefix).suffix(".cu").tempfile().and_then(|mut file| {
         file.write_all(source.as_bytes())?;

@@ -12,7 +12,8 @@ use super::throttle::cancelled;
 use super::stats::Counters;
 use crate::device::{Binary, Device, Kernel};
 use crate::error::{Error, ErrorKind, Result};
-use crate::jit::key::{Key, KeyFields, source_digest};
+use crate::jit::key::{Key, KeyFields};
+use crate::service::digest::text_digest;
 use crate::service::family::{Config, Origin, Problem, Source, Stated};
 use crate::store::flight::{self, Flight};
 use crate::store::{Entry, Kind, Lookup, Miss, Store};
@@ -197,7 +198,7 @@ impl Kernels {
         make: impl FnOnce(&Source) -> Result<Option<(Loaded, Origin)>>,
     ) -> Result<Option<(Loaded, Origin)>> {
         let source = problem.source(self.device.dialect(), config);
-        let name = [&source_digest(&source.text), &source.entry, &source.options.join(" ")].map(String::as_str).join(" ");
+        let name = [&text_digest(&source.text), &source.entry, &source.options.join(" ")].map(String::as_str).join(" ");
         let slot = Arc::clone(&self.slots.entry(name).or_default());
         let mut held = match slot.try_lock() {
             Err(TryLockError::WouldBlock) if !wait => return make(&source),

@@ -29,7 +29,7 @@ pub fn templates_digest() -> &'static str {
             hasher.update((text.len() as u64).to_le_bytes());
             hasher.update(text);
         }
-        super::key::hex(&hasher.finalize())
+        crate::service::digest::hex(&hasher.finalize())
     });
     &DIGEST
 }

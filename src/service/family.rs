@@ -16,7 +16,7 @@ pub use crate::device::{
     Abilities, Device, Dialect, Geometry, Kernel, LaunchAttrs, Memory, Source, Stream,
 };
 pub use crate::engine::throttle::Throttle;
-pub use crate::jit::Bucket;
+pub use super::bucket::Bucket;
 
 /// One assignment of a family's tunables. All configs of a problem give the same bits, or within its tolerance.
 pub type Config = Stated;
