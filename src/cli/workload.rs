@@ -58,11 +58,12 @@ fn shared(engine: &Engine, chosen: &Chosen, batch: usize, tokens: usize) -> Resu
         PositionForm::Implicit => vec![0],
         PositionForm::Ids32 | PositionForm::Ids64 => (0..axes).flat_map(|_| 0..tokens as i64).collect(),
         PositionForm::Offsets32 | PositionForm::Offsets64 => vec![0; batch],
-        PositionForm::CuSeqlens => vec![0, tokens as i64],
+        PositionForm::CuSeqlens | PositionForm::CuSeqlens64 => vec![0, tokens as i64],
     };
-    let ids: Vec<u8> = match spec.positions {
-        PositionForm::Ids64 | PositionForm::Offsets64 => numbers.into_iter().flat_map(i64::to_ne_bytes).collect(),
-        _ => numbers.into_iter().flat_map(|n| (n as i32).to_ne_bytes()).collect(),
+    let ids: Vec<u8> = if spec.positions.is_wide() {
+        numbers.into_iter().flat_map(i64::to_ne_bytes).collect()
+    } else {
+        numbers.into_iter().flat_map(|n| (n as i32).to_ne_bytes()).collect()
     };
     let upload = |bytes: &[u8]| {
         let memory = engine.device().alloc(bytes.len())?;
@@ -194,18 +195,17 @@ impl Workload {
             positions: match spec.positions {
                 PositionForm::Implicit => Positions::Offset(0),
                 form @ (PositionForm::Ids32 | PositionForm::Ids64) => {
-                    let (wide, strides) = (form == PositionForm::Ids64, [self.tokens as i64, 0, 1]);
+                    let (wide, strides) = (form.is_wide(), [self.tokens as i64, 0, 1]);
                     // SAFETY: a number for each token of each axis, shared by the batch.
                     Positions::Ids(unsafe { PositionIds::from_raw(at(ids.as_ref(), 0), wide, strides) })
                 }
                 form @ (PositionForm::Offsets32 | PositionForm::Offsets64) => {
-                    let wide = form == PositionForm::Offsets64;
                     // SAFETY: a number for each sequence.
-                    Positions::Offsets(unsafe { Offsets::from_raw(at(ids.as_ref(), 0), wide) })
+                    Positions::Offsets(unsafe { Offsets::from_raw(at(ids.as_ref(), 0), form.is_wide()) })
                 }
-                PositionForm::CuSeqlens => {
+                form @ (PositionForm::CuSeqlens | PositionForm::CuSeqlens64) => {
                     // SAFETY: two numbers, for one sequence.
-                    let cu_seqlens = unsafe { CuSeqlens::from_raw(at(ids.as_ref(), 0), 1) };
+                    let cu_seqlens = unsafe { CuSeqlens::from_raw(at(ids.as_ref(), 0), form.is_wide(), 1) };
                     Positions::Packed { cu_seqlens, offsets: None }
                 }
             },

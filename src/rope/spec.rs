@@ -77,8 +77,24 @@ pub enum PositionForm {
     /// `offset[b] + s` for token `s` of sequence `b`, offsets of type i64.
     Offsets64,
     /// Sequences packed one after the other, `cu_seqlens` of type i32 saying where each begins: token `t` of sequence `n`
-    /// stands at `t − cu_seqlens[n]`, plus an offset (i32) of its own where offsets are given.
+    /// stands at `t − cu_seqlens[n]`, plus the sequence's own offset (i32 or i64) where offsets are given. A token of no
+    /// sequence, such as the padding behind `cu_seqlens[-1]`, stays as it is in both directions: copied out of place, not
+    /// written in place, and never a fault.
     CuSeqlens,
+    /// As [`CuSeqlens`](Self::CuSeqlens), with `cu_seqlens` of type i64.
+    CuSeqlens64,
+}
+
+impl PositionForm {
+    /// Whether sequences are packed one after the other.
+    pub fn is_packed(self) -> bool {
+        matches!(self, Self::CuSeqlens | Self::CuSeqlens64)
+    }
+
+    /// Whether the numbers that the form names are i64: `position_ids`, offsets, or `cu_seqlens`.
+    pub fn is_wide(self) -> bool {
+        matches!(self, Self::Ids64 | Self::Offsets64 | Self::CuSeqlens64)
+    }
 }
 
 /// One rotary position embedding, stated completely: everything that decides a bit of the result or the form of an
