@@ -39,7 +39,9 @@ def apply(
             eager PyTorch does in bfloat16 and float16. For float32 they are the same.
 
     Gradients are computed for q and k, not for cos and sin. Works under ``torch.compile(fullgraph=True)`` and in CUDA
-    graphs. Arrays of other libraries (NumPy, CuPy) are taken through DLPack.
+    graphs. Arrays of other libraries (NumPy, CuPy, JAX) are taken through DLPack. On a GPU the call stands in line on the
+    stream that the library works on now, as one of its own. Where a library does not tell its stream (only CuPy, and those
+    with DLPack's C exchange API do), or arrays of several are mixed, the call returns when its work is done.
     """
     if _is_compiling():
         from . import _ops

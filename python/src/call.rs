@@ -258,6 +258,20 @@ impl Call {
         }
         py.detach(|| rope.apply(stream(), &self.args())).map(drop).map_err(raise)
     }
+
+    /// The same, and returns when the launch has ended.
+    pub fn launch_and_wait(&self, py: Python<'_>, stream: u64) -> PyResult<()> {
+        let engine = engines::engine(py, self.device)?;
+        // SAFETY: as in `launch`.
+        let used = move || unsafe { Stream::from_raw(stream as *mut c_void) };
+        if engine.device().is_capturing(used()) {
+            let what = "a CUDA graph is captured, and this call has to wait for its end: its arrays' library does not say \
+                        which stream it works on, or their libraries work on several";
+            return Err(wrong("q", what));
+        }
+        self.launch(py, stream)?;
+        py.detach(|| engine.device().wait_for(used())).map_err(raise)
+    }
 }
 
 /// # Safety
