@@ -307,6 +307,29 @@ mod tests {
         assert_eq!(names(|s| s.mrope = sections([16, 24, 24])), "positions");
     }
 
+    /// Lock files and caches hold these words.
+    #[test]
+    fn forms_of_positions_keep_their_names() {
+        use PositionForm::{CuSeqlens, CuSeqlens64, Ids32, Ids64, Implicit, Offsets32, Offsets64};
+        for (form, word) in [
+            (Implicit, "implicit"),
+            (Ids32, "ids32"),
+            (Ids64, "ids64"),
+            (Offsets32, "offsets32"),
+            (Offsets64, "offsets64"),
+            (CuSeqlens, "cu_seqlens"),
+            (CuSeqlens64, "cu_seqlens64"),
+        ] {
+            let spec = RopeSpec::new(DType::BF16, 128, 32, 8).with_positions(form);
+            let line = format!("bf16 d128 h32/8 half_split once table=f32/half pos={word}");
+            assert_eq!(spec.to_string(), line);
+            assert_eq!(line.parse::<RopeSpec>().expect("reads back").positions, form);
+            let json = serde_json::to_string(&form).expect("JSON");
+            assert_eq!(json, format!("\"{word}\""));
+            assert_eq!(serde_json::from_str::<PositionForm>(&json).expect("reads back"), form);
+        }
+    }
+
     #[test]
     fn display_is_one_readable_line() {
         let spec = RopeSpec::new(DType::BF16, 128, 32, 8);
