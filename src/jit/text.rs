@@ -85,6 +85,7 @@ pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::service::bucket::Bucket;
 
     pub fn variants() -> impl Strategy<Value = Variant> {
         let hint = || prop::sample::select(vec![Hint::Default, Hint::Streaming, Hint::EvictFirst]);

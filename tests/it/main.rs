@@ -21,5 +21,6 @@ mod lock;
 mod lock_cli;
 mod nvrtc;
 mod portable;
+mod positions;
 mod priors;
 mod structure;
