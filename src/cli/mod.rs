@@ -20,6 +20,7 @@ mod prewarm_command;
 mod program;
 mod run;
 mod spec;
+mod table;
 mod workload;
 
 use std::ffi::OsString;
