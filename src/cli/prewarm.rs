@@ -65,7 +65,7 @@ pub struct Prewarm {
     #[arg(long, value_name = "FILE")]
     manifest: Option<std::path::PathBuf>,
     /// Also write the choices to this lock file. Choices of a file that is there are kept, but for those made again and
-    /// those of other templates.
+    /// those of other templates; comments stay.
     #[arg(long, value_name = "FILE")]
     lock: Option<std::path::PathBuf>,
     /// Only say whether this lock file still fits: the templates, this device (or --arch), the variants that are legal.

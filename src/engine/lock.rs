@@ -3,12 +3,13 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
+use super::choices::record_of;
 use super::kernels::Loaded;
 use super::resolve::{Prewarmed, plan, prewarm_command};
 use super::{Engine, Shared, Tuning};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::lock::{Lock, Locked, MAX_BYTES};
-use crate::jit::{Bucket, Candidate, Class, Record, Variant, variant};
+use crate::jit::{Bucket, Candidate, Class, Variant, variant};
 use crate::plan::{Origin, Plan};
 use crate::rope::RopeSpec;
 
@@ -63,6 +64,16 @@ impl Held {
         let facts = shared.device.facts();
         let (place, locked) = self.lock.find(&facts.arch, &facts.identity(), spec, class, bucket)?;
         Some((place.device.is_some(), locked))
+    }
+
+    /// Warns that the file names nothing for the device: what is prepared is chosen here.
+    fn tell_if_silent(&self, shared: &Shared) {
+        let facts = shared.device.facts();
+        let identity = shared.device.runs().then(|| facts.identity());
+        if self.lock.is_silent(&facts.arch, identity.as_ref()) {
+            let (file, what) = (self.path.display(), self.lock.silence(&facts.arch, identity.as_ref()));
+            shared.counters.warn_once(format!("{file} has {what}; it decides nothing here"));
+        }
     }
 
     fn at(&self, locked: &Locked) -> String {
@@ -134,6 +145,7 @@ pub(super) fn find(
 /// devices of it. Nothing where the file is silent.
 pub(super) fn prewarm(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: Class) -> Result<Vec<Prewarmed>> {
     let Some(held) = &shared.lock else { return Ok(Vec::new()) };
+    held.tell_if_silent(shared);
     let named: Vec<(bool, &Locked)> = if shared.device.runs() {
         held.choice(shared, spec, class, bucket).into_iter().collect()
     } else {
@@ -183,11 +195,10 @@ fn obtain(shared: &Shared, held: &Held, locked: &Locked, compile: bool) -> Resul
 /// Notes the artifact among the candidates of the architecture's choice, so that the next process finds it without asking
 /// a compiler. A choice that is there keeps its winner.
 fn note(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: Class, variant: Variant, loaded: &Loaded) {
-    let mut record = shared.choices.read_arch(spec, bucket, class).unwrap_or_else(|| Record {
-        device: shared.device.facts().name.clone(),
-        compiler: shared.device.compiler().unwrap_or_default(),
-        ..Record::new(bucket.tokens(), Vec::new())
-    });
+    let mut record = shared
+        .choices
+        .read_arch(spec, bucket, class)
+        .unwrap_or_else(|| record_of(shared.device.as_ref(), bucket.tokens(), Vec::new()));
     let artifact = Some(loaded.artifact);
     match record.candidates.iter_mut().find(|c| c.variant == variant) {
         Some(candidate) => candidate.artifact = artifact,

@@ -3,6 +3,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
+use super::choices::record_of;
 use super::kernels::Loaded;
 use super::pace::Pace;
 use super::{BUDGET, Engine, Rope, RopeState, Shared, Tuning, lock, priors, turn};
@@ -263,11 +264,7 @@ fn legal_choice<'a>(
 /// Notes that the default serves, so that the next process finds its artifact without asking a compiler.
 fn keep_default(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: Class, default: Variant, loaded: &Loaded) {
     let candidate = Candidate { artifact: Some(loaded.artifact), ..Candidate::new(default) };
-    let record = Record {
-        device: shared.device.facts().name.clone(),
-        compiler: shared.device.compiler().unwrap_or_default(),
-        ..Record::new(bucket.tokens(), vec![candidate])
-    };
+    let record = record_of(shared.device.as_ref(), bucket.tokens(), vec![candidate]);
     shared.choices.write(spec, bucket, class, record, false);
 }
 
