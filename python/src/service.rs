@@ -7,7 +7,8 @@ use std::sync::Once;
 use pyo3::prelude::*;
 use ropejit::engine::ChoiceMeta;
 use ropejit::rope::model::ModelConfig;
-use ropejit::store::{Kind, Store, layers::Layers};
+use ropejit::store::layers::{Layers, Places};
+use ropejit::store::{Kind, Store};
 use ropejit::{DType, Direction, RopeSpec, TableForm, TableWidth};
 use serde_json::{Value, json};
 
@@ -111,8 +112,7 @@ pub fn stats() -> PyResult<String> {
 #[pyfunction]
 pub fn inspect() -> PyResult<String> {
     guarded(|| {
-        let (user, read_only) = (ropejit::store::default_root(), ropejit::store::default_read_only());
-        let store = Layers::existing(user.as_deref(), &read_only).map_err(raise)?;
+        let store = Places::from_environment().and_then(|places| Layers::existing(&places)).map_err(raise)?;
         let mut choices = Vec::new();
         for listed in store.list(Kind::Choice).map_err(raise)? {
             let Ok(entry) = listed.entry else { continue };

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Args;
-use ropejit::jit::Bucket;
+use ropejit::jit::{Bucket, Class};
 use ropejit::{Engine, Error, ErrorKind, Origin, Result};
 use serde::Serialize;
 
@@ -52,6 +52,10 @@ pub struct Prewarm {
     /// Prepare for q and k stored as [B,H,S,D] instead of [B,S,H,D].
     #[arg(long)]
     bhsd: bool,
+    /// Prepare for these layout classes instead, as errors and `inspect` name them, such as bshd/8B/t16B: tensors that are not
+    /// contiguous, or not aligned as far as their sizes allow.
+    #[arg(long, value_name = "CLASS,...", value_delimiter = ',', value_parser = spec::parse::<Class>, conflicts_with = "bhsd")]
+    layout: Vec<Class>,
     /// Compile for these architectures instead of this machine's GPU.
     #[arg(long, value_delimiter = ',', value_name = "sm_NN,...")]
     arch: Vec<String>,
@@ -72,7 +76,7 @@ pub struct Prewarm {
     #[arg(
         long,
         value_name = "FILE",
-        conflicts_with_all = ["model", "lock", "manifest", "no_tune", "measure", "bhsd", "head_dim", "num_heads"]
+        conflicts_with_all = ["model", "lock", "manifest", "no_tune", "measure", "bhsd", "layout", "head_dim", "num_heads"]
     )]
     check: Option<std::path::PathBuf>,
     /// Print one JSON document.
@@ -171,7 +175,12 @@ impl Prewarm {
             for one in chosen {
                 for tokens in tokens.iter().map(|bucket| bucket.tokens()) {
                     bar.set_message(format!("{}, {tokens} tokens, {}", one.name, engine.facts().arch));
-                    let done = engine.prewarm(std::slice::from_ref(&one.spec), &[tokens], self.bhsd, !self.no_tune)?;
+                    let specs = std::slice::from_ref(&one.spec);
+                    let done = if self.layout.is_empty() {
+                        engine.prewarm(specs, &[tokens], self.bhsd, !self.no_tune)?
+                    } else {
+                        engine.prewarm_classes(specs, &[tokens], &self.layout, !self.no_tune).map_err(spec::as_typed)?
+                    };
                     if let Some(writer) = &mut writer {
                         for done in &done {
                             writer.add(engine, done);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use ropejit::rope::model::{ModelConfig, SHIPPED};
-use ropejit::rope::scaling::{Frequencies, RopeParameters, TableMode};
+use ropejit::rope::scaling::{Frequencies, Mrope, RopeParameters, TableMode};
 use ropejit::{
     DType, Direction, Error, ErrorKind, PairStyle, PositionForm, Result, RopeSpec, Rounding, TableForm, TableWidth,
 };
@@ -39,6 +39,9 @@ pub struct NumberArgs {
     /// Which elements turn together [default: half-split].
     #[arg(long, value_enum, requires = "head_dim")]
     pub style: Option<StyleArg>,
+    /// Pairs of the temporal, height and width axes of positions, such as 16/24/24 or 24/20/20/interleaved.
+    #[arg(long, value_name = "T/H/W", requires = "head_dim", value_parser = parse::<Mrope>)]
+    pub mrope: Option<Mrope>,
 }
 
 /// How it is called.
@@ -143,7 +146,7 @@ impl SpecArgs {
 
 impl NumberArgs {
     /// What cannot stand beside `--model`.
-    pub const NAMES: [&str; 5] = ["head_dim", "num_heads", "num_kv_heads", "rotary_dim", "style"];
+    pub const NAMES: [&str; 6] = ["head_dim", "num_heads", "num_kv_heads", "rotary_dim", "style", "mrope"];
 
     /// The RoPE that the numbers say.
     pub fn choose(&self, form: &FormArgs, tokens: u64) -> Result<Chosen> {
@@ -157,6 +160,7 @@ impl NumberArgs {
             None | Some(StyleArg::HalfSplit) => PairStyle::HalfSplit,
             Some(StyleArg::Interleaved) => PairStyle::Interleaved,
         };
+        spec.mrope = self.mrope;
         let spec = form.apply(spec);
         spec.validate().map_err(as_typed)?;
         let mut parameters = RopeParameters::new(10_000.0, head_dim);

@@ -1,11 +1,10 @@
 //! The identity of the host's C++ compiler: what it says to `--version`, the same on every machine that has this version. Not
 //! its file's path, size or time, which differ between machines.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::Mutex;
 
 use sha2::{Digest as _, Sha256};
 
@@ -14,13 +13,17 @@ use crate::jit::key::hex;
 
 /// The version of the compiler in this file, asked for once a process.
 pub(super) fn of(file: &Path) -> Result<String> {
-    static KNOWN: OnceLock<Mutex<HashMap<PathBuf, String>>> = OnceLock::new();
-    let mut known = KNOWN.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(version) = known.get(file) {
+    // Never waited for: a child of `fork` may have it locked for ever.
+    static KNOWN: Mutex<Vec<(PathBuf, String)>> = Mutex::new(Vec::new());
+    if let Ok(known) = KNOWN.try_lock()
+        && let Some((_, version)) = known.iter().find(|(known, _)| known == file)
+    {
         return Ok(version.clone());
     }
     let version = ask(file)?;
-    known.insert(file.to_owned(), version.clone());
+    if let Ok(mut known) = KNOWN.try_lock() {
+        known.push((file.to_owned(), version.clone()));
+    }
     Ok(version)
 }
 

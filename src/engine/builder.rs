@@ -8,6 +8,7 @@ use std::time::Instant;
 use dashmap::DashMap;
 
 use super::choices::Choices;
+use super::command::quoted;
 use super::kernels::Kernels;
 use super::lock::Held;
 use super::priors::Source;
@@ -18,10 +19,11 @@ use crate::device::{self, Device, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::jit::prior::Priors;
 use crate::store::layers::{Layers, Places};
-use crate::store::{self, Store, memory::Memory, sweep::Bytes};
+use crate::store::{Store, memory::Memory};
 
 /// Options of an [`Engine`]. Unset ones come from the environment (`ROPEJIT_DEVICE`, `ROPEJIT_CACHE_DIR`,
-/// `ROPEJIT_CACHE_PATH`, `ROPEJIT_CACHE_MAX_BYTES`, `ROPEJIT_TUNING`, `ROPEJIT_LOCK`), then from the defaults.
+/// `ROPEJIT_CACHE_PATH`, `ROPEJIT_CACHE_MAX_BYTES`, `ROPEJIT_TRUST_GROUP`, `ROPEJIT_STRICT`, `ROPEJIT_TUNING`, `ROPEJIT_LOCK`),
+/// then from the defaults.
 #[derive(Default)]
 pub struct Builder {
     device: Option<DeviceChoice>,
@@ -30,6 +32,8 @@ pub struct Builder {
     cache_dir: Option<PathBuf>,
     cache_path: Option<Vec<PathBuf>>,
     cache_max_bytes: Option<u64>,
+    trust_group: Option<u32>,
+    strict: Option<bool>,
     store: Option<Arc<dyn Store>>,
     in_memory: bool,
     without_portable: bool,
@@ -81,6 +85,21 @@ impl Builder {
     #[must_use]
     pub fn cache_max_bytes(mut self, bytes: u64) -> Self {
         self.cache_max_bytes = Some(bytes);
+        self
+    }
+
+    /// A group, by its number, that may write to the cache folders: whoever is in it can run code in this process. For volumes
+    /// that Kubernetes makes writable for a group (`fsGroup`). Default: none.
+    #[must_use]
+    pub fn trust_group(mut self, group: u32) -> Self {
+        self.trust_group = Some(group);
+        self
+    }
+
+    /// Whether a cache folder that others can write to is an error; default: no, it is not used, and a warning says so.
+    #[must_use]
+    pub fn strict(mut self, on: bool) -> Self {
+        self.strict = Some(on);
         self
     }
 
@@ -146,12 +165,24 @@ impl Builder {
         self
     }
 
+    /// The options that a command does not find in the environment.
+    fn command_environment(&self) -> String {
+        let folder = self.cache_dir.as_ref().map(|folder| format!("ROPEJIT_CACHE_DIR={} ", quoted(folder)));
+        let device = match self.device {
+            Some(DeviceChoice::Host) => Some("ROPEJIT_DEVICE=host ".to_owned()),
+            Some(DeviceChoice::Cuda(n)) => Some(format!("ROPEJIT_DEVICE=cuda:{n} ")),
+            _ => None,
+        };
+        [folder, device].into_iter().flatten().collect()
+    }
+
     /// Opens device and cache.
     ///
     /// # Errors
-    /// When the device cannot be had, the cache folder cannot be trusted, the lock file cannot be read, or an
-    /// environment variable is wrong.
+    /// When the device cannot be had, the lock file cannot be read, an environment variable is wrong, or, where that is
+    /// [`strict`](Self::strict), a cache folder cannot be trusted.
     pub fn build(self) -> Result<Engine> {
+        let command_environment = self.command_environment();
         let tuning = match self.tuning {
             Some(tuning) => tuning,
             None => from_environment("ROPEJIT_TUNING")?.unwrap_or_default(),
@@ -163,15 +194,13 @@ impl Builder {
             Some(store) => store,
             None if self.in_memory => Arc::new(Memory::default()),
             None => {
-                let max_bytes = match self.cache_max_bytes {
-                    None => from_environment("ROPEJIT_CACHE_MAX_BYTES")?.map(|Bytes(n)| n),
-                    given => given,
-                };
-                Arc::new(Layers::open(&Places {
-                    user: self.cache_dir.or_else(store::default_root),
-                    read_only: self.cache_path.unwrap_or_else(store::default_read_only),
-                    max_bytes,
-                })?)
+                let mut places = Places::from_environment()?;
+                places.user = self.cache_dir.or(places.user);
+                places.read_only = self.cache_path.unwrap_or(places.read_only);
+                places.max_bytes = self.cache_max_bytes.or(places.max_bytes);
+                places.trust_group = self.trust_group.or(places.trust_group);
+                places.strict = self.strict.unwrap_or(places.strict);
+                Arc::new(Layers::open(&places)?)
             }
         };
         let device: Arc<dyn Device> = match (self.opened, self.arch) {
@@ -198,6 +227,7 @@ impl Builder {
             store,
             tuning,
             lock,
+            command_environment,
             priors: self.priors,
             frozen: AtomicBool::new(false),
             closing,

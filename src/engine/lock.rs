@@ -4,8 +4,9 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use super::choices::record_of;
+use super::command::{fill, prewarm_command, quoted};
 use super::kernels::Loaded;
-use super::resolve::{Prewarmed, plan, prewarm_command};
+use super::resolve::{Prewarmed, plan};
 use super::{Engine, Shared, Tuning};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::lock::{Lock, Locked, MAX_BYTES};
@@ -89,18 +90,25 @@ impl Held {
             facts.name,
             facts.arch
         );
-        let add = format!("ROPEJIT_LOCK= {} --lock {file}", prewarm_command(spec, bucket, class));
-        Error::new(ErrorKind::NotCached, what).subject_is(spec.to_string()).hint(add)
+        let command = format!("{} --lock {}", prewarm_command(spec, bucket, class), quoted(&self.path));
+        Error::new(ErrorKind::NotCached, what).subject_is(spec.to_string()).hint(fill(
+            shared,
+            "ROPEJIT_LOCK= ",
+            &command,
+        ))
     }
 
     /// Says that what the file names is not in the cache.
     fn not_cached(&self, shared: &Shared, locked: &Locked) -> Error {
         let Locked { spec, class, bucket, variant, .. } = locked;
-        let root = shared.store.root().map_or_else(|| "memory".into(), |r| r.display().to_string());
-        let what =
-            format!("{} names '{variant}', which is not in the cache ({root}), and tuning is frozen", self.at(locked));
-        let fill = format!("ROPEJIT_LOCK={} {}", self.path.display(), prewarm_command(spec, *bucket, *class));
-        Error::new(ErrorKind::NotCached, what).subject_is(spec.to_string()).hint(fill)
+        let what = format!(
+            "{} names '{variant}', which is not in the cache ({}), and tuning is frozen",
+            self.at(locked),
+            shared.store.searched()
+        );
+        let file = format!("ROPEJIT_LOCK={} ", quoted(&self.path));
+        let command = prewarm_command(spec, *bucket, *class);
+        Error::new(ErrorKind::NotCached, what).subject_is(spec.to_string()).hint(fill(shared, &file, &command))
     }
 }
 

@@ -11,7 +11,7 @@ pub mod portable;
 pub mod prior;
 pub mod record;
 pub mod render;
-mod text;
+pub(crate) mod text;
 pub mod variant;
 
 pub use identity::Identity;

@@ -9,7 +9,7 @@ pub mod model;
 pub mod reference;
 pub mod scaling;
 mod spec;
-mod text;
+pub(crate) mod text;
 
 pub use dtype::DType;
 pub use layout::Layout;
