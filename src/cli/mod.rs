@@ -9,6 +9,8 @@ mod bench;
 mod bench_picture;
 mod demo;
 mod doctor;
+#[cfg(test)]
+mod hint_tests;
 mod inspect;
 mod lock;
 mod model;

@@ -129,6 +129,8 @@ pub enum PositionArg {
 /// A RoPE to run: a name for people, what is computed, and its frequencies.
 pub struct Chosen {
     pub name: String,
+    /// The model's type; empty for one given by numbers.
+    pub model_type: String,
     pub spec: RopeSpec,
     pub frequencies: Frequencies,
     pub parameters: RopeParameters,
@@ -166,7 +168,7 @@ impl NumberArgs {
         let mut parameters = RopeParameters::new(10_000.0, head_dim);
         parameters.rotary_dim = spec.rotary_dim;
         let frequencies = parameters.frequencies(Some(tokens)).map_err(as_typed)?;
-        Ok(Chosen { name: "custom".into(), spec, frequencies, parameters })
+        Ok(Chosen { name: "custom".into(), model_type: String::new(), spec, frequencies, parameters })
     }
 }
 
@@ -232,7 +234,8 @@ pub fn of_model(model: &str, form: &FormArgs, tokens: u64) -> Result<Vec<Chosen>
         spec.validate().map_err(named)?;
         let name = if config.layers.len() > 1 { format!("{model}/{layer}") } else { model.to_owned() };
         let frequencies = parameters.frequencies(Some(tokens)).map_err(named)?;
-        all.push(Chosen { name, spec, frequencies, parameters: parameters.clone() });
+        let model_type = config.model_type.clone();
+        all.push(Chosen { name, model_type, spec, frequencies, parameters: parameters.clone() });
     }
     Ok(all)
 }

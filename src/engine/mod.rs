@@ -44,6 +44,8 @@ pub use command::prewarm_command;
 pub use kernels::ArtifactMeta;
 use kernels::Kernels;
 pub use lock::read_lock;
+#[cfg(test)]
+pub(crate) use prewarm::prepared_classes;
 pub use resolve::Prewarmed;
 pub use stats::Stats;
 use stats::{Counter, Counters};

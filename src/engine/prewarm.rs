@@ -69,7 +69,7 @@ impl Engine {
 
 /// The classes of calls with contiguous tensors. Partial rotary has one kernel out of place, which copies what does not turn,
 /// and another in place. Angles of the engine are read from a table, or computed for lengths that have none.
-pub(super) fn prepared_classes(spec: &RopeSpec, head_major: bool) -> Vec<Class> {
+pub(crate) fn prepared_classes(spec: &RopeSpec, head_major: bool) -> Vec<Class> {
     let mut classes = vec![Class::contiguous(spec, head_major, true), Class::contiguous(spec, head_major, false)];
     classes.dedup();
     if spec.angles.is_some() {

@@ -14,6 +14,8 @@ mod faults;
 #[cfg(unix)]
 mod fleet;
 mod gpu;
+#[cfg(all(feature = "cli", unix))]
+mod hints;
 mod host;
 #[cfg(all(feature = "cli", unix))]
 mod inspect_cli;
