@@ -4,7 +4,7 @@ use std::path::Path;
 
 use ropejit::engine::Missing;
 use ropejit::jit::Class;
-use ropejit::{Error, ErrorKind, RopeSpec};
+use ropejit::{DeviceChoice, Error, ErrorKind, RopeSpec};
 
 use super::prewarm_command::prewarm_command;
 
@@ -36,14 +36,27 @@ fn without_line(place: &str) -> &str {
     }
 }
 
-/// The command that makes what is missing.
+/// The command that makes what is missing, for the engine as it was built, behind what keeps that from being found.
 fn fill(missing: &Missing) -> Option<String> {
     let (spec, class) = (missing.spec.to::<RopeSpec>()?, missing.class.to::<Class>()?);
-    let command = prewarm_command(&spec, missing.bucket, class);
-    Some(match &missing.lock_file {
+    let folder = missing.cache_dir.as_ref().map(|folder| format!("ROPEJIT_CACHE_DIR={} ", quoted(folder)));
+    let device = match missing.device {
+        Some(DeviceChoice::Host) => "ROPEJIT_DEVICE=host ".to_owned(),
+        Some(DeviceChoice::Cuda(n)) => format!("ROPEJIT_DEVICE=cuda:{n} "),
+        _ => String::new(),
+    };
+    let command = format!("{}{device}{}", folder.unwrap_or_default(), prewarm_command(&spec, missing.bucket, class));
+    let command = match &missing.lock_file {
         None => command,
         Some(file) if missing.is_locked => format!("ROPEJIT_LOCK={} {command}", quoted(file)),
         Some(file) => format!("ROPEJIT_LOCK= {command} --lock {}", quoted(file)),
+    };
+    Some(match (missing.has_folder, &missing.cure) {
+        (true, _) => command,
+        (false, Some(cure)) => format!("{cure}; then: {command}"),
+        (false, None) => {
+            format!("give the engine a cache folder (ROPEJIT_CACHE_DIR, Builder::cache_dir); then: {command}")
+        }
     })
 }
 

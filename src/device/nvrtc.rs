@@ -53,7 +53,9 @@ struct Api {
 pub(super) struct Nvrtc {
     api: Api,
     path: PathBuf,
-    identity: String,
+    /// Major and minor.
+    version: (c_int, c_int),
+    identity: OnceLock<String>,
     // Never dropped: the functions above point into the first.
     _libraries: (Library, Vec<Library>),
 }
@@ -125,19 +127,24 @@ impl Nvrtc {
         if status != 0 {
             return Err(format!("nvrtcVersion failed with {status}"));
         }
-        let path = if file.is_absolute() { file.to_owned() } else { loaded_path().unwrap_or_else(|| file.to_owned()) };
-        // NVRTC does not tell its build; the size of its file does.
-        let build = fs_err::metadata(&path).map_or(0, |m| m.len());
-        let identity = format!("nvrtc {major}.{minor} ({build} bytes)");
-        Ok(Self { api, path, identity, _libraries: (library, builtins) })
+        let path = if file.is_absolute() { None } else { file_of(api.version as *const c_void) };
+        let path = path.unwrap_or_else(|| file.to_owned());
+        let version = (major, minor);
+        Ok(Self { api, path, version, identity: OnceLock::new(), _libraries: (library, builtins) })
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
+    /// Its version with its build, such as `nvrtc 13.0.88`: the same on every machine, wherever its file is. NVRTC's functions
+    /// do not tell the build, but the PTX that it writes does, so the first who asks has an empty program compiled.
     pub(super) fn identity(&self) -> &str {
-        &self.identity
+        self.identity.get_or_init(|| {
+            let build = self.compile("", &[]).ok().and_then(|(binary, _)| build(&binary.ptx).map(String::from));
+            let (major, minor) = self.version;
+            format!("nvrtc {}", build.unwrap_or_else(|| format!("{major}.{minor}")))
+        })
     }
 
     /// Compiles to PTX and cubin, and returns the log as well.
@@ -163,7 +170,7 @@ impl Nvrtc {
         let log = String::from_utf8_lossy(&self.fetch(&program, self.api.log)?).trim_end_matches('\0').to_owned();
         match status {
             0 => {}
-            6 => return Err(compile_error(&self.identity, options, source, &log)),
+            6 => return Err(compile_error(self.identity(), options, source, &log)),
             _ => return Err(self.failed("nvrtcCompileProgram", status).caused_by(log)),
         }
         let ptx = self.fetch(&program, self.api.ptx)?;
@@ -197,7 +204,7 @@ impl Nvrtc {
             unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
         };
         let error =
-            Error::new(ErrorKind::Compile, format!("{what} failed: {}", text.trim_end())).subject_is(&*self.identity);
+            Error::new(ErrorKind::Compile, format!("{what} failed: {}", text.trim_end())).subject_is(self.identity());
         if text.contains("INVALID_OPTION") {
             return error.hint("most likely it does not know the architecture: take another one, or a newer NVRTC");
         }
@@ -270,9 +277,67 @@ fn children(folder: &Path) -> Vec<PathBuf> {
     all
 }
 
-/// The file behind a library that the loader found by its name.
-fn loaded_path() -> Option<PathBuf> {
-    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
-    let line = maps.lines().find(|l| l.contains("/libnvrtc.so") || l.contains("/libnvrtc-"))?;
-    Some(PathBuf::from(&line[line.find('/')?..]))
+/// The build in the head of a PTX text: `13.0.88` of `// Cuda compilation tools, release 13.0, V13.0.88`.
+fn build(ptx: &[u8]) -> Option<&str> {
+    let head = std::str::from_utf8(&ptx[..ptx.len().min(4096)]).ok()?;
+    let (_, version) =
+        head.lines().find(|line| line.starts_with("//") && line.contains(" release "))?.rsplit_once(", V")?;
+    let version = version.trim();
+    let number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    version.split('.').all(number).then_some(version)
+}
+
+/// The file that holds a function: that of a library which the loader found by its name. Other libraries of a similar
+/// name (the builtins, another program's NVRTC) may be mapped as well.
+fn file_of(function: *const c_void) -> Option<PathBuf> {
+    use std::os::unix::ffi::OsStrExt as _;
+    /// `Dl_info` of dlfcn.h.
+    #[repr(C)]
+    struct Info {
+        file: *const c_char,
+        base: *mut c_void,
+        symbol: *const c_char,
+        address: *mut c_void,
+    }
+    unsafe extern "C" {
+        fn dladdr(address: *const c_void, info: *mut Info) -> c_int;
+    }
+    let mut info = Info {
+        file: std::ptr::null(),
+        base: std::ptr::null_mut(),
+        symbol: std::ptr::null(),
+        address: std::ptr::null_mut(),
+    };
+    // SAFETY: any address may be asked for; `info` is valid for a write.
+    if unsafe { dladdr(function, &raw mut info) } == 0 || info.file.is_null() {
+        return None;
+    }
+    // SAFETY: a string of the loader's, which lives as long as the library.
+    let file = unsafe { CStr::from_ptr(info.file) };
+    Some(PathBuf::from(std::ffi::OsStr::from_bytes(file.to_bytes())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_build_is_read_from_the_head_of_a_ptx() {
+        let head = |line: &str| {
+            format!("//\n// Generated by NVIDIA NVVM Compiler\n//\n{line}\n// Based on NVVM 20.0.0\n//\n.version 9.0")
+        };
+        let of = |line: &str| build(head(line).as_bytes()).map(String::from);
+        assert_eq!(of("// Cuda compilation tools, release 13.0, V13.0.88").as_deref(), Some("13.0.88"));
+        assert_eq!(of("// Cuda compilation tools, release 12.8, V12.8.93").as_deref(), Some("12.8.93"));
+        for none in ["", "// Cuda compilation tools, release 13.0", "// release 13.0, Vnext", "// release 1, V"] {
+            assert_eq!(of(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn a_function_is_in_the_file_that_holds_it() {
+        let here = file_of(build as *const c_void).expect("known");
+        assert_eq!(here.canonicalize().ok(), std::env::current_exe().and_then(|exe| exe.canonicalize()).ok());
+        assert_eq!(file_of(std::ptr::null()), None);
+    }
 }

@@ -17,10 +17,11 @@ use crate::device::{self, Device, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::service::family::Families;
 use crate::store::layers::{Layers, Places};
-use crate::store::{self, Store, memory::Memory, sweep::Bytes};
+use crate::store::{Store, memory::Memory};
 
 /// Options of an [`Engine`]. Unset ones come from the environment (`ROPEJIT_DEVICE`, `ROPEJIT_CACHE_DIR`,
-/// `ROPEJIT_CACHE_PATH`, `ROPEJIT_CACHE_MAX_BYTES`, `ROPEJIT_TUNING`, `ROPEJIT_LOCK`), then from the defaults.
+/// `ROPEJIT_CACHE_PATH`, `ROPEJIT_CACHE_MAX_BYTES`, `ROPEJIT_TRUST_GROUP`, `ROPEJIT_STRICT`, `ROPEJIT_TUNING`, `ROPEJIT_LOCK`),
+/// then from the defaults.
 pub struct Builder {
     families: &'static dyn Families,
     extensions: Extensions,
@@ -30,6 +31,8 @@ pub struct Builder {
     cache_dir: Option<PathBuf>,
     cache_path: Option<Vec<PathBuf>>,
     cache_max_bytes: Option<u64>,
+    trust_group: Option<u32>,
+    strict: Option<bool>,
     store: Option<Arc<dyn Store>>,
     in_memory: bool,
     without_portable: bool,
@@ -51,6 +54,8 @@ impl Builder {
             cache_dir: None,
             cache_path: None,
             cache_max_bytes: None,
+            trust_group: None,
+            strict: None,
             store: None,
             in_memory: false,
             without_portable: false,
@@ -102,6 +107,21 @@ impl Builder {
     #[must_use]
     pub fn cache_max_bytes(mut self, bytes: u64) -> Self {
         self.cache_max_bytes = Some(bytes);
+        self
+    }
+
+    /// A group, by its number, that may write to the cache folders: whoever is in it can run code in this process. For volumes
+    /// that Kubernetes makes writable for a group (`fsGroup`). Default: none.
+    #[must_use]
+    pub fn trust_group(mut self, group: u32) -> Self {
+        self.trust_group = Some(group);
+        self
+    }
+
+    /// Whether a cache folder that others can write to is an error; default: no, it is not used, and a warning says so.
+    #[must_use]
+    pub fn strict(mut self, on: bool) -> Self {
+        self.strict = Some(on);
         self
     }
 
@@ -169,8 +189,8 @@ impl Builder {
     /// Opens device and cache.
     ///
     /// # Errors
-    /// When the device cannot be had, the cache folder cannot be trusted, the lock file cannot be read, or an
-    /// environment variable is wrong.
+    /// When the device cannot be had, the lock file cannot be read, an environment variable is wrong, or, where that is
+    /// [`strict`](Self::strict), a cache folder cannot be trusted.
     pub fn build(self) -> Result<Engine> {
         let tuning = match self.tuning {
             Some(tuning) => tuning,
@@ -183,15 +203,13 @@ impl Builder {
             Some(store) => store,
             None if self.in_memory => Arc::new(Memory::default()),
             None => {
-                let max_bytes = match self.cache_max_bytes {
-                    None => from_environment("ROPEJIT_CACHE_MAX_BYTES")?.map(|Bytes(n)| n),
-                    given => given,
-                };
-                Arc::new(Layers::open(&Places {
-                    user: self.cache_dir.or_else(store::default_root),
-                    read_only: self.cache_path.unwrap_or_else(store::default_read_only),
-                    max_bytes,
-                })?)
+                let mut places = Places::from_environment()?;
+                places.user = self.cache_dir.clone().or(places.user);
+                places.read_only = self.cache_path.unwrap_or(places.read_only);
+                places.max_bytes = self.cache_max_bytes.or(places.max_bytes);
+                places.trust_group = self.trust_group.or(places.trust_group);
+                places.strict = self.strict.unwrap_or(places.strict);
+                Arc::new(Layers::open(&places)?)
             }
         };
         let device: Arc<dyn Device> = match (self.opened, self.arch) {
@@ -217,6 +235,8 @@ impl Builder {
             lock,
             priors: !self.without_priors,
             ahead_of_time: !self.without_portable,
+            named_device: self.device,
+            named_folder: self.cache_dir,
             frozen: AtomicBool::new(false),
             closing,
             opened: Instant::now(),

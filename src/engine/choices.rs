@@ -2,6 +2,9 @@
 //!
 //! A choice is looked up for the device first, then for its architecture alone: the second is what a prewarm without the
 //! device leaves behind. A choice names its artifact, so a look-up opens two files at most and asks no compiler.
+//!
+//! The first versions had the memory's clock in the device's identity. What they kept is still found, where the driver
+//! reports the clock that it did then.
 
 use std::sync::Arc;
 
@@ -11,7 +14,7 @@ use super::stats::Counters;
 use crate::device::Device;
 use crate::service::bucket::Bucket;
 use crate::jit::key::{Key, KeyFields};
-use crate::jit::record::Record;
+use crate::jit::record::{Candidate, Record};
 use crate::service::family::{Abilities, Config, Problem, Stated};
 use crate::store::{Entry, Kind, Lookup, Miss, Store};
 
@@ -32,11 +35,25 @@ pub struct ChoiceMeta {
     pub record: Record,
 }
 
+/// A record of these candidates that says which device, driver and compiler it was made with.
+pub fn record_of(device: &dyn Device, tokens: u64, candidates: Vec<Candidate>) -> Record {
+    let facts = device.facts();
+    Record {
+        device: facts.name.clone(),
+        driver: facts.driver.clone(),
+        memory_clock_khz: facts.memory_clock_khz,
+        compiler: device.compiler().unwrap_or_default(),
+        ..Record::new(tokens, candidates)
+    }
+}
+
 /// The choices of one device.
 pub struct Choices {
     store: Arc<dyn Store>,
     counters: Arc<Counters>,
     identity: String,
+    /// The identity's text of the first versions: what they kept is looked for where the own choice is missing.
+    identity_before: String,
     arch: String,
     can: Abilities,
 }
@@ -44,23 +61,36 @@ pub struct Choices {
 impl Choices {
     pub fn new(store: Arc<dyn Store>, counters: Arc<Counters>, device: &dyn Device) -> Self {
         let facts = device.facts();
-        Self { store, counters, identity: facts.identity(), arch: facts.arch.clone(), can: device.abilities() }
+        Self {
+            store,
+            counters,
+            identity: facts.identity().to_string(),
+            identity_before: facts.identity_with_clock(),
+            arch: facts.arch.clone(),
+            can: device.abilities(),
+        }
     }
 
-    /// The keys that are looked up, in order, with the fields they hash.
+    /// The keys that choices are kept under, for this device and for its architecture, with the fields they hash.
     pub fn fields(&self, problem: &dyn Problem) -> [KeyFields; 2] {
         let space = problem.space(self.can);
         [&self.identity, &self.arch].map(|device| KeyFields::choice(problem, &space, device))
     }
 
+    /// The key under which the first versions kept the choice for this device.
+    pub fn fields_before(&self, problem: &dyn Problem) -> KeyFields {
+        KeyFields::choice(problem, &problem.space(self.can), &self.identity_before)
+    }
+
     /// The choice for this device, else for its architecture.
     pub fn read(&self, problem: &dyn Problem) -> Option<Record> {
-        self.fields(problem).iter().find_map(|fields| self.read_one(problem, fields.key()))
+        self.read_own(problem).or_else(|| self.read_arch(problem))
     }
 
     /// The choice for this device alone.
     pub fn read_own(&self, problem: &dyn Problem) -> Option<Record> {
-        self.read_one(problem, self.fields(problem)[0].key())
+        let own = self.read_one(problem, self.own_key(problem));
+        own.or_else(|| self.read_one(problem, self.fields_before(problem).key()))
     }
 
     /// The choice for its architecture alone.
@@ -71,7 +101,7 @@ impl Choices {
     /// The artifact of a config, where a choice for this device or its architecture names it.
     pub fn artifact_of(&self, problem: &dyn Problem, config: &Config) -> Option<Key> {
         let named = |record: Record| record.candidates.into_iter().find(|c| c.config == *config)?.artifact;
-        self.fields(problem).iter().find_map(|fields| self.read_one(problem, fields.key()).and_then(named))
+        self.read_own(problem).and_then(named).or_else(|| self.read_arch(problem).and_then(named))
     }
 
     /// The key of the choice for this device.

@@ -3,11 +3,9 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use super::missing::missing;
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::lock::{Lock, Locked, MAX_BYTES};
 use crate::service::family::{Config, Device, Families, Problem};
-use crate::store::Store;
 
 /// Reads a lock file.
 ///
@@ -78,17 +76,18 @@ impl Held {
         all.into_iter().map(|locked| Decided { held: self, locked, measured: false }).collect()
     }
 
-    /// Names the file in an error.
-    pub fn not_in_it(&self, device: &dyn Device, problem: &dyn Problem) -> Error {
-        let (file, facts) = (self.path.display(), device.facts());
-        let what = format!(
-            "{file} has no choice for {} tokens, layout {}, {} ({}), and tuning is frozen",
-            problem.bucket().tokens(),
-            problem.class(),
-            facts.name,
-            facts.arch
-        );
-        missing(what, problem, Some(&self.path), false)
+    /// Says so where it names nothing for a device: what is prepared is chosen there.
+    pub fn silence(&self, device: &dyn Device) -> Option<String> {
+        let facts = device.facts();
+        let identity = device.runs().then(|| facts.identity());
+        let is_silent = self.lock.is_silent(&facts.arch, identity.as_ref());
+        let what = || self.lock.silence(&facts.arch, identity.as_ref());
+        is_silent.then(|| format!("{} has {}; it decides nothing here", self.path.display(), what()))
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 }
 
@@ -113,14 +112,13 @@ impl Decided<'_> {
         Ok(config)
     }
 
-    /// Says that what it names is not in the cache.
-    pub fn not_cached(&self, store: &dyn Store, problem: &dyn Problem) -> Error {
-        let root = store.root().map_or_else(|| "memory".into(), |r| r.display().to_string());
-        let what = format!(
-            "{} names '{}', which is not in the cache ({root}), and tuning is frozen",
-            self.at(),
-            self.locked.config
-        );
-        missing(what, problem, Some(&self.held.path), true)
+    /// The text of the config that it names.
+    pub fn text(&self) -> &str {
+        &self.locked.config
+    }
+
+    /// The path of its file.
+    pub fn path(&self) -> &Path {
+        &self.held.path
     }
 }

@@ -1,8 +1,10 @@
 //! What names a kernel for a problem: a line of the lock file, else the cache's choice. Then the kernel itself, from memory, from
 //! disk or compiled.
 
+use super::choices::record_of;
 use super::kernels::Loaded;
 use super::locked::Decided;
+use super::missing;
 use super::policy::Tuning;
 use super::shared::Shared;
 use crate::error::Result;
@@ -28,7 +30,7 @@ pub fn named<'a>(shared: &'a Shared, problem: &dyn Problem, tuning: Tuning) -> R
     let Some(held) = &shared.lock else { return Ok(cached(shared, problem, tuning)) };
     match held.decides(shared.device.as_ref(), problem) {
         Some(line) => locked(shared, problem, line).map(Some),
-        None if tuning == Tuning::Frozen => Err(held.not_in_it(shared.device.as_ref(), problem)),
+        None if tuning == Tuning::Frozen => Err(missing::not_in_file(shared, problem, held.path())),
         None => Ok(cached(shared, problem, tuning)),
     }
 }
@@ -83,7 +85,7 @@ pub fn obtain(
         (false, None) => None,
     };
     match (found, &named.line) {
-        (None, Some(line)) if tuning == Tuning::Frozen => Err(line.not_cached(shared.store.as_ref(), problem)),
+        (None, Some(line)) if tuning == Tuning::Frozen => Err(missing::no_kernel(shared, problem, line)),
         (Some((loaded, origin)), Some(_)) => {
             if named.artifact != Some(loaded.artifact) {
                 note(shared, problem, &named.config, &loaded);
@@ -112,7 +114,7 @@ pub fn plan(
 /// Notes the artifact among the candidates of the architecture's choice, so that the next process finds it without asking
 /// a compiler. A choice that is there keeps its winner.
 fn note(shared: &Shared, problem: &dyn Problem, config: &Config, loaded: &Loaded) {
-    let mut record = shared.choices.read_arch(problem).unwrap_or_else(|| unmeasured(shared, problem, Vec::new()));
+    let mut record = shared.choices.read_arch(problem).unwrap_or_else(|| record_of(shared.device.as_ref(), problem.bucket().tokens(), Vec::new()));
     let artifact = Some(loaded.artifact);
     match record.candidates.iter_mut().find(|c| c.config == *config) {
         Some(candidate) => candidate.artifact = artifact,
@@ -126,14 +128,7 @@ pub fn default(shared: &Shared, problem: &dyn Problem) -> Result<(Config, Loaded
     let config = shared.default_config(problem);
     let (loaded, origin) = shared.kernels.obtain(problem, &config, None)?;
     let candidate = Candidate { artifact: Some(loaded.artifact), ..Candidate::new(config.clone()) };
-    shared.choices.write(problem, unmeasured(shared, problem, vec![candidate]), false);
+    let record = record_of(shared.device.as_ref(), problem.bucket().tokens(), vec![candidate]);
+    shared.choices.write(problem, record, false);
     Ok((config, loaded, origin))
-}
-
-fn unmeasured(shared: &Shared, problem: &dyn Problem, candidates: Vec<Candidate>) -> Record {
-    Record {
-        device: shared.device.facts().name.clone(),
-        compiler: shared.device.compiler().unwrap_or_default(),
-        ..Record::new(problem.bucket().tokens(), candidates)
-    }
 }

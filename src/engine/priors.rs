@@ -1,5 +1,6 @@
 //! Priors in an engine: a miss on a GPU of a known model takes what was measured there, a tuning elsewhere measures few.
 
+use super::choices::record_of;
 use super::shared::Shared;
 use crate::jit::record::{Candidate, Prior, Record};
 use crate::service::family::{Config, Plan, Problem, Provenance};
@@ -10,7 +11,6 @@ pub fn take(shared: &Shared, problem: &dyn Problem) -> Option<Plan> {
     if !shared.priors {
         return None;
     }
-    let facts = shared.device.facts();
     let (model, config) = problem.prior(shared.device.as_ref())?;
     let named = shared.choices.artifact_of(problem, &config);
     let made = shared.kernels.obtain(problem, &config, named).and_then(|(loaded, origin)| {
@@ -26,10 +26,11 @@ pub fn take(shared: &Shared, problem: &dyn Problem) -> Option<Plan> {
     };
     let record = Record {
         prior: Some(Prior::Chose(model)),
-        device: facts.name.clone(),
-        driver: facts.driver.clone(),
-        compiler: shared.device.compiler().unwrap_or_default(),
-        ..Record::new(problem.bucket().tokens(), vec![Candidate { artifact, ..Candidate::new(config) }])
+        ..record_of(
+            shared.device.as_ref(),
+            problem.bucket().tokens(),
+            vec![Candidate { artifact, ..Candidate::new(config) }],
+        )
     };
     shared.choices.write(problem, record, true);
     shared.counters.priors.add();

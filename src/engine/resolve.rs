@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::missing::missing;
 use super::policy::{BUDGET, Tuning};
 use super::shared::Shared;
 use super::slots::Slots;
 use super::throttle::Throttle;
-use super::{lookup, priors, single_flight};
+use super::{lookup, missing, priors, single_flight};
 use crate::device::Stream;
 use crate::error::{Error, ErrorKind, Result};
 use crate::service::family::{Config, Origin, Plan, Problem, Provenance};
@@ -87,7 +86,7 @@ fn find_or_make(shared: &Shared, problem: &dyn Problem, tuning: Tuning) -> Resul
         Err(e) if tuning == Tuning::Frozen => return Err(e),
         Err(e) => Err(e),
         Ok(None) => match tuning {
-            Tuning::Frozen => return Err(not_cached(shared, problem)),
+            Tuning::Frozen => return Err(missing::no_choice(shared, problem)),
             Tuning::Blocking { budget } => single_flight::tune(shared, problem, budget).or_else(|e| {
                 let told = |_: &Plan| shared.counters.warn_once(format!("not tuned, the default serves: {e}"));
                 default(shared, problem).inspect(told)
@@ -160,19 +159,6 @@ fn in_its_place(shared: &Shared, problem: &dyn Problem, e: Error) -> Result<Plan
     Plan::new(problem, Some(kernel), config, Origin::Reference, Provenance::Reference)
 }
 
-fn not_cached(shared: &Shared, problem: &dyn Problem) -> Error {
-    let [own, arch] = shared.choices.fields(problem).map(|f| f.key());
-    let root = shared.store.root().map_or_else(|| "memory".into(), |r| r.display().to_string());
-    let what = format!(
-        "not in the cache ({root}) for {} tokens, layout {}, {} ({}), and tuning is frozen; looked for choice {own} and {arch}",
-        problem.bucket().tokens(),
-        problem.class(),
-        shared.device.facts().name,
-        shared.device.facts().arch
-    );
-    missing(what, problem, None, false)
-}
-
 /// Makes sure that a call finds everything in the cache. Where a device is there to run on, `slots` take what was tuned.
 pub fn prewarm(shared: &Shared, slots: Option<&Slots>, problem: &dyn Problem, tune: bool) -> Result<Vec<Prepared>> {
     let locked = prewarm_locked(shared, problem)?;
@@ -210,6 +196,9 @@ pub fn prewarm(shared: &Shared, slots: Option<&Slots>, problem: &dyn Problem, tu
 /// file is silent.
 fn prewarm_locked(shared: &Shared, problem: &dyn Problem) -> Result<Vec<Prepared>> {
     let Some(held) = &shared.lock else { return Ok(Vec::new()) };
+    if let Some(silence) = held.silence(shared.device.as_ref()) {
+        shared.counters.warn_once(silence);
+    }
     let lines = if shared.device.runs() {
         held.decides(shared.device.as_ref(), problem).into_iter().collect()
     } else {

@@ -1,5 +1,6 @@
 //! What all handles of an engine share.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use super::locked::Held;
 use super::policy::{OnProgress, Progress, Tuning};
 use super::slots::Slots;
 use super::stats::{Counters, Stats};
-use crate::device::Device;
+use crate::device::{Device, DeviceChoice};
 use crate::service::family::{Config, Problem};
 use crate::store::Store;
 
@@ -25,6 +26,9 @@ pub struct Shared {
     pub(super) tuning: Tuning,
     /// Decides calls before the policy does.
     pub(super) lock: Option<Held>,
+    /// The device and the cache folder, where the builder was told and not the environment.
+    pub(super) named_device: Option<DeviceChoice>,
+    pub(super) named_folder: Option<PathBuf>,
     /// Whether to follow what was measured on other GPUs.
     pub(super) priors: bool,
     /// Whether kernels that were compiled ahead of time may serve.

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::choices::record_of;
 use super::kernels::Loaded;
 use super::policy::Progress;
 use super::priors;
@@ -46,7 +47,7 @@ pub fn tune(
     throttle: &Throttle<'_>,
 ) -> Result<Plan> {
     let started = Instant::now();
-    let compiler = shared.device.compiler()?;
+    shared.device.compiler()?; // without one there is nothing to tune
     let _aside = shared.device.aside()?;
     let (configs, prior) = priors::candidates(shared, problem);
     // An earlier run that was cut short has left its samples.
@@ -55,19 +56,11 @@ pub fn tune(
         _ => (configs.into_iter().map(Candidate::new).collect(), problem.bucket().tokens()),
     };
     let kernels = compile_all(shared, problem, &mut candidates, throttle);
-    let facts = shared.device.facts();
     let tolerance = match problem.same() {
         Same::Bits => None,
         Same::Within(tolerance) => Some(tolerance),
     };
-    let record = Record {
-        prior,
-        tolerance,
-        device: facts.name.clone(),
-        driver: facts.driver.clone(),
-        compiler,
-        ..Record::new(tokens, candidates)
-    };
+    let record = Record { prior, tolerance, ..record_of(shared.device.as_ref(), tokens, candidates) };
     let plan = if throttle.cancelled() {
         Err(cancelled())
     } else {

@@ -1,4 +1,4 @@
-//! The tuning lock file: which variant serves each spec, layout class and bucket, as a small text to commit.
+//! The tuning lock file: which config serves each spec, layout class and bucket, as a small text to commit.
 //!
 //! ```text
 //! # comments, and empty lines
@@ -11,16 +11,24 @@
 //! ```
 //!
 //! One choice is one line, whole in itself, and sections and lines are sorted: two versions of a file differ where choices
-//! do, and two branches merge. All processes that read one file launch the same variants without talking to each other.
-//! Here is the text alone; the engine reads the file.
+//! do, and two branches merge. Comments and empty lines stay in front of the line that they were written in front of. All
+//! processes that read one file launch the same kernels without talking to each other. Here is the text alone; the engine
+//! reads the file.
+//!
+//! The first versions had the memory's clock in the device's identity. Their sections are read without it: two that differ
+//! in nothing else are one, in which the first of two lines for the same call holds.
+
+mod note;
+mod parse;
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::fmt;
 
-use crate::error::{Error, ErrorKind, Result, clip};
+use crate::device::Identity;
+use crate::error::{Error, ErrorKind, Result};
 use crate::service::bucket::Bucket;
 use crate::service::family::{Abilities, Families, Line};
+use note::{At, Notes};
 
 /// Version of the file's format.
 const VERSION: &str = "1";
@@ -36,14 +44,14 @@ const HEAD: &str = "\
 pub struct Section {
     /// What kernels are compiled for.
     pub arch: String,
-    /// Identity of the device that they were measured on.
-    pub device: Option<String>,
+    /// The device that they were measured on.
+    pub device: Option<Identity>,
 }
 
 impl Section {
-    /// A section; what would break its line is left out of the device's name.
-    pub fn new(arch: &str, device: Option<&str>) -> Self {
-        Self { arch: arch.to_owned(), device: device.map(one_line) }
+    /// A section.
+    pub fn new(arch: &str, device: Option<&Identity>) -> Self {
+        Self { arch: arch.to_owned(), device: device.cloned() }
     }
 }
 
@@ -54,10 +62,6 @@ impl fmt::Display for Section {
             Some(device) => write!(f, "{}: {device}", self.arch),
         }
     }
-}
-
-fn one_line(device: &str) -> String {
-    device.split(char::is_whitespace).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
 /// One choice.
@@ -85,6 +89,10 @@ impl Locked {
 /// What a choice is looked up by, in the order of the file.
 type Sought = (String, String, Bucket);
 
+fn sought(spec: &str, class: &str, bucket: Bucket) -> Sought {
+    (spec.to_owned(), class.to_owned(), bucket)
+}
+
 /// What no longer holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
@@ -99,12 +107,14 @@ pub struct Problem {
 pub struct Lock {
     templates: (String, usize),
     sections: BTreeMap<Section, BTreeMap<Sought, Locked>>,
+    notes: Notes,
 }
 
 impl Lock {
     /// No choices, for templates of this digest.
     pub fn new(templates: &str) -> Self {
-        Self { templates: (templates.to_owned(), 0), sections: BTreeMap::new() }
+        let (sections, notes) = (BTreeMap::new(), BTreeMap::from([(At::Version, HEAD.lines().map(String::from).collect())]));
+        Self { templates: (templates.to_owned(), 0), sections, notes }
     }
 
     /// Reads the text of a file that errors call `name`.
@@ -112,12 +122,16 @@ impl Lock {
     /// # Errors
     /// [`ErrorKind::LockFile`] with `name:line` as its subject.
     pub fn parse(name: &str, text: &str, families: &dyn Families) -> Result<Self> {
-        Parser { lock: Self::new(""), families, version: false, templates: false, section: None }.read(text).map_err(
-            |(line, what)| {
-                let error = Error::new(ErrorKind::LockFile, what).subject_is(format!("{name}:{line}"));
-                error.hint("correct the line, or remove the file and write it again")
-            },
-        )
+        parse::read(text, families).map_err(|(line, what)| {
+            let error = Error::new(ErrorKind::LockFile, what).subject_is(format!("{name}:{line}"));
+            error.hint("correct the line, or name a lock file that a prewarm has written")
+        })
+    }
+
+    /// The same file without its choices, for templates of this digest: people's comments stay.
+    #[must_use]
+    pub fn emptied(&self, templates: &str) -> Self {
+        Self { notes: self.notes.clone(), ..Self::new(templates) }
     }
 
     /// Whether its choices were made with templates of this digest.
@@ -129,12 +143,12 @@ impl Lock {
     pub fn find(
         &self,
         arch: &str,
-        device: &str,
+        device: &Identity,
         spec: &str,
         class: &str,
         bucket: Bucket,
     ) -> Option<(&Section, &Locked)> {
-        let sought = (spec.to_owned(), class.to_owned(), bucket);
+        let sought = sought(spec, class, bucket);
         [Section::new(arch, Some(device)), Section::new(arch, None)]
             .iter()
             .filter_map(|section| self.sections.get_key_value(section))
@@ -143,13 +157,13 @@ impl Lock {
 
     /// The choices for all devices of an architecture: what is compiled where the device is not there.
     pub fn of_arch(&self, arch: &str, spec: &str, class: &str, bucket: Bucket) -> Vec<&Locked> {
-        let sought = (spec.to_owned(), class.to_owned(), bucket);
+        let sought = sought(spec, class, bucket);
         self.sections.iter().filter(|(section, _)| section.arch == arch).filter_map(|(_, lines)| lines.get(&sought)).collect()
     }
 
     /// Adds a choice, or replaces the one for the same call.
     pub fn set(&mut self, section: Section, locked: Locked) {
-        let sought = (locked.spec.clone(), locked.class.clone(), locked.bucket);
+        let sought = sought(&locked.spec, &locked.class, locked.bucket);
         self.sections.entry(section).or_default().insert(sought, locked);
     }
 
@@ -164,7 +178,13 @@ impl Lock {
     }
 
     /// What no longer holds on a device, or, without its identity, on an architecture.
-    pub fn problems(&self, arch: &str, device: Option<&str>, can: Abilities, families: &dyn Families) -> Vec<Problem> {
+    pub fn problems(
+        &self,
+        arch: &str,
+        device: Option<&Identity>,
+        can: Abilities,
+        families: &dyn Families,
+    ) -> Vec<Problem> {
         let mut all = Vec::new();
         if !self.is_of(families.templates()) {
             let (made, line) = &self.templates;
@@ -175,12 +195,8 @@ impl Lock {
             );
             all.push(Problem { line: *line, what });
         }
-        let concerned = |section: &Section| {
-            section.arch == arch && (section.device.is_none() || device.is_none() || section.device == device.map(one_line))
-        };
-        let mut found = false;
-        for lines in self.sections.iter().filter(|(section, _)| concerned(section)).map(|(_, lines)| lines) {
-            found |= !lines.is_empty();
+        let found = !self.is_silent(arch, device);
+        for lines in self.sections.iter().filter(|(section, _)| concerns(section, arch, device)).map(|(_, lines)| lines) {
             for locked in lines.values() {
                 if let Err(e) = families.check(&locked.parts(), can) {
                     let what = format!("not legal here: {}: {}", e.subject().unwrap_or_default(), e.message());
@@ -189,113 +205,54 @@ impl Lock {
             }
         }
         if !found {
-            let there: Vec<_> = self.sections.keys().map(|p| format!("[{p}]")).collect();
-            let there = if there.is_empty() { "none".to_owned() } else { there.join(", ") };
-            let what = format!("no choices for {}; there are {there}", Section::new(arch, device));
-            all.push(Problem { line: 0, what });
+            all.push(Problem { line: 0, what: self.silence(arch, device) });
         }
         all.sort_by_key(|p| p.line);
         all
     }
+
+    /// Whether it has a choice for the device or its architecture; without an identity, for any device of that.
+    pub fn is_silent(&self, arch: &str, device: Option<&Identity>) -> bool {
+        !self.sections.iter().any(|(section, lines)| concerns(section, arch, device) && !lines.is_empty())
+    }
+
+    /// Says that it has no choices for a device, and for what it has some.
+    pub fn silence(&self, arch: &str, device: Option<&Identity>) -> String {
+        let there: Vec<_> = self.sections.keys().map(|p| format!("[{p}]")).collect();
+        let there = if there.is_empty() { "none".to_owned() } else { there.join(", ") };
+        format!("no choices for {}; there are {there}", Section::new(arch, device))
+    }
+}
+
+/// Whether choices for a section bear on a device, or, without its identity, on an architecture.
+fn concerns(section: &Section, arch: &str, device: Option<&Identity>) -> bool {
+    section.arch == arch && (section.device.is_none() || device.is_none() || section.device.as_ref() == device)
 }
 
 impl fmt::Display for Lock {
     /// The text of its file.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{HEAD}version = {VERSION}\ntemplates = {}\n", self.templates.0)?;
+        let mut lost = self.notes.clone();
+        let mut notes = |f: &mut fmt::Formatter<'_>, line: At, usual: &str| match lost.remove(&line) {
+            Some(notes) => notes.iter().try_for_each(|note| writeln!(f, "{note}")),
+            None => f.write_str(usual),
+        };
+        notes(f, At::Version, "")?;
+        writeln!(f, "version = {VERSION}")?;
+        notes(f, At::Templates, "")?;
+        writeln!(f, "templates = {}", self.templates.0)?;
         for (section, lines) in self.sections.iter().filter(|(_, lines)| !lines.is_empty()) {
-            writeln!(f, "\n[{section}]")?;
-            for ((spec, class, bucket), locked) in lines {
+            notes(f, At::Section(section.clone()), "\n")?;
+            writeln!(f, "[{section}]")?;
+            for (sought, locked) in lines {
+                notes(f, At::Choice(section.clone(), sought.clone()), "")?;
+                let (spec, class, bucket) = sought;
                 writeln!(f, "{spec} | {class} | {} = {}", bucket.tokens(), locked.config)?;
             }
         }
-        Ok(())
-    }
-}
-
-struct Parser<'a> {
-    lock: Lock,
-    families: &'a dyn Families,
-    version: bool,
-    templates: bool,
-    section: Option<Section>,
-}
-
-impl Parser<'_> {
-    /// The lock, or the line that is wrong and why.
-    fn read(mut self, text: &str) -> Result<Lock, (usize, String)> {
-        let mut last = 1;
-        for (i, line) in text.lines().enumerate() {
-            last = i + 1;
-            let line = line.trim();
-            if !line.is_empty() && !line.starts_with('#') {
-                self.line(line, last).map_err(|what| (last, what))?;
-            }
-        }
-        if self.version && self.templates { Ok(self.lock) } else { Err((last, "ends before its header".into())) }
-    }
-
-    fn line(&mut self, line: &str, number: usize) -> Result<(), String> {
-        if !self.version {
-            return match line.strip_prefix("version = ") {
-                Some(VERSION) => {
-                    self.version = true;
-                    Ok(())
-                }
-                Some(other) => Err(format!("version {}, this program reads {VERSION}", clip(other))),
-                None => Err(format!("not a lock file: 'version = {VERSION}' must come first")),
-            };
-        }
-        if !self.templates {
-            let digest = line.strip_prefix("templates = ").ok_or("'templates = …' must come second")?;
-            if digest.len() != 64 || !digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-                return Err("the digest of the templates has 64 hexadecimal digits".into());
-            }
-            self.lock.templates = (digest.to_owned(), number);
-            self.templates = true;
-            return Ok(());
-        }
-        if let Some(name) = line.strip_prefix('[') {
-            let name = name.strip_suffix(']').ok_or("a section's name ends with ']'")?;
-            let section = match name.split_once(": ") {
-                Some((arch, device)) => Section::new(arch, Some(device)),
-                None => Section::new(name, None),
-            };
-            if section.to_string() != name || section.arch.is_empty() || section.arch.contains([':', ' ']) {
-                return Err("a section is named like [sm_90], or [sm_90: identity of a device]".into());
-            }
-            if self.lock.sections.insert(section.clone(), BTreeMap::new()).is_some() {
-                return Err(format!("[{section}] begins a second time"));
-            }
-            self.section = Some(section);
-            return Ok(());
-        }
-        let (sought, locked) = self.choice(line, number)?;
-        let section = self.section.as_ref().ok_or("a choice must stand in a section such as [sm_90]")?;
-        let lines = self.lock.sections.entry(section.clone()).or_default();
-        match lines.entry(sought) {
-            Entry::Vacant(free) => {
-                free.insert(locked);
-                Ok(())
-            }
-            Entry::Occupied(taken) => Err(format!("line {} has made this choice already", taken.get().line)),
-        }
-    }
-
-    /// A choice, and what it is looked up by: one value has one text, so that needs not be written anew.
-    fn choice(&mut self, line: &str, number: usize) -> Result<(Sought, Locked), String> {
-        let form = || format!("'{}' is not of the form 'spec | layout | tokens = variant'", clip(line));
-        let (sought, config) = line.rsplit_once(" = ").ok_or_else(form)?;
-        let mut parts = sought.split(" | ");
-        let (Some(spec), Some(class), Some(tokens), None) = (parts.next(), parts.next(), parts.next(), parts.next())
-        else {
-            return Err(form());
-        };
-        let why = |e: Error| format!("{}: {}", e.subject().unwrap_or_default(), e.message());
-        let bucket = tokens.parse().map_err(why)?;
-        self.families.read(&Line { spec, class, config }).map_err(why)?;
-        let [spec, class, config] = [spec, class, config].map(str::to_owned);
-        let locked = Locked { spec: spec.clone(), class: class.clone(), bucket, config, line: number };
-        Ok(((spec, class, bucket), locked))
+        // The comments of lines that are no more.
+        let end = lost.remove(&At::End).unwrap_or_default();
+        let lost = lost.values().flatten().filter(|note| !note.is_empty());
+        lost.chain(&end).try_for_each(|note| writeln!(f, "{note}"))
     }
 }

@@ -1,6 +1,6 @@
 //! From a spec to the text of a kernel and the keys it is kept under. Pure: no I/O, no CUDA.
 //!
-//! [`variant`] holds the tunables and their legal space, [`render`] the source, [`key`] all that is hashed, [`record`]
+//! [`variant`] holds the tunables and their legal space, [`render`] the source, [`key`] all that is hashed, [`identity`] what a timing depends on, [`record`]
 //! what a tuning run leaves behind, [`lock`] choices as a text to commit, [`portable`] and [`prior`] the
 //! kernels and choices that the crate ships.
 
@@ -13,6 +13,7 @@ pub mod render;
 pub(crate) mod text;
 pub mod variant;
 
+pub use crate::device::Identity;
 pub use key::{Key, KeyFields};
 pub use record::{Candidate, Prior, Record};
 pub use variant::{Abilities, Bucket, Class, Hint, Variant};

@@ -15,7 +15,7 @@ mod trial;
 
 pub use angles::Angles;
 pub use handle::{Rope, Serving};
-pub use prewarm::Prewarmed;
+pub use prewarm::{Prewarmed, prepared_classes};
 pub(crate) use problem::NAME;
 pub use problem::{choice_fields, problem};
 
