@@ -59,19 +59,17 @@
 #[cfg(feature = "cli")]
 extern crate self as ropejit;
 
-pub mod args;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
-pub mod device;
-pub mod engine;
 pub mod error;
 pub mod families;
 pub mod jit;
 mod service;
 pub mod rope;
-pub mod store;
-pub mod tune;
+
+pub use families::rope::args;
+pub use service::{device, engine, store, tune};
 
 pub use args::{Args, CuSeqlens, Input, Offsets, Operand, PositionIds, Positions, Tables, Tensor};
 pub use device::{DeviceChoice, Stream};

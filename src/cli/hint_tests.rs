@@ -8,7 +8,7 @@ use ropejit::jit::{Bucket, Class};
 
 use super::prewarm_command::prewarm_command;
 use super::{Cli, Command};
-use crate::jit::text::tests::classes;
+use crate::families::rope::text::tests::classes;
 use crate::rope::text::tests::specs;
 
 /// What a command prepares: specs, token counts, classes.

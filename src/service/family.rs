@@ -12,10 +12,10 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 
 pub use super::stated::Stated;
-pub use crate::device::{
+pub use crate::service::device::{
     Abilities, Device, Dialect, Geometry, Kernel, LaunchAttrs, Memory, Source, Stream,
 };
-pub use crate::engine::throttle::Throttle;
+pub use crate::service::engine::throttle::Throttle;
 pub use super::bucket::Bucket;
 
 /// One assignment of a family's tunables. All configs of a problem give the same bits, or within its tolerance.

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::params::ShapeParams;
-use crate::device::{AheadOfTime, Binary, Device, Geometry, Kernel, LaunchAttrs, Stream};
+use crate::service::device::{AheadOfTime, Binary, Device, Geometry, Kernel, LaunchAttrs, Stream};
 use crate::error::Result;
-use crate::jit::portable::{PTX_ARCH, Portable, arch_for, render_portable};
-use crate::jit::render::{Dialect, ENTRY, source};
-use crate::jit::{Class, Variant};
+use super::portable::{PTX_ARCH, Portable, arch_for, render_portable};
+use super::render::{Dialect, ENTRY, source};
+use super::variant::{Class, Variant};
 use crate::rope::RopeSpec;
 
 /// Those of one engine.

@@ -16,11 +16,11 @@ use super::in_engine::InEngine;
 use super::kept_angles::{Kept, Set, Table};
 use super::launch::launch;
 use super::params::AngleParams;
-use crate::args::{Args, Made, Operand, Positions, Tables, Tensor};
-use crate::args::borrowed::Location;
-use crate::engine::{Engine, Tuning};
+use super::args::{Args, Made, Operand, Positions, Tables, Tensor};
+use super::args::borrowed::Location;
+use crate::service::engine::{Engine, Tuning};
 use crate::error::Result;
-use crate::jit::Bucket;
+use crate::service::bucket::Bucket;
 use crate::rope::scaling::{RopeParameters, Scaling, TableMode};
 use crate::rope::{DType, Layout, RopeSpec};
 

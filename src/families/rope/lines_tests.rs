@@ -3,11 +3,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::error::ErrorKind;
 use crate::families::families;
-use crate::jit::lock::{Lock, Section};
-use crate::jit::render::{Dialect, templates_digest};
-use crate::device::Identity;
-use crate::device::identity::tests::identities;
-use crate::jit::text::tests::{classes, variants};
+use crate::service::lock::{Lock, Section};
+use super::render::{Dialect, templates_digest};
+use crate::service::device::Identity;
+use crate::service::device::identity::tests::identities;
+use super::text::tests::{classes, variants};
 use crate::rope::DType;
 
 const GPU: &str = "NVIDIA H200; cc 9.0; 132 multiprocessors; L2 62914560 B; bus 6144 bit";

@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use super::angles;
 use super::in_engine::InEngine;
 use super::problem::{RopeProblem, variant_of};
-use crate::engine::Engine;
+use crate::service::engine::Engine;
 use crate::error::Result;
-use crate::jit::{Bucket, Class, Variant};
+use super::variant::{Class, Variant};
+use crate::service::bucket::Bucket;
 use crate::rope::RopeSpec;
 use crate::service::family::{Origin, Provenance};
 

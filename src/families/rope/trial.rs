@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use super::launch::{Call, launch};
 use super::params::AngleParams;
-use crate::args::{Args, CuSeqlens, Made, Offsets, Operand, PositionIds, Positions, Tables, Tensor};
-use crate::args::borrowed::Location;
+use super::args::{Args, CuSeqlens, Made, Offsets, Operand, PositionIds, Positions, Tables, Tensor};
+use super::args::borrowed::Location;
 use crate::error::{Error, Result};
-use crate::jit::Class;
+use super::variant::Class;
 use crate::service::family::{Bucket, Device, Memory, Plan, Stream, Throttle, Trial};
 use crate::rope::scaling::{RopeParameters, cos_sin_table};
 use crate::rope::{DType, Layout, PositionForm, RopeSpec};
