@@ -5,11 +5,11 @@ pub mod rope;
 use std::path::Path;
 use std::sync::OnceLock;
 
+use crate::error::Result;
 use crate::service::device::at_exit;
 use crate::service::engine::{ArtifactMeta, Builder, ChoiceMeta, Engine, read_lock as read};
-use crate::error::Result;
-use crate::service::lock::Lock;
 use crate::service::family::{Abilities, Line};
+use crate::service::lock::Lock;
 
 pub use crate::service::family::{Config, Families, Problem, Stated};
 
@@ -53,7 +53,11 @@ pub fn read_choice(meta: &[u8]) -> Result<ChoiceMeta, String> {
     let family = meta.fields.get("family").unwrap_or_default().to_owned();
     let own = family == rope::NAME;
     if own {
-        rope::lines::restate(&mut meta.spec, &mut meta.class, meta.record.candidates.iter_mut().map(|c| &mut c.config))?;
+        rope::lines::restate(
+            &mut meta.spec,
+            &mut meta.class,
+            meta.record.candidates.iter_mut().map(|c| &mut c.config),
+        )?;
     }
     Ok(meta)
 }
