@@ -76,7 +76,7 @@ impl Disk {
         disk.check()?;
         let tag = root.join("CACHEDIR.TAG");
         if !tag.exists()
-            && let Err(e) = fs_err::write(&tag, TAG)
+            && let Err(e) = disk.files.create(&tag).and_then(|file| disk.files.write(&file, TAG.as_bytes()))
         {
             tracing::debug!("no CACHEDIR.TAG: {e}");
         }

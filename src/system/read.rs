@@ -24,6 +24,17 @@ pub fn read_bytes(path: &Path, most: u64) -> Result<Vec<u8>> {
     if bytes.len() as u64 > most { Err(too_long()) } else { Ok(bytes) }
 }
 
+/// Bytes at most of a model's configuration: some name tens of thousands of labels.
+const MOST_CONFIG: u64 = 16 << 20;
+
+/// The text of a model's `config.json`.
+///
+/// # Errors
+/// [`ErrorKind::Io`](crate::ErrorKind::Io), naming the file, as [`read_text`].
+pub fn read_config(path: &Path) -> crate::Result<String> {
+    read_text(path, MOST_CONFIG).map_err(|e| crate::Error::io(path, "the model's configuration cannot be read", e))
+}
+
 /// As [`read_bytes`], for a text.
 ///
 /// # Errors

@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 unsafe extern "C" {
     fn fork() -> i32;
     fn _exit(status: i32) -> !;
+    fn atexit(f: extern "C" fn()) -> i32;
 }
 
 /// Only what hangs meets it.
@@ -220,12 +222,32 @@ fn global(root: &Path) {
     }
 }
 
-/// An engine that is never dropped: what runs in the background ends when the process does.
+/// An engine that is never dropped: what runs in the background has ended when what was there before it ends, such as a
+/// driver.
 fn exit_while_tuning(root: &Path) {
+    static PROGRESS: AtomicU64 = AtomicU64::new(0);
+    extern "C" fn as_a_driver_ends() {
+        let (before, since) = (PROGRESS.load(Relaxed), Instant::now());
+        assert!(before > 0);
+        while since.elapsed() < Duration::from_secs(2) {
+            if PROGRESS.load(Relaxed) > before {
+                // SAFETY: ends the process.
+                unsafe { _exit(4) }
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
     child("exits", End::Exit, || {
-        let engine = engine(root, Tuning::Background);
+        // SAFETY: a function of the C library, which keeps the pointer.
+        assert_eq!(unsafe { atexit(as_a_driver_ends) }, 0);
+        let builder = Engine::builder().device(DeviceChoice::Host).cache_dir(root).cache_path([""; 0]);
+        let builder = builder.tuning(Tuning::Background).on_progress(|_| _ = PROGRESS.fetch_add(1, Relaxed));
+        let engine = builder.build().expect("opened");
         turn(&handle(&engine, 2), 3);
         std::mem::forget(engine);
+        while PROGRESS.load(Relaxed) == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     });
 }
 
