@@ -70,6 +70,7 @@ pub mod jit;
 mod plan;
 pub mod rope;
 pub mod store;
+pub mod system;
 pub mod tune;
 
 pub use args::{Args, CuSeqlens, Input, Offsets, Operand, PositionIds, Positions, Tables, Tensor};

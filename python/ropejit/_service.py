@@ -101,8 +101,7 @@ def prewarm(
     config = getattr(model_or_config, "config", model_or_config)
     if isinstance(config, (str, os.PathLike)):
         path = os.path.join(config, "config.json") if os.path.isdir(config) else config
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
+        text = _ropejit.read_config(path)
     elif isinstance(config, dict):
         text = json.dumps(config)
     else:

@@ -24,6 +24,7 @@ fn _ropejit(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(functions::rotate_plain, module)?)?;
     module.add_function(wrap_pyfunction!(functions::drop_in, module)?)?;
     module.add_function(wrap_pyfunction!(service::prewarm, module)?)?;
+    module.add_function(wrap_pyfunction!(service::read_config, module)?)?;
     module.add_function(wrap_pyfunction!(service::freeze, module)?)?;
     module.add_function(wrap_pyfunction!(service::wait_tuned, module)?)?;
     module.add_function(wrap_pyfunction!(service::stats, module)?)?;

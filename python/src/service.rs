@@ -74,27 +74,34 @@ pub fn prewarm(
     })
 }
 
+/// The text of a model's configuration: of a file that somebody names, which may be anything.
+#[pyfunction]
+pub fn read_config(path: std::path::PathBuf) -> PyResult<String> {
+    guarded(|| ropejit::system::read_config(&path).map_err(raise))
+}
+
 /// From now on nothing is compiled or tuned.
 #[pyfunction]
-pub fn freeze() {
-    engines::freeze();
+pub fn freeze(py: Python<'_>) {
+    engines::freeze(py);
 }
 
 /// Waits for background tuning.
 #[pyfunction]
 pub fn wait_tuned(py: Python<'_>) -> PyResult<()> {
     guarded(|| {
-        py.detach(|| engines::opened().iter().for_each(ropejit::Engine::wait_tuned));
+        let opened = engines::opened(py);
+        py.detach(|| opened.iter().for_each(ropejit::Engine::wait_tuned));
         Ok(())
     })
 }
 
 /// Counters of all engines, as JSON.
 #[pyfunction]
-pub fn stats() -> PyResult<String> {
+pub fn stats(py: Python<'_>) -> PyResult<String> {
     guarded(|| {
         let mut sum = serde_json::Map::new();
-        let all = engines::opened().iter().map(ropejit::Engine::stats).collect::<Vec<_>>();
+        let all = engines::opened(py).iter().map(ropejit::Engine::stats).collect::<Vec<_>>();
         for stats in if all.is_empty() { vec![ropejit::Stats::default()] } else { all } {
             if let Ok(Value::Object(stats)) = serde_json::to_value(stats) {
                 for (name, n) in stats {
@@ -139,8 +146,8 @@ pub fn inspect() -> PyResult<String> {
 
 /// Raises where a token's position lay outside the tables in an earlier call.
 #[pyfunction]
-pub fn check() -> PyResult<()> {
-    guarded(|| engines::in_use().iter().try_for_each(|used| used.rope.check()).map_err(raise))
+pub fn check(py: Python<'_>) -> PyResult<()> {
+    guarded(|| engines::in_use(py).iter().try_for_each(|used| used.rope.check()).map_err(raise))
 }
 
 /// The command line: `program` starts it in another process. Returns the exit status.
@@ -167,7 +174,8 @@ pub fn log_to_stderr() {
             std::env::var("ROPEJIT_LOG").ok().and_then(|text| tracing_subscriber::EnvFilter::try_new(text).ok());
         let _ = tracing_subscriber::fmt()
             .with_env_filter(filter.unwrap_or_else(|| tracing_subscriber::EnvFilter::new("warn")))
-            .with_writer(std::io::stderr)
+            // Without the standard library's lock, which a thread of a parent may hold in a child of fork().
+            .with_writer(|| ropejit::system::Stderr)
             .with_ansi(std::io::stderr().is_terminal())
             .without_time()
             .with_target(false)

@@ -6,6 +6,7 @@
 mod positions;
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -82,8 +83,12 @@ struct Borrowed<'a> {
     place: Place,
     /// Tells cudarc when the stream has passed the use.
     _guard: Option<SyncOnDrop<'a>>,
-    lives: PhantomData<&'a mut [u8]>,
+    lives: Lives<'a>,
 }
+
+/// What is borrowed may be written by a call, which takes its arguments by a shared reference: so no two threads may share
+/// them.
+type Lives<'a> = PhantomData<(&'a mut [u8], Cell<()>)>;
 
 impl Borrowed<'static> {
     fn raw(pointer: *const c_void) -> Self {
@@ -127,7 +132,8 @@ impl<'a> Tensor<'a> {
     /// When the layout reaches outside of the slice.
     pub fn host<T: Element>(data: &'a mut [T], layout: Layout) -> Result<Self> {
         fits(&layout, data.len())?;
-        Ok(Self { memory: Borrowed::host(data.as_ptr().cast()), dtype: T::DTYPE, layout })
+        // A pointer that may be written through.
+        Ok(Self { memory: Borrowed::host(data.as_mut_ptr().cast_const().cast()), dtype: T::DTYPE, layout })
     }
 
     /// A tensor in host memory that is only read: the input of an out-of-place call.
@@ -346,7 +352,13 @@ impl<'a> Tables<'a> {
     }
 }
 
-/// The arguments of one call.
+/// The arguments of one call. They can be sent to another thread, but two threads cannot share them: both could write the same
+/// tensor.
+///
+/// ```compile_fail
+/// fn shared_by_threads<T: Sync>() {}
+/// shared_by_threads::<ropejit::Args<'static>>();
+/// ```
 pub struct Args<'a> {
     /// The queries.
     pub q: Operand<'a>,

@@ -3,6 +3,9 @@
 //! [`cuda`] is a GPU through the driver and NVRTC, [`host`] the processor through the system's C++ compiler, and
 //! [`Target`] a GPU that is not there: it compiles for an architecture and runs nothing. All `unsafe` of the crate lives
 //! in this module, but for the one call of [`Kernel::launch`].
+//!
+//! The traits here are the lowest level. Who implements one vouches for memory and code that others use without a look:
+//! such traits are unsafe, and so is every function that runs code or touches memory on a caller's word.
 
 #![allow(unsafe_code)]
 
@@ -11,13 +14,15 @@ pub mod host;
 mod host_reference;
 mod leftovers;
 mod nvrtc;
+mod nvrtc_search;
 mod params;
 mod target;
 
 use std::io::Write as _;
 use std::marker::PhantomData;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use serde::Serialize;
 
@@ -25,6 +30,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::jit::render::Dialect;
 use crate::jit::{Abilities, Class, Variant};
 use crate::rope::RopeSpec;
+use crate::system::{fork, private};
 
 pub use params::{AngleParams, Divider, Params, ShapeParams, TensorParams};
 pub use target::Target;
@@ -145,9 +151,14 @@ pub trait Kernel: Send + Sync {
     /// Every address in `params` is valid on the device for all that the kernel reads and writes with these `params`,
     /// until the stream has passed the launch.
     unsafe fn launch(&self, stream: Stream<'_>, blocks: u32, params: &Params, angles: &AngleParams) -> Result<()>;
+
+    /// From now on it stays loaded until the process ends, whatever is dropped: a graph that was captured with it may be
+    /// launched at any time. Not needed where launches cannot be captured.
+    fn keep(&self) {}
 }
 
-/// Memory of a device, freed when dropped.
+/// Memory of a device, freed when dropped. Nobody refers to it but by its address: who hands that on says in an unsafe
+/// function who reads and writes when.
 ///
 /// # Safety
 /// From `address()` on, `bytes()` bytes are valid on the device for as long as this lives.
@@ -157,7 +168,7 @@ pub unsafe trait Memory: Send + Sync {
     /// Its size in bytes.
     fn bytes(&self) -> usize;
     /// Copies `data` to `offset` on the device's own stream, and waits for that stream.
-    fn upload(&self, offset: usize, data: &[u8]) -> Result<()>;
+    fn upload(&mut self, offset: usize, data: &[u8]) -> Result<()>;
     /// Copies from `offset` on the device's own stream, and waits for that stream.
     fn download(&self, offset: usize, data: &mut [u8]) -> Result<()>;
 }
@@ -172,7 +183,11 @@ fn range(memory: &dyn Memory, offset: usize, len: usize) -> Result<u64> {
 }
 
 /// A word that kernels write and the host reads without synchronising.
-pub trait FaultWord: Send + Sync {
+///
+/// # Safety
+/// At `address()`, eight bytes are valid on the device for atomic writes for as long as kernels run that were launched while
+/// this lives.
+pub unsafe trait FaultWord: Send + Sync {
     /// Its address on the device.
     fn address(&self) -> u64;
     /// Its value, which becomes zero.
@@ -189,7 +204,13 @@ pub trait Timer {
 pub type TimedLaunch = Box<dyn Fn(usize, Stream<'_>) -> Result<()> + Send>;
 
 /// A machine that kernels are compiled for and run on.
-pub trait Device: Send + Sync {
+///
+/// # Safety
+/// An engine launches what a device gives it on memory that its callers own, and relies on this: a kernel of
+/// [`load`](Self::load), [`portable`](Self::portable) or [`fallback`](Self::fallback) computes what the source, spec and
+/// class it was asked for say, and touches nothing else; memory is of the device that [`dialect`](Self::dialect) and
+/// [`context`](Self::context) name.
+pub unsafe trait Device: Send + Sync {
     /// What is known of it.
     fn facts(&self) -> &Facts;
 
@@ -237,8 +258,11 @@ pub trait Device: Send + Sync {
     /// Compiles a source. May be called from several threads at once.
     fn compile(&self, source: &str) -> Result<Binary>;
 
-    /// Loads the compiled kernel of a variant.
-    fn load(&self, binary: &Binary, variant: Variant) -> Result<Arc<dyn Kernel>>;
+    /// Loads the compiled kernel of a variant. To load code may be to run it.
+    ///
+    /// # Safety
+    /// [`compile`](Self::compile) of such a device has made the binary, of a source that was rendered for the variant.
+    unsafe fn load(&self, binary: &Binary, variant: Variant) -> Result<Arc<dyn Kernel>>;
 
     /// Allocates memory; its contents are undefined.
     fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>>;
@@ -264,7 +288,11 @@ pub trait Device: Send + Sync {
 
     /// Copies between two places of the device's memory (each a memory and an offset), ordered by the stream. They may
     /// be the same memory, but must not overlap.
-    fn copy(
+    ///
+    /// # Safety
+    /// Both are memory of this device, and until the stream has passed the copy nobody else writes what it reads, or reads
+    /// or writes what it writes.
+    unsafe fn copy(
         &self,
         to: (&dyn Memory, usize),
         from: (&dyn Memory, usize),
@@ -292,6 +320,43 @@ pub trait Device: Send + Sync {
 
     /// Whether the stream is, or may be, captured into a graph.
     fn is_capturing(&self, stream: Stream<'_>) -> bool;
+
+    /// The same device for a child of `fork()`, opened afresh: nothing of what this one has locked or started is there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::DeviceUnavailable`] where a child cannot use it.
+    fn in_fork(&self) -> Result<Arc<dyn Device>> {
+        Err(in_fork(ErrorKind::DeviceUnavailable, &self.facts().name))
+    }
+}
+
+/// The error of a device that a child of `fork()` cannot use.
+fn in_fork(kind: ErrorKind, name: &str) -> Error {
+    Error::new(
+        kind,
+        "cannot be used in this process, a child of fork(): its parent has opened the device",
+    )
+    .subject_is(name)
+    .hint("start processes with spawn or forkserver (in Python: multiprocessing's and DataLoader's start method), or fork before the first use of the device")
+}
+
+/// Loads what an engine has compiled, or found as an entry of its store that says it was made of this very source.
+pub(crate) fn load(device: &dyn Device, binary: &Binary, variant: Variant) -> Result<Arc<dyn Kernel>> {
+    // SAFETY: a `Binary` is a compiler's output or code of an `Entry`, whose makers vouch for it; the engine has compared the
+    // source that it was made of with the variant's.
+    unsafe { device.load(binary, variant) }
+}
+
+/// Copies within memory that an engine has allocated on `device` for itself, and uses on one stream.
+pub(crate) fn copy(
+    device: &dyn Device,
+    to: (&dyn Memory, usize),
+    from: (&dyn Memory, usize),
+    bytes: usize,
+    stream: Stream<'_>,
+) -> Result<()> {
+    // SAFETY: this function's contract.
+    unsafe { device.copy(to, from, bytes, stream) }
 }
 
 /// How to measure on a device.
@@ -342,15 +407,23 @@ pub fn open(choice: DeviceChoice) -> Result<Arc<dyn Device>> {
     match choice {
         DeviceChoice::Host => Ok(Arc::new(host::Host::open())),
         DeviceChoice::Cuda(ordinal) => Ok(Arc::new(cuda::Cuda::open(ordinal)?)),
-        DeviceChoice::Auto => match cuda::Cuda::open(0) {
-            Ok(gpu) => Ok(Arc::new(gpu)),
-            Err(e) if e.kind() == ErrorKind::DeviceUnavailable => {
-                tracing::debug!("no GPU, the host device serves: {e}");
-                Ok(Arc::new(host::Host::open()))
-            }
-            Err(e) => Err(e),
-        },
+        DeviceChoice::Auto => Ok(auto(|| Ok(Arc::new(cuda::Cuda::open(0)?)), &|warning| tracing::warn!("{warning}"))),
     }
+}
+
+/// The GPU, else the host: without a word where there is no GPU, with a warning where there is one that cannot be used.
+fn auto(gpu: impl FnOnce() -> Result<Arc<dyn Device>>, warn: &dyn Fn(&str)) -> Arc<dyn Device> {
+    match gpu() {
+        Ok(gpu) => return gpu,
+        Err(e) if e.kind() == ErrorKind::DeviceUnavailable => tracing::debug!("no GPU, the host device serves: {e}"),
+        Err(e) => {
+            static WARNED: AtomicBool = AtomicBool::new(false);
+            if !WARNED.swap(true, Relaxed) {
+                warn(&format!("the GPU cannot be used, the processor serves in its place: {e}"));
+            }
+        }
+    }
+    Arc::new(host::Host::open())
 }
 
 /// Has a function called when the process ends by returning from `main` or by `exit`, before what was there earlier ends.
@@ -364,6 +437,26 @@ pub(crate) fn at_exit(f: extern "C" fn()) {
     }
 }
 
+/// Has the forks of this process counted from now on (`system::fork`).
+#[cfg(unix)]
+pub(crate) fn watch_forks() {
+    type Handler = Option<extern "C" fn()>;
+    unsafe extern "C" {
+        fn pthread_atfork(prepare: Handler, parent: Handler, child: Handler) -> std::ffi::c_int;
+    }
+    static WATCHED: AtomicBool = AtomicBool::new(false);
+    if WATCHED.swap(true, Relaxed) {
+        return;
+    }
+    // SAFETY: a function of the C library, which keeps the pointer; it may be called in a child, as it only adds one.
+    if unsafe { pthread_atfork(None, None, Some(fork::in_child)) } != 0 {
+        tracing::debug!("children of fork() will not be told from this process");
+    }
+}
+
+#[cfg(not(unix))]
+pub(crate) fn watch_forks() {}
+
 /// Where NVRTC is and which version; for `doctor`.
 ///
 /// # Errors
@@ -373,16 +466,17 @@ pub fn nvrtc_version() -> Result<(PathBuf, String)> {
 }
 
 /// Where NVRTC is not found otherwise, it is searched for in this folder too: for programs whose environment keeps it where
-/// nobody else would look. Says nothing of whether it is there.
-pub fn search_nvrtc_in(folder: impl Into<PathBuf>) {
-    nvrtc::search_in(folder.into());
+/// nobody else would look. Says nothing of whether it is there. What is found there has to be trusted as all that is loaded
+/// (docs/SECURITY.md), and a relative path is passed over.
+pub fn search_nvrtc_in(folder: impl AsRef<Path>) {
+    nvrtc_search::search_in(folder.as_ref());
 }
 
 /// A failed compilation: keeps the source where a person can look at it, and says where.
 fn compile_error(compiler: &str, options: &[String], source: &str, log: &str) -> Error {
     let digest = crate::jit::key::source_digest(source);
     let prefix = format!("ropejit-{}-", &digest[..16]);
-    let dump = tempfile::Builder::new().prefix(&prefix).suffix(".cu").tempfile().and_then(|mut file| {
+    let dump = private::file_in(&std::env::temp_dir(), &prefix, ".cu").and_then(|mut file| {
         file.write_all(source.as_bytes())?;
         Ok(file.keep()?.1)
     });
@@ -395,4 +489,40 @@ fn compile_error(compiler: &str, options: &[String], source: &str, log: &str) ->
         format!("the kernel does not compile\noptions: {}\n{dumped}\nlog:\n{}", options.join(" "), log.trim_end()),
     )
     .subject_is(compiler)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    #[test]
+    fn only_a_gpu_that_is_not_there_is_passed_over_in_silence() {
+        let told = RefCell::new(Vec::new());
+        let open = |kind| {
+            let device = auto(|| Err(Error::new(kind, "cuInit failed: oh")), &|warning| {
+                told.borrow_mut().push(warning.to_owned())
+            });
+            assert_eq!(device.dialect(), Dialect::Host);
+        };
+        open(ErrorKind::DeviceUnavailable);
+        assert!(told.borrow().is_empty());
+        open(ErrorKind::Device);
+        open(ErrorKind::Device);
+        assert_eq!(told.borrow().len(), 1, "once: {told:?}");
+        assert!(told.borrow()[0].contains("cuInit failed: oh"), "{told:?}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_kept_source_is_for_the_user_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let e = compile_error("c++", &["-O3".into()], "int x;", "no");
+        let path = e.message().lines().find_map(|l| l.strip_prefix("source: ")).expect("it is named");
+        let meta = fs_err::metadata(path).expect("kept");
+        assert_eq!(meta.permissions().mode() & 0o7777, 0o600);
+        assert_eq!(fs_err::read_to_string(path).expect("read"), "int x;");
+        fs_err::remove_file(path).expect("removed");
+    }
 }

@@ -2,23 +2,25 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::time::Instant;
 
 use dashmap::DashMap;
+use once_cell::race::OnceBox;
 
 use super::choices::Choices;
 use super::kernels::Kernels;
 use super::lock::Held;
 use super::priors::Source;
 use super::stats::Counters;
-use super::worker::Worker;
+use super::worker::{self, Worker};
 use super::{Engine, OnProgress, Progress, Shared, Tuning};
 use crate::device::{self, Device, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::jit::prior::Priors;
 use crate::store::layers::{Layers, Places};
 use crate::store::{self, Store, memory::Memory, sweep::Bytes};
+use crate::system::fork;
 
 /// Options of an [`Engine`]. Unset ones come from the environment (`ROPEJIT_DEVICE`, `ROPEJIT_CACHE_DIR`,
 /// `ROPEJIT_CACHE_PATH`, `ROPEJIT_CACHE_MAX_BYTES`, `ROPEJIT_TUNING`, `ROPEJIT_LOCK`), then from the defaults.
@@ -47,7 +49,7 @@ impl Builder {
         self
     }
 
-    /// A device of the caller's, in place of one that is opened here.
+    /// A device of the caller's, in place of one that is opened here. Who implements [`Device`] vouches for what it gives.
     #[must_use]
     pub fn with_device(mut self, device: Arc<dyn Device>) -> Self {
         self.opened = Some(device);
@@ -185,31 +187,61 @@ impl Builder {
                 device::open(choice)?
             }
         };
-        let (counters, closing) = (Arc::new(Counters::default()), Arc::new(AtomicBool::new(false)));
-        let kernels =
-            Kernels::new(Arc::clone(&device), Arc::clone(&store), Arc::clone(&counters), Arc::clone(&closing));
-        let shared = Arc::new(Shared {
+        Ok(assemble(Parts {
             portable: !self.without_portable && device.has_portable(),
-            choices: Choices::new(Arc::clone(&store), Arc::clone(&counters), device.as_ref()),
-            kernels,
-            dialect: device.dialect(),
-            context: device.context(),
             device,
             store,
             tuning,
-            lock,
-            priors: self.priors,
-            frozen: AtomicBool::new(false),
-            closing,
-            opened: Instant::now(),
-            captured: AtomicU64::new(0),
-            counters,
-            angles: std::sync::Mutex::default(),
-            ropes: DashMap::new(),
+            lock: lock.map(Arc::new),
+            priors: Arc::new(self.priors),
             on_progress: self.on_progress,
-        });
-        Ok(Engine { worker: Arc::new(Worker::new(&shared)), shared })
+        }))
     }
+}
+
+/// What an engine is put together from.
+pub(super) struct Parts {
+    pub device: Arc<dyn Device>,
+    pub store: Arc<dyn Store>,
+    pub tuning: Tuning,
+    pub portable: bool,
+    pub lock: Option<Arc<Held>>,
+    pub priors: Arc<Source>,
+    pub on_progress: Option<OnProgress>,
+}
+
+pub(super) fn assemble(parts: Parts) -> Engine {
+    let Parts { device, store, tuning, portable, lock, priors, on_progress } = parts;
+    device::watch_forks();
+    let (counters, closing) = (Arc::new(Counters::default()), Arc::new(AtomicBool::new(false)));
+    let kernels = Kernels::new(Arc::clone(&device), Arc::clone(&store), Arc::clone(&counters), Arc::clone(&closing));
+    let shared = Arc::new(Shared {
+        portable,
+        choices: Choices::new(Arc::clone(&store), Arc::clone(&counters), device.as_ref()),
+        kernels,
+        dialect: device.dialect(),
+        context: device.context(),
+        device,
+        store,
+        tuning,
+        lock,
+        priors,
+        frozen: AtomicBool::new(false),
+        closing,
+        running: AtomicUsize::new(0),
+        generation: fork::generation(),
+        renewed: OnceBox::new(),
+        opened: Instant::now(),
+        captured: AtomicU64::new(0),
+        counters,
+        angles: std::sync::Mutex::default(),
+        ropes: DashMap::new(),
+        on_progress,
+    });
+    let worker = Arc::new(Worker::new(&shared));
+    // After the device was opened: what was there earlier ends later, and the driver is then still there.
+    worker::close_at_exit(&worker, shared.context != 0);
+    Engine { worker, shared }
 }
 
 /// Reads an environment variable; unset and empty are the same.

@@ -107,7 +107,7 @@ impl Choices {
         let key = fields.key();
         let meta = ChoiceMeta { fields, spec: spec.clone(), bucket, class, arch: self.arch.clone(), record };
         let meta = serde_json::to_vec(&meta).unwrap_or_default();
-        let entry = Entry { kind: Kind::Choice, key, meta, ptx: Vec::new(), image: Vec::new() };
+        let entry = Entry::choice(key, meta);
         self.counters.keep(self.store.put(&entry));
     }
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::pace::cancelled;
 use super::stats::Counters;
-use crate::device::{Binary, Device, Kernel};
+use crate::device::{self, Binary, Device, Kernel};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::key::{Key, KeyFields, source_digest};
 use crate::jit::render::render;
@@ -124,13 +124,8 @@ impl Kernels {
                 variant,
                 made_by: concat!("ropejit ", env!("CARGO_PKG_VERSION")).into(),
             };
-            let entry = Entry {
-                kind: Kind::Artifact,
-                key,
-                meta: serde_json::to_vec(&meta).unwrap_or_default(),
-                ptx: binary.ptx.clone(),
-                image: binary.image.clone(),
-            };
+            let meta = serde_json::to_vec(&meta).unwrap_or_default();
+            let entry = Entry::new(Kind::Artifact, key, meta, binary.ptx.clone(), binary.image.clone());
             self.counters.keep(self.store.put(&entry));
             drop(turn);
             let loaded = self.load(key, &binary, variant).inspect_err(|e| self.note_failure(key, e))?;
@@ -237,7 +232,8 @@ impl Kernels {
             }
         }
         let read = started.elapsed();
-        match self.load(key, &Binary { ptx: entry.ptx, image: entry.image }, variant) {
+        let (ptx, image) = entry.into_code();
+        match self.load(key, &Binary { ptx, image }, variant) {
             Ok(loaded) => {
                 tracing::debug!("artifact {key}: read in {read:?}, loaded after {:?}", started.elapsed());
                 self.counters.disk_hits.add();
@@ -248,7 +244,7 @@ impl Kernels {
     }
 
     fn load(&self, artifact: Key, binary: &Binary, variant: Variant) -> Result<Loaded> {
-        let kernel = if self.device.runs() { Some(self.device.load(binary, variant)?) } else { None };
+        let kernel = if self.device.runs() { Some(device::load(self.device.as_ref(), binary, variant)?) } else { None };
         Ok(Loaded { artifact, kernel })
     }
 }

@@ -1,6 +1,5 @@
 //! Calls that a lock file decides: the variant that it names is obtained, whatever was measured here, and nothing is tuned.
 
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use super::kernels::Loaded;
@@ -11,6 +10,7 @@ use crate::jit::lock::{Lock, Locked, MAX_BYTES};
 use crate::jit::{Bucket, Candidate, Class, Record, Variant, variant};
 use crate::plan::{Origin, Plan};
 use crate::rope::RopeSpec;
+use crate::system::read_bytes;
 
 /// Reads a lock file.
 ///
@@ -22,17 +22,18 @@ pub fn read_lock(path: &Path) -> Result<Lock> {
         Error::io(path, "the lock file cannot be read", e)
             .hint("name a file that `ropejit prewarm --lock FILE` has written, or none")
     };
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(failed)?;
-    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
     let bad = |what: String| {
         Err(Error::new(ErrorKind::LockFile, what)
             .subject_is(&*name)
             .hint("name a file that `ropejit prewarm --lock FILE` has written"))
     };
-    if bytes.len() as u64 > MAX_BYTES {
-        return bad(format!("more than {MAX_BYTES} bytes are no lock file"));
-    }
+    let bytes = match read_bytes(path, MAX_BYTES) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::FileTooLarge => {
+            return bad(format!("more than {MAX_BYTES} bytes are no lock file"));
+        }
+        Err(e) => return Err(failed(e)),
+    };
     match String::from_utf8(bytes) {
         Ok(text) => Lock::parse(&name, &text),
         Err(e) => bad(format!("not a text: {}", e.utf8_error())),

@@ -7,6 +7,7 @@
 mod angles;
 mod builder;
 mod choices;
+mod forked;
 mod kernels;
 mod lock;
 mod pace;
@@ -19,12 +20,13 @@ mod tuning;
 mod turn;
 mod worker;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use dashmap::DashMap;
+use once_cell::race::OnceBox;
 
 use crate::args::Args;
 use crate::device::{Device, Facts, FaultWord, Stream};
@@ -126,12 +128,17 @@ struct Shared {
     store: Arc<dyn Store>,
     tuning: Tuning,
     /// Decides calls before the policy does.
-    lock: Option<lock::Held>,
-    priors: priors::Source,
+    lock: Option<Arc<lock::Held>>,
+    priors: Arc<priors::Source>,
     /// Set by [`Engine::freeze`].
     frozen: AtomicBool,
-    /// Set when the last handle is dropped: background work ends.
+    /// Set when the last handle is dropped, or the process ends: background work ends.
     closing: Arc<AtomicBool>,
+    /// Tunings that run, in whatever thread.
+    running: AtomicUsize,
+    /// Of the process that has made it (`system::fork`), and the engine that stands in for it in a child of that.
+    generation: u32,
+    renewed: OnceBox<Engine>,
     opened: Instant,
     /// When a capture was last seen: milliseconds since `opened`, plus one; 0 for never.
     captured: AtomicU64,
@@ -175,7 +182,7 @@ struct RopeState {
     spec: RopeSpec,
     /// One per bucket and class.
     slots: Box<[Slot]>,
-    /// Plans that others have replaced. Graphs that were captured with one launch its kernel, so it stays loaded.
+    /// Plans that others have replaced, kept since a call may be launching one.
     replaced: Mutex<Vec<Arc<Plan>>>,
     /// Calls served by a filled slot.
     hits: Counter,
@@ -195,22 +202,23 @@ impl RopeState {
         &self.slots[bucket.index() * Class::COUNT + class.index()]
     }
 
-    /// From now on `plan` serves.
+    /// From now on `plan` serves. Its kernel stays loaded until the process ends: whether a call is captured into a graph,
+    /// which then launches it at any time, is not looked at when it is made.
     fn serve(&self, bucket: Bucket, class: Class, plan: Arc<Plan>) {
+        plan.kernel.keep();
         let replaced = self.slot(bucket, class).plan.swap(Some(plan));
         self.replaced.lock().unwrap_or_else(PoisonError::into_inner).extend(replaced);
     }
 }
 
-static GLOBAL: OnceLock<Engine> = OnceLock::new();
+static GLOBAL: OnceBox<Engine> = OnceBox::new();
 
-extern "C" fn close_global() {
-    if let Some(engine) = GLOBAL.get() {
-        engine.worker.close();
-    }
-}
-
-/// One device, one cache. Cheap to clone; background work ends when the last clone and the last [`Rope`] are dropped.
+/// One device, one cache. Cheap to clone; background work ends when the last clone and the last [`Rope`] are dropped, or
+/// when the process ends.
+///
+/// In a child of `fork()` an engine of the parent goes on serving on the processor: with what is loaded, and for the rest as
+/// an engine that was built there, with counters of its own and nothing queued. A GPU cannot be used in a child of a process
+/// that has opened it: calls are errors that say so.
 #[derive(Clone)]
 pub struct Engine {
     // Dropped first: it waits for background work, which uses the rest.
@@ -233,12 +241,7 @@ impl Engine {
         if let Some(engine) = GLOBAL.get() {
             return Ok(engine);
         }
-        let engine = Self::builder().build()?;
-        Ok(GLOBAL.get_or_init(|| {
-            // Beside the driver's own end, which comes after this, background work could crash.
-            crate::device::at_exit(close_global);
-            engine
-        }))
+        GLOBAL.get_or_try_init(|| Self::builder().build().map(Box::new))
     }
 
     /// The RoPE of a spec. All handles of one spec share their kernels.
@@ -246,6 +249,9 @@ impl Engine {
     /// # Errors
     /// When the spec is invalid (see [`RopeSpec::validate`]).
     pub fn rope(&self, spec: &RopeSpec) -> Result<Rope> {
+        if let Some(engine) = self.shared.stand_in()? {
+            return engine.rope(spec);
+        }
         Ok(Rope { worker: Arc::clone(&self.worker), state: self.state(spec)?, shared: Arc::clone(&self.shared) })
     }
 
@@ -253,6 +259,9 @@ impl Engine {
     /// goes on.
     pub fn freeze(&self) {
         self.shared.frozen.store(true, Ordering::Relaxed);
+        if let Some(engine) = self.shared.stand_in_so_far() {
+            engine.freeze();
+        }
     }
 
     fn state(&self, spec: &RopeSpec) -> Result<Arc<RopeState>> {
@@ -276,8 +285,18 @@ impl Engine {
         self.worker.wait();
     }
 
+    /// Ends background work, and waits for the end: what runs is cancelled, what is queued is not begun. Calls go on with what
+    /// is loaded; nothing is compiled or tuned any more. It happens by itself when the last handle is dropped, and when a
+    /// process ends that does so by `exit` or by returning from `main`.
+    pub fn close(&self) {
+        self.worker.close();
+    }
+
     /// What it has done.
     pub fn stats(&self) -> Stats {
+        if self.shared.is_parents() {
+            return self.shared.stand_in_so_far().map_or_else(Stats::default, Self::stats);
+        }
         self.shared.counters.snapshot(self.shared.ropes.iter().map(|r| r.hits.get()).sum())
     }
 
@@ -288,12 +307,12 @@ impl Engine {
 
     /// Its device.
     pub fn device(&self) -> &Arc<dyn Device> {
-        &self.shared.device
+        self.shared.stand_in().ok().flatten().map_or(&self.shared.device, |engine| &engine.shared.device)
     }
 
     /// Its store.
     pub fn store(&self) -> &dyn Store {
-        self.shared.store.as_ref()
+        self.shared.stand_in().ok().flatten().map_or(&self.shared.store, |engine| &engine.shared.store).as_ref()
     }
 }
 
@@ -327,8 +346,9 @@ impl Rope {
     /// Rotates q and k on the stream. Returns where the kernel came from: [`Origin::Memory`] from the second call of a
     /// bucket and layout on, which hashes, locks, allocates, waits for and logs nothing.
     ///
-    /// A graph that this call was captured into launches the kernel that was loaded then: keep this handle, or the engine,
-    /// for as long as the graph is replayed.
+    /// A graph that this call was captured into launches the kernel that was loaded then. Kernels that have served stay
+    /// loaded until the process ends, so the engine may be dropped before the graph is. Tensors, tables and positions are the
+    /// caller's: they must live as long as the graph is replayed, and with tables of [`Engine::angles`] the [`Angles`].
     ///
     /// # Errors
     /// When an argument does not fit the spec, or (first calls only) no kernel can be had.
@@ -336,6 +356,9 @@ impl Rope {
         let Some(call) = self.call(stream, args)? else { return Ok(Origin::Memory) };
         if self.launch_loaded(stream, &call)? {
             return Ok(Origin::Memory);
+        }
+        if let Some(engine) = self.shared.stand_in()? {
+            return engine.rope(self.spec())?.apply(stream, args);
         }
         let plan = resolve::resolve(self, stream, Bucket::of(call.total_tokens()), call.class, self.shared.tuning())?;
         plan.launch(stream, &call)?;
@@ -369,7 +392,9 @@ impl Rope {
     /// What serves contiguous tensors with this many tokens in all, if it is loaded.
     pub fn serving(&self, tokens: u64, head_major: bool) -> Option<Serving> {
         let class = Class::contiguous(&self.state.spec, head_major, true);
-        let plan = self.state.slot(Bucket::of(tokens), class).plan.load_full()?;
+        let Some(plan) = self.state.slot(Bucket::of(tokens), class).plan.load_full() else {
+            return self.shared.stand_in_so_far()?.rope(self.spec()).ok()?.serving(tokens, head_major);
+        };
         Some(Serving { variant: plan.variant, origin: plan.origin, tuned: plan.tuned, prior: plan.prior })
     }
 
@@ -381,7 +406,8 @@ impl Rope {
     pub fn check(&self) -> Result<()> {
         let fault = self.state.fault.take();
         if fault == 0 {
-            return Ok(());
+            let stand_in = self.shared.stand_in_so_far().filter(|_| self.shared.is_parents());
+            return stand_in.map_or(Ok(()), |engine| engine.rope(self.spec())?.check());
         }
         Err(Error::new(
             ErrorKind::PositionOutOfRange,

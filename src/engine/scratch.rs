@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::pace::Pace;
 use crate::args::{Args, CuSeqlens, Made, Offsets, Operand, Place, PositionIds, Positions, Tables, Tensor};
-use crate::device::{AngleParams, Device, Memory, Stream};
+use crate::device::{self, AngleParams, Device, Memory, Stream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::{Bucket, Class};
 use crate::plan::{Call, Plan};
@@ -95,19 +95,19 @@ impl Scratch {
         let half = k_starts + aligned(head * spec.num_kv_heads as usize);
         let wanted = (PAST_CACHE * device.facts().l2_bytes).div_ceil(2 * half as u64).max(2);
         let sets = wanted.min(MAX_SETS).min((limit / (2 * half as u64)).max(1)) as usize;
-        let data = pace.slice(|| device.alloc(sets * 2 * half))?;
+        let mut data = pace.slice(|| device.alloc(sets * 2 * half))?;
         let width = spec.table_width() as usize;
         let table_bytes = 2 * (tokens as usize * width * spec.table.dtype.size()).next_multiple_of(256);
-        let tables = pace.slice(|| device.alloc(table_bytes))?;
+        let mut tables = pace.slice(|| device.alloc(table_bytes))?;
         let mut noise = Noise(0x9e37_79b9_7f4a_7c15);
-        fill(device, data.as_ref(), spec.dtype, &mut noise, pace)?;
-        fill(device, tables.as_ref(), spec.table.dtype, &mut noise, pace)?;
-        let angles = engine_angles(spec, tables.as_ref())?;
+        fill(device, data.as_mut(), spec.dtype, &mut noise, pace)?;
+        fill(device, tables.as_mut(), spec.table.dtype, &mut noise, pace)?;
+        let angles = engine_angles(spec, tables.as_mut())?;
         let ids = position_numbers(spec, tokens as usize);
         let ids = ids
             .map(|bytes| {
-                let memory = pace.slice(|| device.alloc(bytes.len()))?;
-                upload(memory.as_ref(), 0, &bytes, pace)?;
+                let mut memory = pace.slice(|| device.alloc(bytes.len()))?;
+                upload(memory.as_mut(), 0, &bytes, pace)?;
                 Ok::<_, Error>(memory)
             })
             .transpose()?;
@@ -180,11 +180,12 @@ impl Scratch {
     pub fn copy(&self, device: &dyn Device, stream: Stream<'_>, set: usize, tokens: u64) -> Result<()> {
         let base = set % self.sets * 2 * self.half;
         let bytes = (tokens * bytes_per_token(&self.spec) / 2) as usize;
-        device.copy((self.data.as_ref(), base + self.half), (self.data.as_ref(), base), bytes, stream)
+        let (to, from) = ((self.data.as_ref(), base + self.half), (self.data.as_ref(), base));
+        device::copy(device, to, from, bytes, stream)
     }
 
     /// Launches `plan` on a few tokens and returns all bits of its output; what it does not write stays poisoned.
-    pub fn run_small(&self, device: &dyn Device, plan: &Plan, pace: &Pace<'_>) -> Result<Vec<u8>> {
+    pub fn run_small(&mut self, device: &dyn Device, plan: &Plan, pace: &Pace<'_>) -> Result<Vec<u8>> {
         let tokens = self.tokens.min(COMPARED as u64) as usize;
         let two = tokens >= 2 && !self.spec.positions.is_packed();
         let (batch, per_sequence) = if two { (2, tokens / 2) } else { (1, tokens) };
@@ -199,7 +200,7 @@ impl Scratch {
             if self.in_place() {
                 noise.fill(self.spec.dtype, output);
             }
-            upload(self.data.as_ref(), *at, output, pace)?;
+            upload(self.data.as_mut(), *at, output, pace)?;
         }
         pace.slice(|| {
             self.launch(plan, device.stream(), 0, batch, per_sequence)?;
@@ -215,7 +216,7 @@ impl Scratch {
 }
 
 /// Frequencies of a usual model; the rows of the table that a comparison of bits reads are theirs.
-fn engine_angles(spec: &RopeSpec, table: &dyn Memory) -> Result<AngleParams> {
+fn engine_angles(spec: &RopeSpec, table: &mut dyn Memory) -> Result<AngleParams> {
     let Some(mode) = spec.angles else { return Ok(AngleParams::NONE) };
     let frequencies = RopeParameters::new(1e4, spec.rotary_dim).frequencies(None)?;
     let pairs = spec.rotary_dim as usize / 2;
@@ -247,15 +248,16 @@ fn position_numbers(spec: &RopeSpec, tokens: usize) -> Option<Vec<u8>> {
 }
 
 /// Fills memory with random values: a block from the host, copied on over the rest by the device.
-fn fill(device: &dyn Device, memory: &dyn Memory, dtype: DType, noise: &mut Noise, pace: &Pace<'_>) -> Result<()> {
+fn fill(device: &dyn Device, memory: &mut dyn Memory, dtype: DType, noise: &mut Noise, pace: &Pace<'_>) -> Result<()> {
     let mut block = vec![0; memory.bytes().min(HOST_PIECE)];
     noise.fill(dtype, &mut block);
     upload(memory, 0, &block, pace)?;
+    let memory = &*memory;
     let mut done = block.len();
     while done < memory.bytes() {
         let part = done.min(memory.bytes() - done).min(DEVICE_PIECE);
         pace.slice(|| {
-            device.copy((memory, done), (memory, 0), part, device.stream())?;
+            device::copy(device, (memory, done), (memory, 0), part, device.stream())?;
             device.wait()
         })?;
         done += part;
@@ -263,7 +265,7 @@ fn fill(device: &dyn Device, memory: &dyn Memory, dtype: DType, noise: &mut Nois
     Ok(())
 }
 
-fn upload(memory: &dyn Memory, at: usize, bytes: &[u8], pace: &Pace<'_>) -> Result<()> {
+fn upload(memory: &mut dyn Memory, at: usize, bytes: &[u8], pace: &Pace<'_>) -> Result<()> {
     bytes
         .chunks(HOST_PIECE)
         .enumerate()

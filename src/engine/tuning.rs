@@ -27,6 +27,7 @@ pub(super) fn tune(
     pace: &Pace<'_>,
 ) -> Result<Plan> {
     let started = Instant::now();
+    let _running = Running::begin(shared);
     let spec = &state.spec;
     let compiler = shared.device.compiler()?;
     let _aside = shared.device.aside()?;
@@ -47,13 +48,34 @@ pub(super) fn tune(
         compiler,
         ..Record::new(tokens, candidates)
     };
-    let plan = if pace.cancelled() {
+    let plan = if stopped(shared, pace) {
         Err(cancelled())
     } else {
         measure(shared, state, class, bucket, budget, pace, &kernels, record, started)
     };
     release(shared, kernels, pace);
     plan
+}
+
+/// Whether nobody needs the result any more, at whatever pace.
+fn stopped(shared: &Shared, pace: &Pace<'_>) -> bool {
+    pace.cancelled() || shared.closing.load(Relaxed)
+}
+
+/// Counts a tuning that runs: the end of an engine waits for it.
+struct Running<'a>(&'a Shared);
+
+impl<'a> Running<'a> {
+    fn begin(shared: &'a Shared) -> Self {
+        shared.running.fetch_add(1, Relaxed);
+        Self(shared)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Relaxed);
+    }
 }
 
 /// Times all candidates that were loaded, keeps the record and returns the winner.
@@ -77,7 +99,7 @@ fn measure(
     let policy = Policy { budget, ..Policy::default() };
     let outcome = search(&mut run, samples, &live, &policy);
     drop(run);
-    if pace.cancelled() {
+    if stopped(shared, pace) {
         return Err(cancelled()); // what was measured is kept
     }
     let outcome = outcome.ok_or_else(|| {
@@ -169,6 +191,8 @@ fn compile_all(
             candidate.artifact = Some(loaded.artifact);
             Some(loaded)
         }
+        // What fails while all ends is no news.
+        Some(Err(_)) if shared.closing.load(Relaxed) => None,
         Some(Err(e)) => {
             shared.counters.warn_once(format!("candidate '{}' is left out: {e}", candidate.variant));
             candidate.dropped = Some(e.to_string());
@@ -204,7 +228,7 @@ impl<'a> Run<'a> {
     ) -> Result<Self> {
         let device = shared.device.as_ref();
         let spec = &state.spec;
-        let scratch = Arc::new(Scratch::new(device, spec, class, bucket, state.fault.address(), pace)?);
+        let mut scratch = Scratch::new(device, spec, class, bucket, state.fault.address(), pace)?;
         let mut plans: Vec<Option<Arc<Plan>>> = Vec::new();
         let mut expected: Option<Vec<u8>> = None;
         for (candidate, loaded) in record.candidates.iter_mut().zip(kernels) {
@@ -231,6 +255,7 @@ impl<'a> Run<'a> {
             }
             plans.push(equal.then(|| Arc::new(plan)));
         }
+        let scratch = Arc::new(scratch);
         let Some(Some(default)) = plans.first() else {
             // Without the default there is nothing to compare the others with.
             let why = record.candidates.first().and_then(|c| c.dropped.clone()).unwrap_or_default();
@@ -344,7 +369,7 @@ impl Measure for Run<'_> {
     }
 
     fn stopped(&self) -> bool {
-        self.pace.cancelled()
+        stopped(self.shared, self.pace)
     }
 
     fn round_done(&mut self, samples: &[Vec<f64>]) -> bool {

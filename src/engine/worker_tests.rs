@@ -53,7 +53,9 @@ impl Timer for Counted {
     }
 }
 
-impl Device for Fake {
+// SAFETY: it serves the reference in place of every kernel.
+#[allow(unsafe_code)]
+unsafe impl Device for Fake {
     fn facts(&self) -> &Facts {
         &self.facts
     }
@@ -74,7 +76,7 @@ impl Device for Fake {
         std::thread::sleep(self.compile);
         Ok(Binary { ptx: source.as_bytes().to_vec(), image: vec![0] })
     }
-    fn load(&self, _: &Binary, _: Variant) -> Result<Arc<dyn Kernel>> {
+    unsafe fn load(&self, _: &Binary, _: Variant) -> Result<Arc<dyn Kernel>> {
         self.host.fallback(&self.spec).ok_or_else(crate::engine::pace::cancelled)
     }
     fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>> {
@@ -89,8 +91,14 @@ impl Device for Fake {
     fn timer(&self, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>> {
         Ok(Box::new(Counted(self.host.timer(launches, launch)?, Arc::clone(&self.samples))))
     }
-    fn copy(&self, to: (&dyn Memory, usize), from: (&dyn Memory, usize), bytes: usize, s: Stream<'_>) -> Result<()> {
-        self.host.copy(to, from, bytes, s)
+    unsafe fn copy(
+        &self,
+        to: (&dyn Memory, usize),
+        from: (&dyn Memory, usize),
+        bytes: usize,
+        s: Stream<'_>,
+    ) -> Result<()> {
+        crate::device::copy(&self.host, to, from, bytes, s)
     }
     fn synchronize(&self) -> Result<()> {
         Ok(())

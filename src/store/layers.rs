@@ -148,4 +148,9 @@ impl Store for Layers {
     fn root(&self) -> Option<&Path> {
         self.top.root()
     }
+
+    fn in_fork(&self) -> Option<Arc<dyn Store>> {
+        let top = self.top.in_fork().unwrap_or_else(|| Arc::new(Memory::default()));
+        Some(Arc::new(Self { top, below: self.below.iter().filter_map(|layer| layer.in_fork()).collect() }))
+    }
 }

@@ -15,6 +15,7 @@ mod trust;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::error::Result;
 use crate::jit::Key;
@@ -105,6 +106,12 @@ pub trait Store: Send + Sync {
 
     /// The folder, when there is one.
     fn root(&self) -> Option<&Path>;
+
+    /// The same store for a child of `fork()`: one that takes no lock which a thread of the parent may have held. `None`
+    /// where there is none; the child then keeps what it makes in memory.
+    fn in_fork(&self) -> Option<Arc<dyn Store>> {
+        None
+    }
 }
 
 /// The cache folder that is used unless the caller names one: `ROPEJIT_CACHE_DIR`, else the user's cache folder. `None`

@@ -8,7 +8,7 @@ use ropejit::{
 use ropejit::engine::ChoiceMeta;
 use ropejit::jit::render::Dialect;
 use ropejit::jit::{Abilities, Bucket, Candidate, Class, KeyFields, Record, Variant, variant};
-use ropejit::store::{Entry, Kind};
+use ropejit::store::Entry;
 
 use crate::cases::{Case, Data, Order, assert_bits, assert_near, assert_right, run};
 
@@ -173,7 +173,7 @@ fn choose(engine: &Engine, spec: &RopeSpec, bucket: Bucket, class: Class, v: Var
     let meta = ChoiceMeta { fields, spec: spec.clone(), bucket, class, arch: String::new(), record };
     let key = meta.fields.key();
     let meta = serde_json::to_vec(&meta).expect("JSON");
-    let entry = Entry { kind: Kind::Choice, key, meta, ptx: Vec::new(), image: Vec::new() };
+    let entry = Entry::choice(key, meta);
     engine.store().put(&entry).expect("kept in memory");
 }
 

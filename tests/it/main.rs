@@ -11,6 +11,8 @@ mod eager;
 mod engine;
 #[cfg(all(feature = "cli", unix))]
 mod faults;
+#[cfg(unix)]
+mod fork;
 mod gpu;
 mod host;
 #[cfg(all(feature = "cli", unix))]

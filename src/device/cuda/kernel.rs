@@ -1,6 +1,7 @@
 //! Loaded kernels and their launch.
 
 use std::ffi::{CString, c_uint, c_void};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -15,7 +16,10 @@ use crate::jit::{Class, Variant};
 use crate::rope::RopeSpec;
 
 /// Loads a compiled kernel: its cubin, else its PTX.
-pub(super) fn load(context: &Arc<Context>, binary: &Binary, variant: Variant) -> Result<Arc<dyn Kernel>> {
+///
+/// # Safety
+/// NVRTC has made it of a source that was rendered for the variant.
+pub(super) unsafe fn load(context: &Arc<Context>, binary: &Binary, variant: Variant) -> Result<Arc<dyn Kernel>> {
     let _aside = context.aside()?;
     let raw = load_image(&binary.image).or_else(|refused| {
         // A cubin of another architecture or a newer toolkit: the driver can still compile the PTX.
@@ -84,6 +88,8 @@ fn load_image(image: &[u8]) -> Result<sys::CUmodule> {
 struct Module {
     raw: sys::CUmodule,
     function: sys::CUfunction,
+    /// Whether it stays loaded until the process ends.
+    kept: AtomicBool,
     context: Arc<Context>,
 }
 
@@ -91,7 +97,8 @@ impl Module {
     /// Finds the entry point of what is loaded.
     fn new(raw: sys::CUmodule, context: &Arc<Context>) -> Result<Self> {
         // From here on it is unloaded when dropped.
-        let mut module = Self { raw, function: std::ptr::null_mut(), context: Arc::clone(context) };
+        let (function, kept) = (std::ptr::null_mut(), AtomicBool::new(false));
+        let mut module = Self { raw, function, kept, context: Arc::clone(context) };
         let name = CString::new(ENTRY).unwrap_or_default();
         // SAFETY: the module is loaded.
         module.function =
@@ -178,5 +185,11 @@ impl Kernel for CudaKernel {
         unsafe { sys::cuLaunchKernelEx(&raw const config, self.function, arguments.as_mut_ptr(), std::ptr::null_mut()) }
             .result()
             .map_err(|e| failed("cuLaunchKernelEx", &e))
+    }
+
+    fn keep(&self) {
+        if !self.module.kept.swap(true, Relaxed) {
+            std::mem::forget(Arc::clone(&self.module));
+        }
     }
 }

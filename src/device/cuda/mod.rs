@@ -20,6 +20,7 @@ use crate::jit::portable;
 use crate::jit::render::Dialect;
 use crate::jit::{Class, Variant};
 use crate::rope::RopeSpec;
+use crate::system::fork;
 
 /// A GPU.
 pub struct Cuda {
@@ -35,6 +36,9 @@ pub struct Cuda {
 struct Context {
     device: sys::CUdevice,
     raw: sys::CUcontext,
+    name: String,
+    /// Of the process that has opened it: a child of `fork()` must not call the driver.
+    generation: u32,
 }
 
 // SAFETY: a context handle may be used from any thread; the driver synchronises.
@@ -44,8 +48,10 @@ unsafe impl Sync for Context {}
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: retained once in `Cuda::open`, released once here. An error at exit has nobody to tell.
-        let _ = unsafe { result::primary_ctx::release(self.device) };
+        if self.generation == fork::generation() {
+            // SAFETY: retained once in `Cuda::open`, released once here. An error at exit has nobody to tell.
+            let _ = unsafe { result::primary_ctx::release(self.device) };
+        }
     }
 }
 
@@ -55,7 +61,11 @@ struct Current {
 }
 
 impl Context {
+    /// Every way to the driver leads through here.
     fn make_current(&self) -> Result<Current> {
+        if self.generation != fork::generation() {
+            return Err(super::in_fork(ErrorKind::DeviceUnavailable, &self.name));
+        }
         if result::ctx::get_current().map_err(|e| failed("cuCtxGetCurrent", &e))? == Some(self.raw) {
             return Ok(Current { pushed: false });
         }
@@ -118,17 +128,25 @@ impl Cuda {
     /// Opens the GPU of this ordinal.
     ///
     /// # Errors
-    /// [`ErrorKind::DeviceUnavailable`] when there is no driver or no such GPU.
+    /// [`ErrorKind::DeviceUnavailable`] when there is no driver or no such GPU, [`ErrorKind::Device`] when there is one that
+    /// cannot be used.
     pub fn open(ordinal: u32) -> Result<Self> {
-        let unavailable =
-            |why: String| Error::new(ErrorKind::DeviceUnavailable, why).subject_is(format!("cuda:{ordinal}"));
+        let subject = || format!("cuda:{ordinal}");
+        let host = "ROPEJIT_DEVICE=host uses the processor instead";
+        let unavailable = |why: String| Error::new(ErrorKind::DeviceUnavailable, why).subject_is(subject());
         // SAFETY: loads libcuda, whose initialisers have no requirements. Without this probe cudarc panics.
         if !unsafe { sys::is_culib_present() } {
-            return Err(unavailable("no CUDA driver (libcuda.so.1) on this machine".into())
-                .hint("ROPEJIT_DEVICE=host uses the processor instead"));
+            return Err(unavailable("no CUDA driver (libcuda.so.1) on this machine".into()).hint(host));
         }
-        result::init().map_err(|e| unavailable(failed("cuInit", &e).to_string()))?;
-        let count = result::device::get_count().map_err(|e| unavailable(failed("cuDeviceGetCount", &e).to_string()))?;
+        result::init().map_err(|e| match e.0 {
+            sys::CUresult::CUDA_ERROR_NO_DEVICE | sys::CUresult::CUDA_ERROR_STUB_LIBRARY => {
+                unavailable(failed("cuInit", &e).to_string()).hint(host)
+            }
+            // The driver's word for a child of a process that has used it.
+            sys::CUresult::CUDA_ERROR_NOT_INITIALIZED => super::in_fork(ErrorKind::Device, &subject()),
+            _ => failed("cuInit", &e).subject_is(subject()).hint(host),
+        })?;
+        let count = result::device::get_count().map_err(|e| failed("cuDeviceGetCount", &e).subject_is(subject()))?;
         if i64::from(ordinal) >= i64::from(count) {
             return Err(unavailable(format!("there are {count} GPUs"))
                 .hint("CUDA_VISIBLE_DEVICES may hide some; ROPEJIT_DEVICE=host uses the processor instead"));
@@ -137,7 +155,7 @@ impl Cuda {
         let facts = facts(device)?;
         // SAFETY: the device comes from cuDeviceGet.
         let raw = unsafe { result::primary_ctx::retain(device) }.map_err(|e| failed("cuDevicePrimaryCtxRetain", &e))?;
-        let context = Arc::new(Context { device, raw });
+        let context = Arc::new(Context { device, raw, name: subject(), generation: fork::generation() });
         let stream = Arc::new(OwnStream::new(&context)?);
         let fault_words = memory::FaultWords::new(&context)?;
         let portables = kernel::Portables::new(portable::arch_for(facts.compute_capability));
@@ -180,7 +198,8 @@ fn facts(device: sys::CUdevice) -> Result<Facts> {
     })
 }
 
-impl Device for Cuda {
+// SAFETY: kernels are compiled from the templates or shipped; memory is of the primary context, whose number is `context`.
+unsafe impl Device for Cuda {
     fn facts(&self) -> &Facts {
         &self.facts
     }
@@ -205,8 +224,9 @@ impl Device for Cuda {
         Ok(Nvrtc::get()?.compile(source, &self.compile_options())?.0)
     }
 
-    fn load(&self, binary: &Binary, variant: Variant) -> Result<Arc<dyn Kernel>> {
-        kernel::load(&self.context, binary, variant)
+    unsafe fn load(&self, binary: &Binary, variant: Variant) -> Result<Arc<dyn Kernel>> {
+        // SAFETY: this function's contract.
+        unsafe { kernel::load(&self.context, binary, variant) }
     }
 
     fn has_portable(&self) -> bool {
@@ -246,7 +266,7 @@ impl Device for Cuda {
         Stream { raw: self.stream.raw, recorder: None, lives: std::marker::PhantomData }
     }
 
-    fn copy(
+    unsafe fn copy(
         &self,
         to: (&dyn Memory, usize),
         from: (&dyn Memory, usize),
@@ -258,7 +278,8 @@ impl Device for Cuda {
             return recorder.copy(to, from, bytes);
         }
         let _aside = self.context.aside()?;
-        // SAFETY: both ranges are inside memory of this device, and freeing memory waits for work in flight.
+        // SAFETY: both ranges are inside memory of this device, by this function's contract, and freeing memory waits for
+        // work in flight.
         unsafe { result::memcpy_dtod_async(to, from, bytes, stream.raw) }.map_err(|e| failed("cuMemcpyDtoDAsync", &e))
     }
 
