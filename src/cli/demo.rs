@@ -87,9 +87,7 @@ impl Demo {
         let rows = vec![row(first, &cold), row("answers first", &aside), row("finds all cached", &warm)];
         Table { header: &header, rows, numbers: 6, gives: &[] }.print()?;
         output::line(&format!("The chosen variant is {}.", cold.variant))?;
-        output::line(&format!(
-            "The second process has its first result {sooner:.0}× sooner than a process that {first}."
-        ))
+        output::line(&format!("The second process has its first result {sooner:.0}× sooner than one that {first}."))
     }
 
     /// Runs `ropejit run` in a process of its own.

@@ -346,6 +346,8 @@ fn calls_are_answered_while_a_prewarm_tunes() {
     let fake = Fake::that_compiles(1);
     let folder = tempfile::tempdir().expect("a folder");
     let engine = engine(&fake, Some(folder.path()));
+    // The default is there; candidates wait.
+    engine.prewarm(std::slice::from_ref(&fake.spec), &[8], false, false).expect("compiled");
     std::thread::scope(|scope| {
         scope.spawn(|| engine.prewarm(std::slice::from_ref(&fake.spec), &[8], false, true).expect("tuned"));
         until("compiling", || fake.compiles.load(Relaxed) >= 2);

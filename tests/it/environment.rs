@@ -6,7 +6,7 @@
 /// Set once it is done: a child gets what its test gave it.
 const DONE: &str = "ROPEJIT_TEST_ENVIRONMENT";
 /// Where compilers are, and what a tester asks of the tests.
-const KEPT: [&str; 3] = ["ROPEJIT_NVRTC", "ROPEJIT_REQUIRE_GPU", "ROPEJIT_TEST_EAGER"];
+const KEPT: [&str; 4] = ["ROPEJIT_NVRTC", "ROPEJIT_REQUIRE_GPU", "ROPEJIT_TEST_EAGER", "ROPEJIT_TEST_BLESS"];
 /// What others read: the width of a page, colours, and who writes more than asked for.
 const OTHERS: [&str; 8] =
     ["COLUMNS", "LINES", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "FORCE_COLOR", "RUST_LOG", "GLIBC_TUNABLES"];

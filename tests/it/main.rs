@@ -7,6 +7,7 @@ mod cases;
 mod chains;
 #[cfg(all(feature = "cli", unix))]
 mod cli;
+mod configs;
 mod eager;
 mod engine;
 mod environment;
