@@ -16,6 +16,7 @@ mod output;
 mod prewarm;
 mod run;
 mod spec;
+mod table;
 mod upkeep;
 mod workload;
 

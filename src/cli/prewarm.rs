@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::lock::{self, Writer};
 use super::output;
 use super::spec::{self, Chosen, FormArgs, NumberArgs};
+use super::table::Table;
 
 /// Fill the cache at deploy time: compile and tune for models and token counts, so that no call ever does.
 ///
@@ -224,7 +225,8 @@ impl Report {
                 .map(|s: &str| s.to_owned())
                 .to_vec()
         });
-        output::table(&["model", "arch", "layout", "variant", "choice", "from", "tokens"], rows.collect(), 1)?;
+        let header = ["model", "arch", "layout", "variant", "choice", "from", "tokens"];
+        Table { header: &header, rows: rows.collect(), numbers: 1, gives: &["model", "variant"] }.print()?;
         let count = |name: &str| self.count(name);
         let verdict = if ["compiles", "tunings", "priors", "failed_writes"].into_iter().all(|name| count(name) == 0) {
             "nothing to do, everything is in the cache"

@@ -7,8 +7,10 @@ mod cases;
 mod chains;
 #[cfg(all(feature = "cli", unix))]
 mod cli;
+mod configs;
 mod eager;
 mod engine;
+mod environment;
 #[cfg(all(feature = "cli", unix))]
 mod faults;
 #[cfg(unix)]

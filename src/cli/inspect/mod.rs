@@ -6,6 +6,7 @@ mod list;
 mod picture;
 mod report;
 mod show;
+mod verdict;
 mod why;
 
 use clap::{Args, Subcommand};
