@@ -6,33 +6,33 @@ use pyo3::types::PyTuple;
 
 use crate::call::{Call, Form, Tensors};
 use crate::dlpack::{self, Borrowed};
-use crate::functions::Objects;
+use crate::objects::Objects;
 
 /// Rotates arrays. On a GPU the work is ordered by the legacy default stream, which DLPack calls 1.
 pub fn rotate<'py>(o: &Objects<'_, 'py>, form: &Form, inplace: bool) -> PyResult<Bound<'py, PyTuple>> {
     let py = o.q.py();
     let on_gpu = device(o.q)? == 2;
     let mut held: Vec<Borrowed<'py>> = Vec::new();
-    let mut view = |name: &str, object: &Bound<'py, PyAny>| {
-        let borrowed = dlpack::borrow(name, object, on_gpu.then_some(1))?;
+    let mut look = |name: &str, object: &Bound<'py, PyAny>, written: bool| {
+        let borrowed = dlpack::borrow(name, object, on_gpu.then_some(1), written)?;
         let view = borrowed.view;
         held.push(borrowed);
         Ok::<_, PyErr>(view)
     };
     let mut tensors = Tensors {
-        q: view("q", o.q)?,
-        k: o.k.map(|k| view("k", k)).transpose()?,
+        q: look("q", o.q, inplace)?,
+        k: o.k.map(|k| look("k", k, inplace)).transpose()?,
         q_out: None,
         k_out: None,
-        cos: view("cos", o.cos)?,
-        sin: view("sin", o.sin)?,
-        place: o.place(&mut view)?,
+        cos: look("cos", o.cos, false)?,
+        sin: look("sin", o.sin, false)?,
+        place: o.place(&mut |name, object| look(name, object, false))?,
     };
     let like = |x: &Bound<'py, PyAny>| if inplace { Ok(x.clone()) } else { empty_like(x) };
     let (q, k) = (like(o.q)?, o.k.map(like).transpose()?);
     if !inplace {
-        tensors.q_out = Some(view("q", &q)?);
-        tensors.k_out = k.as_ref().map(|k| view("k", k)).transpose()?;
+        tensors.q_out = Some(look("q", &q, true)?);
+        tensors.k_out = k.as_ref().map(|k| look("k", k, true)).transpose()?;
     }
     Call::new(form, &tensors)?.launch(py, 0)?;
     (q, k).into_pyobject(py)

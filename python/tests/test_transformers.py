@@ -84,7 +84,7 @@ def test_cohere(device, dtype, table):
 def test_glm(device, dtype):
     q, k = qk(device, dtype, 2, 5, 4, 2, 64)
     cos, sin = tables(device, dtype, 2, 5, 32)
-    ours = ropejit.apply(q, k, cos, sin, interleaved=True, rotary_dim=32, layout="bhsd", rounding="per_op")
+    ours = ropejit.apply(q, k, cos, sin, interleaved=True, rotary_dim=32, tables="full", layout="bhsd", rounding="per_op")
     equal(ours, glm(q, k, cos, sin))
 
 
