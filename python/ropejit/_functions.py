@@ -29,7 +29,8 @@ def apply(
             type of q. ``width`` is ``rotary_dim`` (each angle twice) or ``rotary_dim / 2``; see ``tables``.
         position_ids: which row a token gets, int32 or int64, ``[tokens]`` or ``[batch, tokens]``. None: token i of a
             sequence gets row i. A position outside the tables makes its token NaN, and `check` raises.
-        cu_seqlens: where packed sequences begin, int32; each counts from 0. The layout is ``"thd"``.
+        cu_seqlens: where packed sequences begin and the last ends, int32 or int64; each counts from 0. The layout is
+            ``"thd"``. A token of no sequence, as padding at the end, stays as it is, and so does its gradient.
         interleaved: elements 2i and 2i + 1 turn together (GPT-J), not i and i + rotary_dim / 2 (Llama, NeoX).
         rotary_dim: as many elements of each head turn, the rest stays. None: all.
         tables: how the angles stand in a row of cos and sin: ``"half"``: each once; ``"full"``: each twice, one copy after the
@@ -41,8 +42,10 @@ def apply(
         rounding: ``"once"`` computes in float32 and rounds the result; ``"per_op"`` rounds every product and the sum, as
             eager PyTorch does in bfloat16 and float16. For float32 they are the same.
 
-    Gradients are computed for q and k; a table that requires one is an error. Works under ``torch.compile(fullgraph=True)`` and in CUDA
-    graphs. Arrays of other libraries (NumPy, CuPy) are taken through DLPack.
+    Gradients are computed for q and k; a table that requires one is an error. Works under ``torch.compile(fullgraph=True)``
+    and in CUDA graphs. Arrays of other libraries (NumPy, CuPy, JAX) are taken through DLPack. On a GPU the call stands in line on the
+    stream that the library works on now, as one of its own. Where a library does not tell its stream (only CuPy, and those
+    with DLPack's C exchange API do), or arrays of several are mixed, the call returns when its work is done.
     """
     if interleaved or tables is not None:
         cos, sin = _read_once(q, cos, sin, interleaved, rotary_dim, tables)
@@ -133,7 +136,7 @@ def apply_rotary_emb(
     x is ``[batch, tokens, heads, head_dim]``, or ``[tokens, heads, head_dim]`` with ``cu_seqlens``; cos and sin are
     ``[rows, rotary_dim / 2]``. ``seqlen_offsets`` is an int, or a tensor with one for each sequence, which is read by the kernel
     alone: a CUDA graph follows it. ``max_seqlen`` is not needed. A token that stands outside the tables becomes NaN (see
-    `check`); flash-attn leaves it unrotated.
+    `check`); flash-attn leaves it unrotated. One of no sequence of ``cu_seqlens`` stays as it is.
 
     In place under autograd, x may be a slice of another tensor, which then knows of it, as with PyTorch's operations in place;
     and it may be what those refuse, a leaf or one of the views of `unbind` and `split`: then, as with flash-attn, the result has
