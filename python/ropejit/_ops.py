@@ -147,14 +147,18 @@ def _tables_are_constant(cos, sin):
                 raise ValueError(f"{name}: requires a gradient, and none is computed for tables: pass a detached one")
 
 
+def _is_recorded(x):
+    return isinstance(x, torch.Tensor) and x.requires_grad and torch.is_grad_enabled()  # a tracer's stand-in may be none
+
+
 def _out_of_place(q, k, *rest):
     if k is None:
         return torch.ops.ropejit.rotate_one(q, *rest, False), None
-    out_q, out_k = torch.ops.ropejit.rotate(q, k, *rest, False)
-    if torch.is_grad_enabled() and isinstance(q, torch.Tensor) and q.requires_grad != k.requires_grad:
+    out = torch.ops.ropejit.rotate(q, k, *rest, False)
+    if _is_recorded(q) != _is_recorded(k):
         # An operator's outputs require a gradient all or none.
-        return (out_q, out_k.detach()) if q.requires_grad else (out_q.detach(), out_k)
-    return out_q, out_k
+        return (out[0], out[1].detach()) if _is_recorded(q) else (out[0].detach(), out[1])
+    return out[0], out[1]
 
 
 def apply(
@@ -168,7 +172,7 @@ def apply(
         return _out_of_place(q, k, *rest)
     if q is k:
         raise ValueError("k: is q, and in place it would be turned twice: pass a copy")
-    if torch.is_grad_enabled() and (q.requires_grad or (k is not None and k.requires_grad)):
+    if _is_recorded(q) or _is_recorded(k):
         out = _out_of_place(q, k, *rest)
         if lenient and q.is_leaf:
             q.detach().copy_(out[0].detach())

@@ -43,10 +43,12 @@ def _tensors(arguments):
 
 def refuse(*arguments):
     """Raises for what the dispatcher could not resolve either, by the name of the argument."""
+    device = None
     for name, x in _tensors(arguments):
+        device = x.device if device is None else device
         why = _unreadable(x)
-        if why is None and x.device != arguments[0].device:
-            why = f"is on {x.device}, q on {arguments[0].device}"
+        if why is None and x.device != device:
+            why = f"is on {x.device}, q on {device}"
         if why is not None:
             raise ValueError(f"{name}: {why}")
 

@@ -36,12 +36,15 @@ UNREADABLE = {
 }
 
 
+OF_INTEGERS = [kind for kind in UNREADABLE if kind not in ("mkldnn", "quantized", "complex")]
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["q", "k", "cos", "sin", "position_ids"])
-@pytest.mark.parametrize("kind", UNREADABLE)
+@pytest.mark.parametrize(
+    "kind, name",
+    [(kind, name) for kind in UNREADABLE for name in ("q", "k", "cos", "sin")] + [(kind, "position_ids") for kind in OF_INTEGERS],
+)
 def test_what_cannot_be_read_is_refused_by_name(kind, name):
-    if kind in ("mkldnn", "quantized", "complex") and name == "position_ids":
-        pytest.skip("there are none of integers")
     cos, sin = half_tables("cpu", torch.float32, 6, 32)
     given = {"q": operand(), "k": operand(), "cos": cos, "sin": sin, "position_ids": torch.arange(6)[None]}
     given[name] = UNREADABLE[kind](given[name])
@@ -119,6 +122,17 @@ def test_a_lazy_clone_is_not_written_for_both(device):
     before, clone = q.clone(), torch._lazy_clone(q)
     call(clone, device, inplace=True)
     assert torch.equal(q, before) and torch.equal(clone, call(q, device))
+
+
+def test_a_symbolic_trace_holds_the_operator(device):
+    from torch.fx import symbolic_trace
+
+    cos, sin = half_tables(device, torch.float32, 6, 32)
+    q, k = operand(device), operand(device)
+    for inplace in (False, True):
+        traced = symbolic_trace(lambda q, k: ropejit.apply(q, k, cos, sin, inplace=inplace))  # noqa: B023
+        expected = ropejit.apply(q, k, cos, sin)
+        assert all(map(torch.equal, traced(q.clone(), k.clone()), expected)) and "ropejit.rotate" in traced.code
 
 
 class Mine(torch.Tensor):
