@@ -37,8 +37,12 @@ impl Demo {
         super::spec::load("--model", &self.model)?;
         // Folders of their own, so that first processes really start with nothing.
         let folder = || {
-            tempfile::Builder::new()
-                .prefix("ropejit-demo-")
+            let mut folder = tempfile::Builder::new();
+            folder.prefix("ropejit-demo-");
+            // Whatever the umask is: a cache that others can write to is not trusted.
+            #[cfg(unix)]
+            folder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700));
+            folder
                 .tempdir()
                 .map_err(|e| Error::io(&std::env::temp_dir(), "a cache folder for the demo cannot be made", e))
         };

@@ -137,6 +137,14 @@ unsafe impl Device for Fake {
     }
 }
 
+/// A folder that is trusted as a cache, whatever the umask is.
+fn folder() -> tempfile::TempDir {
+    let mut folder = tempfile::Builder::new();
+    #[cfg(unix)]
+    folder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700));
+    folder.tempdir().expect("a folder")
+}
+
 /// An engine on a fake GPU with a cache of its own, or on a folder.
 fn engine(fake: &Arc<Fake>, folder: Option<&std::path::Path>) -> Engine {
     let store: Arc<dyn Store> = match folder {
@@ -205,7 +213,7 @@ fn dropped_in_the_middle_of_compiling() {
 #[test]
 fn dropped_while_another_process_tunes_or_compiles_the_same() {
     let fake = Fake::new();
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder();
     let other = Disk::open(folder.path()).expect("opens");
     let waiting = engine(&fake, Some(folder.path()));
     let key = waiting.shared.choices.own_key(&fake.spec, Bucket::of(8), class(&fake));
@@ -270,7 +278,7 @@ fn nothing_is_measured_while_a_graph_is_captured() {
 #[test]
 fn another_process_that_tunes_keeps_nothing_else_waiting() {
     let fake = Fake::new();
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder();
     let engine = engine(&fake, Some(folder.path()));
     let key = engine.shared.choices.own_key(&fake.spec, Bucket::of(8), class(&fake));
     let other = Disk::open(folder.path()).expect("opens");
@@ -352,7 +360,7 @@ fn a_call_that_only_looks_does_not_wait_for_a_compiler() {
 #[test]
 fn calls_are_answered_while_a_prewarm_tunes() {
     let fake = Fake::that_compiles(1);
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder();
     let engine = engine(&fake, Some(folder.path()));
     // The default is there; candidates wait.
     engine.prewarm(std::slice::from_ref(&fake.spec), &[8], false, false).expect("compiled");

@@ -645,6 +645,20 @@ fn demo_shows_all_three_processes() {
     assert!(!shell.cache().exists(), "the demo leaves the user's cache alone");
 }
 
+/// Its folders are the user's alone, also where all that a program makes is for everybody.
+#[test]
+fn the_demo_follows_no_umask() {
+    let shell = Shell::new();
+    let ropejit = env!("CARGO_BIN_EXE_ropejit");
+    let demo = Command::new("sh")
+        .args(["-c", "umask 0 && exec \"$0\" demo --tokens 1 --json", ropejit])
+        .env("ROPEJIT_DEVICE", "host")
+        .env("ROPEJIT_CACHE_DIR", shell.cache())
+        .output()
+        .expect("started");
+    assert!(demo.status.success(), "{}", String::from_utf8_lossy(&demo.stderr));
+}
+
 #[test]
 fn a_reader_that_goes_away_is_no_error() {
     let shell = Shell::new();

@@ -1,5 +1,6 @@
 //! Takes out of the tester's environment what the library, the command and its tables read, before any test runs: a test sets what
-//! it needs, for a child. What says where compilers are stays.
+//! it needs, for a child. What says where compilers are stays. The tester's umask goes as well: folders that tests make for caches
+//! must be ones that the library trusts.
 
 #![allow(unsafe_code)] // an environment is changed before there are threads
 
@@ -30,6 +31,8 @@ extern "C" fn clean() {
     }
     // SAFETY: as above.
     unsafe { std::env::set_var(DONE, "1") };
+    #[cfg(unix)]
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
 }
 
 #[test]
