@@ -129,8 +129,13 @@ impl Bench {
                 let mut spec = RopeSpec::new(dtype, dim, heads, kv_heads).with_table(table, TableWidth::Half);
                 spec.angles = (self.table == Table::Made).then_some(TableMode::Accurate);
                 let parameters = RopeParameters::new(10_000.0, dim);
-                let chosen =
-                    Chosen { name: name.clone(), spec, frequencies: parameters.frequencies(None)?, parameters };
+                let chosen = Chosen {
+                    name: name.clone(),
+                    model_type: String::new(),
+                    spec,
+                    frequencies: parameters.frequencies(None)?,
+                    parameters,
+                };
                 for head_major in [false, true] {
                     for in_place in [false, true] {
                         bar.set_message(format!("{name} {dtype}"));

@@ -1,6 +1,7 @@
 //! `ropejit prewarm --lock` and `--check`
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::Path;
 
 use ropejit::engine::{Prewarmed, read_lock};
@@ -23,11 +24,16 @@ impl Writer {
         if !path.exists() {
             return Ok(Self { lock: Lock::default(), outdated: 0 });
         }
+        if !path.is_file() {
+            return Err(Error::new(ErrorKind::LockFile, "is no file that can be replaced")
+                .subject_is(path.display().to_string())
+                .hint("name a file, or one that is to be made"));
+        }
         let lock = read_lock(path)?;
         if lock.is_of_these_templates() {
             return Ok(Self { lock, outdated: 0 });
         }
-        Ok(Self { lock: Lock::default(), outdated: lock.places().map(|(_, n)| n).sum() })
+        Ok(Self { lock: lock.emptied(), outdated: lock.places().map(|(_, n)| n).sum() })
     }
 
     /// Adds what a call will be served by: one that was measured for this device or its model, one that was not for its
@@ -35,13 +41,13 @@ impl Writer {
     pub fn add(&mut self, engine: &Engine, done: &Prewarmed) {
         let facts = engine.facts();
         let identity = facts.identity();
-        let place = Place::new(&facts.arch, (done.tuned || done.prior).then_some(identity.as_str()));
+        let place = Place::new(&facts.arch, (done.tuned || done.prior).then_some(&identity));
         let Prewarmed { spec, class, bucket, variant, .. } = done.clone();
         self.lock.set(place, Locked { spec, class, bucket, variant, line: 0 });
     }
 
     pub fn write(&self, path: &Path) -> Result<()> {
-        std::fs::write(path, self.lock.to_string()).map_err(|e| {
+        replace(path, &self.lock.to_string()).map_err(|e| {
             Error::io(path, "the lock file cannot be written", e)
                 .hint("name a file in a folder that is there and that you can write to")
         })?;
@@ -54,6 +60,36 @@ impl Writer {
     }
 }
 
+/// Puts a text in a file's place at once, so that nobody reads half of it. A file that is there keeps its mode and owner.
+fn replace(path: &Path, text: &str) -> std::io::Result<()> {
+    // A link stays one: what it leads to is replaced.
+    let path = if path.exists() { &std::fs::canonicalize(path)? } else { path };
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".ropejit-lock-");
+    let before = std::fs::metadata(path).ok();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        // A new file is for all to read, as far as the umask lets them, but never for others to write.
+        let mode = if before.is_some() { 0o600 } else { 0o644 };
+        builder.permissions(std::fs::Permissions::from_mode(mode));
+    }
+    let mut file = builder.tempfile_in(folder)?;
+    file.write_all(text.as_bytes())?;
+    if let Some(before) = before {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt as _;
+            // Where this user may not give files away, the file becomes this user's.
+            let _ = std::os::unix::fs::fchown(file.as_file(), Some(before.uid()), Some(before.gid()));
+        }
+        file.as_file().set_permissions(before.permissions())?;
+    }
+    file.as_file().sync_all()?;
+    file.persist(path).map(drop).map_err(|e| e.error)
+}
+
 /// Says what of a lock file no longer holds for these engines' devices; an error if anything does not.
 pub fn check(path: &Path, engines: &[Engine], as_json: bool) -> Result<()> {
     let lock = read_lock(path)?;
@@ -62,7 +98,7 @@ pub fn check(path: &Path, engines: &[Engine], as_json: bool) -> Result<()> {
     for engine in engines {
         let facts = engine.facts();
         let identity = engine.device().runs().then(|| facts.identity());
-        for problem in lock.problems(&facts.arch, identity.as_deref(), engine.device().abilities()) {
+        for problem in lock.problems(&facts.arch, identity.as_ref(), engine.device().abilities()) {
             problems.insert((problem.line, problem.what.clone()), problem);
         }
     }

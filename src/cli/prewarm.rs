@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Args;
-use ropejit::jit::Bucket;
+use ropejit::engine::Prewarmed;
+use ropejit::jit::{Bucket, Class};
+use ropejit::rope::library::Library;
 use ropejit::{Engine, Error, ErrorKind, Origin, Result};
 use serde::Serialize;
 
@@ -28,6 +30,7 @@ use super::table::Table;
 Examples:
   ropejit prewarm --model config.json --tokens 1,64,512,8192
   ropejit prewarm --model llama-3.1-8b --arch sm_80,sm_90 --no-tune
+  ropejit prewarm --for transformers --model config.json   what ropejit.patch(...) serves
   ropejit prewarm --head-dim 128 --num-heads 32 --num-kv-heads 8 --tokens 8192 --dtype f16
   ropejit prewarm --model config.json --lock rope.lock     tune here, commit the file
   ROPEJIT_LOCK=rope.lock ropejit prewarm --model config.json --arch sm_90
@@ -47,12 +50,25 @@ pub struct Prewarm {
     numbers: NumberArgs,
     #[command(flatten)]
     form: FormArgs,
+    /// Prepare what the calls of this library need, in place of the options that say how the program calls it: transformers (what
+    /// `ropejit.patch("transformers")` serves), unsloth, flash-attn. With --backward also what gradients need.
+    #[arg(
+        long = "for",
+        value_name = "LIBRARY",
+        value_parser = spec::parse::<Library>,
+        conflicts_with_all = ["rounding", "table", "table_width", "angles", "positions", "bhsd", "layout"]
+    )]
+    library: Option<Library>,
     /// Token counts (over the whole batch), each rounded up to a power of two.
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = spec::tokens, default_value = "1,64,512,8192")]
-    tokens: Vec<u64>,
+    pub tokens: Vec<u64>,
     /// Prepare for q and k stored as [B,H,S,D] instead of [B,S,H,D].
     #[arg(long)]
-    bhsd: bool,
+    pub bhsd: bool,
+    /// Prepare for these layout classes instead, as errors and `inspect` name them, such as bshd/8B/t16B: tensors that are not
+    /// contiguous, or not aligned as far as their sizes allow.
+    #[arg(long, value_name = "CLASS,...", value_delimiter = ',', value_parser = spec::parse::<Class>, conflicts_with = "bhsd")]
+    pub layout: Vec<Class>,
     /// Compile for these architectures instead of this machine's GPU.
     #[arg(long, value_delimiter = ',', value_name = "sm_NN,...")]
     arch: Vec<String>,
@@ -66,14 +82,14 @@ pub struct Prewarm {
     #[arg(long, value_name = "FILE")]
     manifest: Option<std::path::PathBuf>,
     /// Also write the choices to this lock file. Choices of a file that is there are kept, but for those made again and
-    /// those of other templates.
+    /// those of other templates; comments stay.
     #[arg(long, value_name = "FILE")]
     lock: Option<std::path::PathBuf>,
     /// Only say whether this lock file still fits: the templates, this device (or --arch), the variants that are legal.
     #[arg(
         long,
         value_name = "FILE",
-        conflicts_with_all = ["model", "lock", "manifest", "no_tune", "measure", "bhsd", "head_dim", "num_heads"]
+        conflicts_with_all = ["model", "lock", "manifest", "no_tune", "measure", "bhsd", "layout", "head_dim", "num_heads"]
     )]
     check: Option<std::path::PathBuf>,
     /// Print one JSON document.
@@ -107,14 +123,7 @@ impl Prewarm {
         if let Some(path) = &self.check {
             return lock::check(path, &self.engines(None)?, self.json);
         }
-        let longest = self.tokens.iter().copied().max().unwrap_or(1);
-        let mut chosen: Vec<Chosen> = Vec::new();
-        for model in &self.model {
-            chosen.extend(spec::of_model(model, &self.form, longest)?);
-        }
-        if self.model.is_empty() {
-            chosen.push(self.numbers.choose(&self.form, longest)?);
-        }
+        let chosen = self.chosen()?;
         if let (Some(path), Some(used)) = (&self.lock, std::env::var_os("ROPEJIT_LOCK").filter(|v| !v.is_empty())) {
             let what = format!("ROPEJIT_LOCK ({}) has chosen already", used.display());
             return Err(Error::argument("--lock", what)
@@ -140,6 +149,16 @@ impl Prewarm {
             report.print()?;
         }
         report.kept()
+    }
+
+    /// What to prepare.
+    pub fn chosen(&self) -> Result<Vec<Chosen>> {
+        let longest = self.tokens.iter().copied().max().unwrap_or(1);
+        if self.model.is_empty() {
+            return Ok(vec![self.numbers.choose(&self.form, longest)?]);
+        }
+        let models = self.model.iter().map(|model| spec::of_model(model, &self.form, longest));
+        Ok(models.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
     /// Of this machine's device, or of the architectures; without a bar to show progress on, only to look at.
@@ -172,7 +191,7 @@ impl Prewarm {
             for one in chosen {
                 for tokens in tokens.iter().map(|bucket| bucket.tokens()) {
                     bar.set_message(format!("{}, {tokens} tokens, {}", one.name, engine.facts().arch));
-                    let done = engine.prewarm(std::slice::from_ref(&one.spec), &[tokens], self.bhsd, !self.no_tune)?;
+                    let done = self.one(engine, one, tokens)?;
                     if let Some(writer) = &mut writer {
                         for done in &done {
                             writer.add(engine, done);
@@ -199,6 +218,22 @@ impl Prewarm {
             }
         }
         Ok(report)
+    }
+}
+
+impl Prewarm {
+    /// What one model's calls with this many tokens need.
+    fn one(&self, engine: &Engine, one: &Chosen, tokens: u64) -> Result<Vec<Prewarmed>> {
+        let (specs, tune) = (std::slice::from_ref(&one.spec), !self.no_tune);
+        if let Some(library) = self.library {
+            let specs = library.specs(&one.model_type, &one.spec, self.form.backward);
+            let done = library.head_major().iter().map(|&bhsd| engine.prewarm(&specs, &[tokens], bhsd, tune));
+            return Ok(done.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect());
+        }
+        if self.layout.is_empty() {
+            return engine.prewarm(specs, &[tokens], self.bhsd, tune);
+        }
+        engine.prewarm_classes(specs, &[tokens], &self.layout, tune).map_err(spec::as_typed)
     }
 }
 

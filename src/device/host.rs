@@ -15,6 +15,7 @@ use std::time::Instant;
 use libloading::Library;
 use rayon::prelude::*;
 
+use super::compiler_version;
 use super::host_reference::ReferenceKernel;
 use super::leftovers;
 use super::{
@@ -57,6 +58,13 @@ impl Host {
             overlap: false,
         };
         Self { facts, portables: None }
+    }
+
+    /// As if the system had told this of it: for tests of nodes that differ.
+    #[must_use]
+    pub fn with_facts(mut self, facts: Facts) -> Self {
+        self.facts = facts;
+        self
     }
 
     /// Compiles portable kernels where it is asked for them. The crate ships none for processors: this is to try their
@@ -154,14 +162,9 @@ unsafe impl Device for Host {
         Some(Arc::new(ReferenceKernel::new(spec)))
     }
 
-    /// The compiler's file with its size and time: asking it for its version would start a process at every look-up.
+    /// What the compiler says of its version. Asked once a process, and only where something is to be compiled.
     fn compiler(&self) -> Result<String> {
-        let file = find_compiler()?;
-        let file = fs_err::canonicalize(&file).unwrap_or(file);
-        let meta = fs_err::metadata(&file).map_err(|e| Error::io(&file, "cannot be read", e))?;
-        let time =
-            meta.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok()).map_or(0, |d| d.as_secs());
-        Ok(format!("{} ({} bytes, {time})", file.display(), meta.len()))
+        compiler_version::of(&find_compiler()?)
     }
 
     fn compile_options(&self) -> Vec<String> {

@@ -9,6 +9,7 @@
 
 #![allow(unsafe_code)]
 
+mod compiler_version;
 pub mod cuda;
 pub mod host;
 mod host_reference;
@@ -28,7 +29,7 @@ use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::render::Dialect;
-use crate::jit::{Abilities, Class, Variant};
+use crate::jit::{Abilities, Class, Identity, Variant};
 use crate::rope::RopeSpec;
 use crate::system::{fork, private};
 
@@ -50,7 +51,7 @@ pub struct Facts {
     pub l2_bytes: u64,
     /// Width of the memory bus in bits; 0 when unknown.
     pub memory_bus_bits: u32,
-    /// Memory clock in kHz; 0 when unknown.
+    /// Memory clock in kHz; 0 when unknown. No part of the identity: drivers report it differently.
     pub memory_clock_khz: u32,
     /// Bytes of memory.
     pub memory_bytes: u64,
@@ -61,8 +62,14 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// What a timing depends on, in one line. The name tells a MIG slice from the whole GPU, as do its multiprocessors.
-    pub fn identity(&self) -> String {
+    /// What a timing depends on. The name tells a MIG slice from the whole GPU, as do its multiprocessors.
+    pub fn identity(&self) -> Identity {
+        let (name, capability) = (&self.name, self.compute_capability);
+        Identity::new(name, capability, self.multiprocessors, self.l2_bytes, self.memory_bus_bits)
+    }
+
+    /// The identity's text as the first versions wrote it, with the memory's clock: they kept choices under it.
+    pub(crate) fn identity_with_clock(&self) -> String {
         format!(
             "{}; cc {}.{}; {} multiprocessors; L2 {} B; bus {} bit; memory {} kHz",
             self.name,

@@ -16,7 +16,7 @@ use arc_swap::ArcSwapOption;
 use super::{Engine, Rope, Tuning, resolve};
 use crate::args::{Args, Made, Operand, Place, Positions, Tables, Tensor};
 use crate::device::{AngleParams, Memory};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::jit::Bucket;
 use crate::rope::scaling::{RopeParameters, Scaling, TableMode};
 use crate::rope::{DType, Layout, RopeSpec};
@@ -177,14 +177,7 @@ impl Angles {
         let stream = shared.device.stream();
         let Some(call) = self.maker.call(stream, &args)? else { return Ok(()) };
         let policy = if shared.tuning() == Tuning::Frozen { Tuning::Frozen } else { Tuning::Never };
-        let plan = resolve::resolve(&self.maker, stream, maker_bucket(), call.class, policy).map_err(|e| {
-            if e.kind() != ErrorKind::NotCached {
-                return e;
-            }
-            e.hint(
-                "prewarm a spec with these angles (ropejit prewarm --angles …): it brings the kernel that makes tables",
-            )
-        })?;
+        let plan = resolve::resolve(&self.maker, stream, maker_bucket(), call.class, policy)?;
         plan.launch(stream, &call)?;
         // A download waits for the device's own stream: from here on every stream may read the table.
         table.memory.download(0, &mut [0; 4])

@@ -9,6 +9,7 @@ use dashmap::DashMap;
 use once_cell::race::OnceBox;
 
 use super::choices::Choices;
+use super::command::quoted;
 use super::kernels::Kernels;
 use super::lock::Held;
 use super::priors::Source;
@@ -19,11 +20,12 @@ use crate::device::{self, Device, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::jit::prior::Priors;
 use crate::store::layers::{Layers, Places};
-use crate::store::{self, Store, memory::Memory, sweep::Bytes};
+use crate::store::{Store, memory::Memory};
 use crate::system::fork;
 
 /// Options of an [`Engine`]. Unset ones come from the environment (`ROPEJIT_DEVICE`, `ROPEJIT_CACHE_DIR`,
-/// `ROPEJIT_CACHE_PATH`, `ROPEJIT_CACHE_MAX_BYTES`, `ROPEJIT_TUNING`, `ROPEJIT_LOCK`), then from the defaults.
+/// `ROPEJIT_CACHE_PATH`, `ROPEJIT_CACHE_MAX_BYTES`, `ROPEJIT_TRUST_GROUP`, `ROPEJIT_STRICT`, `ROPEJIT_TUNING`, `ROPEJIT_LOCK`),
+/// then from the defaults.
 #[derive(Default)]
 pub struct Builder {
     device: Option<DeviceChoice>,
@@ -32,6 +34,8 @@ pub struct Builder {
     cache_dir: Option<PathBuf>,
     cache_path: Option<Vec<PathBuf>>,
     cache_max_bytes: Option<u64>,
+    trust_group: Option<u32>,
+    strict: Option<bool>,
     store: Option<Arc<dyn Store>>,
     in_memory: bool,
     without_portable: bool,
@@ -83,6 +87,21 @@ impl Builder {
     #[must_use]
     pub fn cache_max_bytes(mut self, bytes: u64) -> Self {
         self.cache_max_bytes = Some(bytes);
+        self
+    }
+
+    /// A group, by its number, that may write to the cache folders: whoever is in it can run code in this process. For volumes
+    /// that Kubernetes makes writable for a group (`fsGroup`). Default: none.
+    #[must_use]
+    pub fn trust_group(mut self, group: u32) -> Self {
+        self.trust_group = Some(group);
+        self
+    }
+
+    /// Whether a cache folder that others can write to is an error; default: no, it is not used, and a warning says so.
+    #[must_use]
+    pub fn strict(mut self, on: bool) -> Self {
+        self.strict = Some(on);
         self
     }
 
@@ -148,12 +167,24 @@ impl Builder {
         self
     }
 
+    /// The options that a command does not find in the environment.
+    fn command_environment(&self) -> String {
+        let folder = self.cache_dir.as_ref().map(|folder| format!("ROPEJIT_CACHE_DIR={} ", quoted(folder)));
+        let device = match self.device {
+            Some(DeviceChoice::Host) => Some("ROPEJIT_DEVICE=host ".to_owned()),
+            Some(DeviceChoice::Cuda(n)) => Some(format!("ROPEJIT_DEVICE=cuda:{n} ")),
+            _ => None,
+        };
+        [folder, device].into_iter().flatten().collect()
+    }
+
     /// Opens device and cache.
     ///
     /// # Errors
-    /// When the device cannot be had, the cache folder cannot be trusted, the lock file cannot be read, or an
-    /// environment variable is wrong.
+    /// When the device cannot be had, the lock file cannot be read, an environment variable is wrong, or, where that is
+    /// [`strict`](Self::strict), a cache folder cannot be trusted.
     pub fn build(self) -> Result<Engine> {
+        let command_environment = self.command_environment();
         let tuning = match self.tuning {
             Some(tuning) => tuning,
             None => from_environment("ROPEJIT_TUNING")?.unwrap_or_default(),
@@ -165,15 +196,13 @@ impl Builder {
             Some(store) => store,
             None if self.in_memory => Arc::new(Memory::default()),
             None => {
-                let max_bytes = match self.cache_max_bytes {
-                    None => from_environment("ROPEJIT_CACHE_MAX_BYTES")?.map(|Bytes(n)| n),
-                    given => given,
-                };
-                Arc::new(Layers::open(&Places {
-                    user: self.cache_dir.or_else(store::default_root),
-                    read_only: self.cache_path.unwrap_or_else(store::default_read_only),
-                    max_bytes,
-                })?)
+                let mut places = Places::from_environment()?;
+                places.user = self.cache_dir.or(places.user);
+                places.read_only = self.cache_path.unwrap_or(places.read_only);
+                places.max_bytes = self.cache_max_bytes.or(places.max_bytes);
+                places.trust_group = self.trust_group.or(places.trust_group);
+                places.strict = self.strict.unwrap_or(places.strict);
+                Arc::new(Layers::open(&places)?)
             }
         };
         let device: Arc<dyn Device> = match (self.opened, self.arch) {
@@ -193,6 +222,7 @@ impl Builder {
             store,
             tuning,
             lock: lock.map(Arc::new),
+            command_environment,
             priors: Arc::new(self.priors),
             on_progress: self.on_progress,
         }))
@@ -206,12 +236,13 @@ pub(super) struct Parts {
     pub tuning: Tuning,
     pub portable: bool,
     pub lock: Option<Arc<Held>>,
+    pub command_environment: String,
     pub priors: Arc<Source>,
     pub on_progress: Option<OnProgress>,
 }
 
 pub(super) fn assemble(parts: Parts) -> Engine {
-    let Parts { device, store, tuning, portable, lock, priors, on_progress } = parts;
+    let Parts { device, store, tuning, portable, lock, command_environment, priors, on_progress } = parts;
     device::watch_forks();
     let (counters, closing) = (Arc::new(Counters::default()), Arc::new(AtomicBool::new(false)));
     let kernels = Kernels::new(Arc::clone(&device), Arc::clone(&store), Arc::clone(&counters), Arc::clone(&closing));
@@ -225,6 +256,7 @@ pub(super) fn assemble(parts: Parts) -> Engine {
         store,
         tuning,
         lock,
+        command_environment,
         priors,
         frozen: AtomicBool::new(false),
         closing,

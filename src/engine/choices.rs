@@ -2,15 +2,19 @@
 //!
 //! A choice is looked up for the device first, then for its architecture alone: the second is what a prewarm without the
 //! device leaves behind. A choice names its artifact, so a look-up opens two files at most and asks no compiler.
+//!
+//! The first versions had the memory's clock in the device's identity. What they kept is still found, where the driver
+//! reports the clock that it did then.
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::Engine;
 use super::stats::Counters;
 use crate::device::Device;
 use crate::jit::key::{Key, KeyFields};
-use crate::jit::{Abilities, Bucket, Class, Record, Variant, variant};
+use crate::jit::{Abilities, Bucket, Candidate, Class, Record, Variant, variant};
 use crate::rope::RopeSpec;
 use crate::store::{Entry, Kind, Lookup, Miss, Store};
 
@@ -31,11 +35,35 @@ pub struct ChoiceMeta {
     pub record: Record,
 }
 
+/// A record of these candidates that says which device, driver and compiler it was made with.
+pub(super) fn record_of(device: &dyn Device, tokens: u64, candidates: Vec<Candidate>) -> Record {
+    let facts = device.facts();
+    Record {
+        device: facts.name.clone(),
+        driver: facts.driver.clone(),
+        memory_clock_khz: facts.memory_clock_khz,
+        compiler: device.compiler().unwrap_or_default(),
+        ..Record::new(tokens, candidates)
+    }
+}
+
+impl Engine {
+    /// The keys that a look-up tries in turn, with the fields they hash: the choice for this device, what the first versions
+    /// kept for it, and the choice for its architecture, which is the only one where the device is not there.
+    pub fn choice_keys(&self, spec: &RopeSpec, bucket: Bucket, class: Class) -> Vec<KeyFields> {
+        let choices = &self.shared.choices;
+        let [own, arch] = choices.fields(spec, bucket, class);
+        if self.shared.device.runs() { vec![own, choices.fields_before(spec, bucket, class), arch] } else { vec![arch] }
+    }
+}
+
 /// The choices of one device.
 pub(super) struct Choices {
     store: Arc<dyn Store>,
     counters: Arc<Counters>,
     identity: String,
+    /// The identity's text of the first versions: what they kept is looked for where the own choice is missing.
+    identity_before: String,
     arch: String,
     can: Abilities,
 }
@@ -43,23 +71,36 @@ pub(super) struct Choices {
 impl Choices {
     pub fn new(store: Arc<dyn Store>, counters: Arc<Counters>, device: &dyn Device) -> Self {
         let facts = device.facts();
-        Self { store, counters, identity: facts.identity(), arch: facts.arch.clone(), can: device.abilities() }
+        Self {
+            store,
+            counters,
+            identity: facts.identity().to_string(),
+            identity_before: facts.identity_with_clock(),
+            arch: facts.arch.clone(),
+            can: device.abilities(),
+        }
     }
 
-    /// The keys that are looked up, in order, with the fields they hash.
+    /// The keys that choices are kept under, for this device and for its architecture, with the fields they hash.
     pub fn fields(&self, spec: &RopeSpec, bucket: Bucket, class: Class) -> [KeyFields; 2] {
         let space = variant::space(spec, class, bucket, self.can);
         [&self.identity, &self.arch].map(|device| KeyFields::choice(spec, bucket, class, &space, device))
     }
 
+    /// The key under which the first versions kept the choice for this device.
+    pub fn fields_before(&self, spec: &RopeSpec, bucket: Bucket, class: Class) -> KeyFields {
+        KeyFields::choice(spec, bucket, class, &variant::space(spec, class, bucket, self.can), &self.identity_before)
+    }
+
     /// The choice for this device, else for its architecture.
     pub fn read(&self, spec: &RopeSpec, bucket: Bucket, class: Class) -> Option<Record> {
-        self.fields(spec, bucket, class).iter().find_map(|fields| self.read_one(fields.key()))
+        self.read_own(spec, bucket, class).or_else(|| self.read_arch(spec, bucket, class))
     }
 
     /// The choice for this device alone.
     pub fn read_own(&self, spec: &RopeSpec, bucket: Bucket, class: Class) -> Option<Record> {
-        self.read_one(self.fields(spec, bucket, class)[0].key())
+        let own = self.read_one(self.own_key(spec, bucket, class));
+        own.or_else(|| self.read_one(self.fields_before(spec, bucket, class).key()))
     }
 
     /// The choice for its architecture alone.
@@ -70,7 +111,8 @@ impl Choices {
     /// The artifact of a variant, where a choice for this device or its architecture names it.
     pub fn artifact_of(&self, spec: &RopeSpec, bucket: Bucket, class: Class, variant: Variant) -> Option<Key> {
         let named = |record: Record| record.candidates.into_iter().find(|c| c.variant == variant)?.artifact;
-        self.fields(spec, bucket, class).iter().find_map(|fields| self.read_one(fields.key()).and_then(named))
+        let own = self.read_own(spec, bucket, class).and_then(named);
+        own.or_else(|| self.read_arch(spec, bucket, class).and_then(named))
     }
 
     /// The key of the choice for this device.

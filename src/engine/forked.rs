@@ -46,6 +46,7 @@ impl Shared {
             tuning: self.tuning(),
             portable: self.portable,
             lock: self.lock.clone(),
+            command_environment: self.command_environment.clone(),
             priors: Arc::clone(&self.priors),
             on_progress: None,
         };

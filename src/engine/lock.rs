@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use super::choices::record_of;
+use super::command::{fill, prewarm_command, quoted};
 use super::kernels::Loaded;
-use super::resolve::{Prewarmed, plan, prewarm_command};
+use super::resolve::{Prewarmed, plan};
 use super::{Engine, Shared, Tuning};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::lock::{Lock, Locked, MAX_BYTES};
-use crate::jit::{Bucket, Candidate, Class, Record, Variant, variant};
+use crate::jit::{Bucket, Candidate, Class, Variant, variant};
 use crate::plan::{Origin, Plan};
 use crate::rope::RopeSpec;
 use crate::system::read_bytes;
@@ -66,6 +68,16 @@ impl Held {
         Some((place.device.is_some(), locked))
     }
 
+    /// Warns that the file names nothing for the device: what is prepared is chosen here.
+    fn tell_if_silent(&self, shared: &Shared) {
+        let facts = shared.device.facts();
+        let identity = shared.device.runs().then(|| facts.identity());
+        if self.lock.is_silent(&facts.arch, identity.as_ref()) {
+            let (file, what) = (self.path.display(), self.lock.silence(&facts.arch, identity.as_ref()));
+            shared.counters.warn_once(format!("{file} has {what}; it decides nothing here"));
+        }
+    }
+
     fn at(&self, locked: &Locked) -> String {
         format!("{}:{}", self.path.display(), locked.line)
     }
@@ -79,18 +91,25 @@ impl Held {
             facts.name,
             facts.arch
         );
-        let add = format!("ROPEJIT_LOCK= {} --lock {file}", prewarm_command(spec, bucket, class));
-        Error::new(ErrorKind::NotCached, what).subject_is(spec.to_string()).hint(add)
+        let command = format!("{} --lock {}", prewarm_command(spec, bucket, class), quoted(&self.path));
+        Error::new(ErrorKind::NotCached, what).subject_is(spec.to_string()).hint(fill(
+            shared,
+            "ROPEJIT_LOCK= ",
+            &command,
+        ))
     }
 
     /// Says that what the file names is not in the cache.
     fn not_cached(&self, shared: &Shared, locked: &Locked) -> Error {
         let Locked { spec, class, bucket, variant, .. } = locked;
-        let root = shared.store.root().map_or_else(|| "memory".into(), |r| r.display().to_string());
-        let what =
-            format!("{} names '{variant}', which is not in the cache ({root}), and tuning is frozen", self.at(locked));
-        let fill = format!("ROPEJIT_LOCK={} {}", self.path.display(), prewarm_command(spec, *bucket, *class));
-        Error::new(ErrorKind::NotCached, what).subject_is(spec.to_string()).hint(fill)
+        let what = format!(
+            "{} names '{variant}', which is not in the cache ({}), and tuning is frozen",
+            self.at(locked),
+            shared.store.searched()
+        );
+        let file = format!("ROPEJIT_LOCK={} ", quoted(&self.path));
+        let command = prewarm_command(spec, *bucket, *class);
+        Error::new(ErrorKind::NotCached, what).subject_is(spec.to_string()).hint(fill(shared, &file, &command))
     }
 }
 
@@ -135,6 +154,7 @@ pub(super) fn find(
 /// devices of it. Nothing where the file is silent.
 pub(super) fn prewarm(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: Class) -> Result<Vec<Prewarmed>> {
     let Some(held) = &shared.lock else { return Ok(Vec::new()) };
+    held.tell_if_silent(shared);
     let named: Vec<(bool, &Locked)> = if shared.device.runs() {
         held.choice(shared, spec, class, bucket).into_iter().collect()
     } else {
@@ -184,11 +204,10 @@ fn obtain(shared: &Shared, held: &Held, locked: &Locked, compile: bool) -> Resul
 /// Notes the artifact among the candidates of the architecture's choice, so that the next process finds it without asking
 /// a compiler. A choice that is there keeps its winner.
 fn note(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: Class, variant: Variant, loaded: &Loaded) {
-    let mut record = shared.choices.read_arch(spec, bucket, class).unwrap_or_else(|| Record {
-        device: shared.device.facts().name.clone(),
-        compiler: shared.device.compiler().unwrap_or_default(),
-        ..Record::new(bucket.tokens(), Vec::new())
-    });
+    let mut record = shared
+        .choices
+        .read_arch(spec, bucket, class)
+        .unwrap_or_else(|| record_of(shared.device.as_ref(), bucket.tokens(), Vec::new()));
     let artifact = Some(loaded.artifact);
     match record.candidates.iter_mut().find(|c| c.variant == variant) {
         Some(candidate) => candidate.artifact = artifact,

@@ -7,6 +7,7 @@
 mod angles;
 mod builder;
 mod choices;
+mod command;
 mod forked;
 mod kernels;
 mod lock;
@@ -41,10 +42,13 @@ pub use angles::Angles;
 pub use builder::Builder;
 pub use choices::ChoiceMeta;
 use choices::Choices;
+pub use command::prewarm_command;
 pub use kernels::ArtifactMeta;
 use kernels::Kernels;
 pub use lock::read_lock;
-pub use resolve::{Prewarmed, prewarm_command};
+#[cfg(test)]
+pub(crate) use prewarm::prepared_classes;
+pub use resolve::Prewarmed;
 pub use stats::Stats;
 use stats::{Counter, Counters};
 use worker::Worker;
@@ -129,6 +133,8 @@ struct Shared {
     tuning: Tuning,
     /// Decides calls before the policy does.
     lock: Option<Arc<lock::Held>>,
+    /// What stands in front of a command that is to act on the same device and cache.
+    command_environment: String,
     priors: Arc<priors::Source>,
     /// Set by [`Engine::freeze`].
     frozen: AtomicBool,

@@ -1,5 +1,6 @@
 //! Priors in an engine: a miss on a GPU of a known model takes what was measured there, a tuning elsewhere measures few.
 
+use super::choices::record_of;
 use super::{Shared, resolve};
 use crate::jit::prior::{self, Priors};
 use crate::jit::{Bucket, Candidate, Class, Prior, Record, Variant, variant};
@@ -52,10 +53,7 @@ pub(super) fn take(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: Clas
     };
     let record = Record {
         prior: Some(Prior::Chose(model.to_owned())),
-        device: facts.name.clone(),
-        driver: facts.driver.clone(),
-        compiler: shared.device.compiler().unwrap_or_default(),
-        ..Record::new(bucket.tokens(), vec![Candidate { artifact, ..Candidate::new(variant) }])
+        ..record_of(shared.device.as_ref(), bucket.tokens(), vec![Candidate { artifact, ..Candidate::new(variant) }])
     };
     shared.choices.write(spec, bucket, class, record, true);
     shared.counters.priors.add();

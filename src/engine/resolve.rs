@@ -3,6 +3,8 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
+use super::choices::record_of;
+use super::command::{fill, prewarm_command};
 use super::kernels::Loaded;
 use super::pace::Pace;
 use super::{BUDGET, Engine, Rope, RopeState, Shared, Tuning, lock, priors, turn};
@@ -10,8 +12,7 @@ use crate::device::Stream;
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::{Bucket, Candidate, Class, Record, Variant, variant};
 use crate::plan::{Origin, Plan};
-use crate::rope::scaling::TableMode;
-use crate::rope::{DType, Direction, PairStyle, PositionForm, RopeSpec, Rounding, TableWidth};
+use crate::rope::RopeSpec;
 
 /// What a prewarm has done for one spec, bucket and class.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -263,75 +264,25 @@ fn legal_choice<'a>(
 /// Notes that the default serves, so that the next process finds its artifact without asking a compiler.
 fn keep_default(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: Class, default: Variant, loaded: &Loaded) {
     let candidate = Candidate { artifact: Some(loaded.artifact), ..Candidate::new(default) };
-    let record = Record {
-        device: shared.device.facts().name.clone(),
-        compiler: shared.device.compiler().unwrap_or_default(),
-        ..Record::new(bucket.tokens(), vec![candidate])
-    };
+    let record = record_of(shared.device.as_ref(), bucket.tokens(), vec![candidate]);
     shared.choices.write(spec, bucket, class, record, false);
 }
 
 fn not_cached(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: Class) -> Error {
     let [own, arch] = shared.choices.fields(spec, bucket, class).map(|f| f.key());
-    let root = shared.store.root().map_or_else(|| "memory".into(), |r| r.display().to_string());
     Error::new(
         ErrorKind::NotCached,
         format!(
-            "not in the cache ({root}) for {} tokens, layout {class}, {} ({}), and tuning is frozen; looked for choice \
-             {own} and {arch}",
+            "not in the cache ({}) for {} tokens, layout {class}, {} ({}), and tuning is frozen; looked for choice {own} and \
+             {arch}",
+            shared.store.searched(),
             bucket.tokens(),
             shared.device.facts().name,
             shared.device.facts().arch
         ),
     )
     .subject_is(spec.to_string())
-    .hint(prewarm_command(spec, bucket, class))
-}
-
-/// The command that fills the cache for a spec, bucket and class.
-pub fn prewarm_command(spec: &RopeSpec, bucket: Bucket, class: Class) -> String {
-    let mut command = format!(
-        "ropejit prewarm --dtype {} --head-dim {} --num-heads {} --num-kv-heads {} --tokens {}",
-        spec.dtype,
-        spec.head_dim,
-        spec.num_heads,
-        spec.num_kv_heads,
-        bucket.tokens()
-    );
-    let mut flag = |on: bool, text: &str| {
-        if on {
-            command.push(' ');
-            command.push_str(text);
-        }
-    };
-    flag(spec.rotary_dim < spec.head_dim, &format!("--rotary-dim {}", spec.rotary_dim));
-    flag(spec.style == PairStyle::Interleaved, "--style interleaved");
-    flag(spec.direction == Direction::Backward, "--backward");
-    flag(spec.rounding == Rounding::PerOp, "--rounding per-op");
-    flag(spec.table.dtype != DType::F32, "--table same");
-    flag(spec.table.width == TableWidth::Full, "--table-width full");
-    let positions = match spec.positions {
-        PositionForm::Implicit => None,
-        PositionForm::Ids32 => Some("ids32"),
-        PositionForm::Ids64 => Some("ids64"),
-        PositionForm::Offsets32 => Some("offsets32"),
-        PositionForm::Offsets64 => Some("offsets64"),
-        PositionForm::CuSeqlens => Some("cu-seqlens"),
-        PositionForm::CuSeqlens64 => Some("cu-seqlens64"),
-    };
-    let angles = match spec.angles {
-        Some(TableMode::F32) => "--angles f32",
-        Some(TableMode::Accurate) => "--angles accurate",
-        None => "",
-    };
-    flag(spec.angles.is_some(), angles);
-    flag(positions.is_some(), &format!("--positions {}", positions.unwrap_or_default()));
-    flag(
-        spec.mrope.is_some(),
-        "--model CONFIG.json   (in place of the numbers: three position axes come from a model)",
-    );
-    flag(class.head_major, "--bhsd");
-    command
+    .hint(fill(shared, "", &prewarm_command(spec, bucket, class)))
 }
 
 /// Makes sure that a call finds everything in the cache.

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::choices::record_of;
 use super::kernels::Loaded;
 use super::pace::{Pace, cancelled};
 use super::scratch::{Scratch, bytes_per_token};
@@ -29,7 +30,7 @@ pub(super) fn tune(
     let started = Instant::now();
     let _running = Running::begin(shared);
     let spec = &state.spec;
-    let compiler = shared.device.compiler()?;
+    shared.device.compiler()?; // without one there is nothing to tune
     let _aside = shared.device.aside()?;
     let (variants, prior) = priors::candidates(shared, spec, bucket, class);
     // An earlier run that was cut short has left its samples.
@@ -40,14 +41,7 @@ pub(super) fn tune(
         _ => (variants.iter().map(|&v| Candidate::new(v)).collect(), bucket.tokens()),
     };
     let kernels = compile_all(shared, state, class, bucket, &mut candidates, pace);
-    let facts = shared.device.facts();
-    let record = Record {
-        prior,
-        device: facts.name.clone(),
-        driver: facts.driver.clone(),
-        compiler,
-        ..Record::new(tokens, candidates)
-    };
+    let record = Record { prior, ..record_of(shared.device.as_ref(), tokens, candidates) };
     let plan = if stopped(shared, pace) {
         Err(cancelled())
     } else {

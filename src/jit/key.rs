@@ -5,8 +5,8 @@
 //! | artifact | `format` | version of the entry format |
 //! | | `source` | SHA-256 of the rendered source: prelude and all templates |
 //! | | `options` | compiler options, in order |
-//! | | `compiler` | NVRTC major.minor and the size of its file (it does not tell its build), or the host compiler's
-//! | | | file, size and time |
+//! | | `compiler` | NVRTC's version with its build, as its output tells it, or what the host's compiler says to
+//! | | | `--version` |
 //! | | `arch` | `sm_90`, …, or the host's architecture |
 //! | | `entry` | name of the entry point |
 //! | choice | `format`, `family`, `templates` | entry format; kernel family; SHA-256 of the templates |
@@ -17,9 +17,13 @@
 //! | | `space` | all candidates, the default first |
 //! | | `policy` | version of the measurement policy |
 //!
-//! A device's identity is its name, compute capability, multiprocessors, L2 bytes, memory bus and clock, and MIG slice.
-//! The driver's version is *not* hashed: it is recorded, and a binary that the driver refuses is a miss. Not covered:
-//! clocks or power limits set by the operator, and neighbours on the same GPU.
+//! A device's identity ([`Identity`](super::Identity)) is its name with the MIG slice, compute capability, multiprocessors,
+//! L2 bytes and memory bus. The memory's clock and the driver's version are *not* hashed: they are recorded, and a binary that
+//! the driver refuses is a miss. Nothing that differs between two nodes of one fleet is hashed: no path, host name, time or
+//! size of a file. Not covered: clocks or power limits set by the operator, and neighbours on the same GPU.
+//!
+//! The first versions hashed the memory's clock with the identity, and the compiler's file in place of its version. Their
+//! choices are still found, and a choice names its artifact by key.
 
 use std::fmt;
 use std::str::FromStr;

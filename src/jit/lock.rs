@@ -11,17 +11,24 @@
 //! ```
 //!
 //! One choice is one line, whole in itself, and sections and lines are sorted: two versions of a file differ where choices
-//! do, and two branches merge. All processes that read one file launch the same variants without talking to each other.
-//! Here is the text alone; the engine reads the file.
+//! do, and two branches merge. Comments and empty lines stay in front of the line that they were written in front of. All
+//! processes that read one file launch the same variants without talking to each other. Here is the text alone; the engine
+//! reads the file.
+//!
+//! The first versions had the memory's clock in the device's identity. Their sections are read without it: two that differ
+//! in nothing else are one, in which the first of two lines for the same call holds.
+
+mod parse;
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::fmt;
 
+use super::identity::Identity;
 use super::render::templates_digest;
 use super::variant::{Abilities, Bucket, Class, Variant, check};
-use crate::error::{Error, ErrorKind, Result, clip};
+use crate::error::{Error, ErrorKind, Result};
 use crate::rope::RopeSpec;
+use parse::Parser;
 
 /// Version of the file's format.
 const VERSION: &str = "1";
@@ -37,14 +44,14 @@ const HEAD: &str = "\
 pub struct Place {
     /// What kernels are compiled for.
     pub arch: String,
-    /// Identity of the device that they were measured on.
-    pub device: Option<String>,
+    /// The device that they were measured on.
+    pub device: Option<Identity>,
 }
 
 impl Place {
-    /// A place; what would break its line is left out of the device's name.
-    pub fn new(arch: &str, device: Option<&str>) -> Self {
-        Self { arch: arch.to_owned(), device: device.map(one_line) }
+    /// A place.
+    pub fn new(arch: &str, device: Option<&Identity>) -> Self {
+        Self { arch: arch.to_owned(), device: device.cloned() }
     }
 }
 
@@ -55,10 +62,6 @@ impl fmt::Display for Place {
             Some(device) => write!(f, "{}: {device}", self.arch),
         }
     }
-}
-
-fn one_line(device: &str) -> String {
-    device.split(char::is_whitespace).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
 /// One choice.
@@ -83,6 +86,17 @@ fn call(spec: &RopeSpec, class: Class, bucket: Bucket) -> Call {
     (spec.to_string(), class.to_string(), bucket)
 }
 
+/// A line that comments and empty lines stand in front of.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Line {
+    Version,
+    Templates,
+    Section(Place),
+    Choice(Place, Call),
+    /// After the last line.
+    End,
+}
+
 /// What no longer holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
@@ -97,12 +111,19 @@ pub struct Problem {
 pub struct Lock {
     templates: (String, usize),
     places: BTreeMap<Place, BTreeMap<Call, Locked>>,
+    /// Comments and empty lines, by the line that follows them.
+    notes: BTreeMap<Line, Vec<String>>,
 }
 
 impl Default for Lock {
     /// No choices, for this program's templates.
     fn default() -> Self {
-        Self { templates: (templates_digest().to_owned(), 0), places: BTreeMap::new() }
+        let head = HEAD.lines().map(String::from).collect();
+        Self {
+            templates: (templates_digest().to_owned(), 0),
+            places: BTreeMap::new(),
+            notes: BTreeMap::from([(Line::Version, head)]),
+        }
     }
 }
 
@@ -112,14 +133,16 @@ impl Lock {
     /// # Errors
     /// [`ErrorKind::LockFile`] with `name:line` as its subject.
     pub fn parse(name: &str, text: &str) -> Result<Self> {
-        Parser { lock: Self::default(), version: false, templates: false, place: None, last: None }.read(text).map_err(
-            |(line, what)| {
-                let error = Error::new(ErrorKind::LockFile, what).subject_is(format!("{name}:{line}"));
-                error.hint(format!(
-                    "correct the line, or remove the file and write it again: ropejit prewarm … --lock {name}"
-                ))
-            },
-        )
+        Parser::read(text).map_err(|(line, what)| {
+            let error = Error::new(ErrorKind::LockFile, what).subject_is(format!("{name}:{line}"));
+            error.hint("correct the line, or name a file that `ropejit prewarm --lock FILE` has written")
+        })
+    }
+
+    /// The same file without its choices, for this program's templates: people's comments stay.
+    #[must_use]
+    pub fn emptied(&self) -> Self {
+        Self { notes: self.notes.clone(), ..Self::default() }
     }
 
     /// Whether its choices were made with this program's templates.
@@ -131,7 +154,7 @@ impl Lock {
     pub fn find(
         &self,
         arch: &str,
-        device: &str,
+        device: &Identity,
         spec: &RopeSpec,
         class: Class,
         bucket: Bucket,
@@ -166,7 +189,7 @@ impl Lock {
     }
 
     /// What no longer holds on a device, or, without its identity, on an architecture.
-    pub fn problems(&self, arch: &str, device: Option<&str>, can: Abilities) -> Vec<Problem> {
+    pub fn problems(&self, arch: &str, device: Option<&Identity>, can: Abilities) -> Vec<Problem> {
         let mut all = Vec::new();
         if !self.is_of_these_templates() {
             let (made, line) = &self.templates;
@@ -177,12 +200,8 @@ impl Lock {
             );
             all.push(Problem { line: *line, what });
         }
-        let concerned = |place: &Place| {
-            place.arch == arch && (place.device.is_none() || device.is_none() || place.device == device.map(one_line))
-        };
-        let mut found = false;
-        for lines in self.places.iter().filter(|(place, _)| concerned(place)).map(|(_, lines)| lines) {
-            found |= !lines.is_empty();
+        let found = !self.is_silent(arch, device);
+        for lines in self.places.iter().filter(|(place, _)| concerns(place, arch, device)).map(|(_, lines)| lines) {
             for locked in lines.values() {
                 if let Err(e) = check(&locked.spec, locked.class, locked.variant, can) {
                     let what = format!("not legal here: {}: {}", e.subject().unwrap_or_default(), e.message());
@@ -191,127 +210,55 @@ impl Lock {
             }
         }
         if !found {
-            let there: Vec<_> = self.places.keys().map(|p| format!("[{p}]")).collect();
-            let there = if there.is_empty() { "none".to_owned() } else { there.join(", ") };
-            let what = format!("no choices for {}; there are {there}", Place::new(arch, device));
-            all.push(Problem { line: 0, what });
+            all.push(Problem { line: 0, what: self.silence(arch, device) });
         }
         all.sort_by_key(|p| p.line);
         all
     }
+
+    /// Whether it has a choice for the device or its architecture; without an identity, for any device of that.
+    pub fn is_silent(&self, arch: &str, device: Option<&Identity>) -> bool {
+        !self.places.iter().any(|(place, lines)| concerns(place, arch, device) && !lines.is_empty())
+    }
+
+    /// Says that it has no choices for a device, and for what it has some.
+    pub fn silence(&self, arch: &str, device: Option<&Identity>) -> String {
+        let there: Vec<_> = self.places.keys().map(|p| format!("[{p}]")).collect();
+        let there = if there.is_empty() { "none".to_owned() } else { there.join(", ") };
+        format!("no choices for {}; there are {there}", Place::new(arch, device))
+    }
+}
+
+/// Whether choices for a place bear on a device, or, without its identity, on an architecture.
+fn concerns(place: &Place, arch: &str, device: Option<&Identity>) -> bool {
+    place.arch == arch && (place.device.is_none() || device.is_none() || place.device.as_ref() == device)
 }
 
 impl fmt::Display for Lock {
     /// The text of its file.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{HEAD}version = {VERSION}\ntemplates = {}\n", self.templates.0)?;
+        let mut lost = self.notes.clone();
+        let mut notes = |f: &mut fmt::Formatter<'_>, line: Line, usual: &str| match lost.remove(&line) {
+            Some(notes) => notes.iter().try_for_each(|note| writeln!(f, "{note}")),
+            None => f.write_str(usual),
+        };
+        notes(f, Line::Version, "")?;
+        writeln!(f, "version = {VERSION}")?;
+        notes(f, Line::Templates, "")?;
+        writeln!(f, "templates = {}", self.templates.0)?;
         for (place, lines) in self.places.iter().filter(|(_, lines)| !lines.is_empty()) {
-            writeln!(f, "\n[{place}]")?;
-            for ((spec, class, bucket), locked) in lines {
+            notes(f, Line::Section(place.clone()), "\n")?;
+            writeln!(f, "[{place}]")?;
+            for (call, locked) in lines {
+                notes(f, Line::Choice(place.clone(), call.clone()), "")?;
+                let (spec, class, bucket) = call;
                 writeln!(f, "{spec} | {class} | {} = {}", bucket.tokens(), locked.variant)?;
             }
         }
-        Ok(())
-    }
-}
-
-struct Parser {
-    lock: Lock,
-    version: bool,
-    templates: bool,
-    place: Option<Place>,
-    /// The spec of the line before: lines are sorted, and most share it.
-    last: Option<(String, RopeSpec)>,
-}
-
-impl Parser {
-    /// The lock, or the line that is wrong and why.
-    fn read(mut self, text: &str) -> Result<Lock, (usize, String)> {
-        let mut last = 1;
-        for (i, line) in text.lines().enumerate() {
-            last = i + 1;
-            let line = line.trim();
-            if !line.is_empty() && !line.starts_with('#') {
-                self.line(line, last).map_err(|what| (last, what))?;
-            }
-        }
-        if self.version && self.templates { Ok(self.lock) } else { Err((last, "ends before its header".into())) }
-    }
-
-    fn line(&mut self, line: &str, number: usize) -> Result<(), String> {
-        if !self.version {
-            return match line.strip_prefix("version = ") {
-                Some(VERSION) => {
-                    self.version = true;
-                    Ok(())
-                }
-                Some(other) => Err(format!("version {}, this program reads {VERSION}", clip(other))),
-                None => Err(format!("not a lock file: 'version = {VERSION}' must come first")),
-            };
-        }
-        if !self.templates {
-            let digest = line.strip_prefix("templates = ").ok_or("'templates = …' must come second")?;
-            if digest.len() != 64 || !digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-                return Err("the digest of the templates has 64 hexadecimal digits".into());
-            }
-            self.lock.templates = (digest.to_owned(), number);
-            self.templates = true;
-            return Ok(());
-        }
-        if let Some(name) = line.strip_prefix('[') {
-            let name = name.strip_suffix(']').ok_or("a section's name ends with ']'")?;
-            let place = match name.split_once(": ") {
-                Some((arch, device)) => Place::new(arch, Some(device)),
-                None => Place::new(name, None),
-            };
-            if place.to_string() != name || place.arch.is_empty() || place.arch.contains([':', ' ']) {
-                return Err("a section is named like [sm_90], or [sm_90: identity of a device]".into());
-            }
-            if self.lock.places.insert(place.clone(), BTreeMap::new()).is_some() {
-                return Err(format!("[{place}] begins a second time"));
-            }
-            self.place = Some(place);
-            return Ok(());
-        }
-        let (call, locked) = self.choice(line, number)?;
-        let place = self.place.as_ref().ok_or("a choice must stand in a section such as [sm_90]")?;
-        let lines = self.lock.places.entry(place.clone()).or_default();
-        match lines.entry(call) {
-            Entry::Vacant(free) => {
-                free.insert(locked);
-                Ok(())
-            }
-            Entry::Occupied(taken) => Err(format!("line {} has made this choice already", taken.get().line)),
-        }
-    }
-
-    /// A choice, and what it is looked up by: one value has one text, so that needs not be written anew.
-    fn choice(&mut self, line: &str, number: usize) -> Result<(Call, Locked), String> {
-        let form = || format!("'{}' is not of the form 'spec | layout | tokens = variant'", clip(line));
-        let (call, variant) = line.rsplit_once(" = ").ok_or_else(form)?;
-        let mut parts = call.split(" | ");
-        let (Some(name), Some(class), Some(tokens), None) = (parts.next(), parts.next(), parts.next(), parts.next())
-        else {
-            return Err(form());
-        };
-        let why = |e: Error| format!("{}: {}", e.subject().unwrap_or_default(), e.message());
-        let spec: RopeSpec = match &self.last {
-            Some((last, spec)) if last == name => spec.clone(),
-            _ => {
-                let spec: RopeSpec = name.parse().map_err(why)?;
-                self.last = Some((name.to_owned(), spec.clone()));
-                spec
-            }
-        };
-        let bucket = tokens.parse().map_err(why)?;
-        let locked = Locked {
-            spec,
-            class: class.parse().map_err(why)?,
-            bucket,
-            variant: variant.parse().map_err(why)?,
-            line: number,
-        };
-        Ok(((name.to_owned(), class.to_owned(), bucket), locked))
+        // The comments of lines that are no more.
+        let end = lost.remove(&Line::End).unwrap_or_default();
+        let lost = lost.values().flatten().filter(|note| !note.is_empty());
+        lost.chain(&end).try_for_each(|note| writeln!(f, "{note}"))
     }
 }
 

@@ -3,8 +3,7 @@
 //! On a GPU of such a model a call that is *near enough* to a measured one takes its variant, and nothing is measured.
 //! Elsewhere the choices of the most similar GPU say which few candidates are worth measuring.
 //!
-//! **The model** is the name, compute capability, multiprocessors, L2 and memory bus. The memory's clock is left out of it:
-//! drivers report it differently, or not at all, and it moves all candidates alike.
+//! **The model** is the device's [`Identity`].
 //!
 //! **Near enough** is a call whose variants do the same work per byte, and as much of it:
 //! - element *size* of q, k and the tables, dimensions of a head, order of pairs, rounding, layout class, and whether positions
@@ -20,6 +19,7 @@ use std::collections::BTreeMap;
 
 use once_cell::race::OnceBox;
 
+use super::identity::Identity;
 use super::lock::Lock;
 use super::variant::{Abilities, Bucket, Class, Hint, Variant, may_compute, space, widest_piece};
 use crate::error::Result;
@@ -41,7 +41,7 @@ pub struct Priors {
 /// The choices of one model.
 #[derive(Debug)]
 struct Known {
-    model: Model,
+    model: Identity,
     /// Made with this program's templates.
     current: bool,
     choices: Vec<Choice>,
@@ -85,7 +85,7 @@ impl Priors {
             let mut places = BTreeMap::new();
             for (place, locked) in lock.choices() {
                 // Choices for an architecture were not measured.
-                let Some(model) = place.device.as_deref().and_then(Model::of) else { continue };
+                let Some(model) = place.device.clone() else { continue };
                 let at = *places.entry(place).or_insert_with(|| {
                     known.push(Known { model, current, choices: Vec::new() });
                     known.len() - 1
@@ -100,44 +100,42 @@ impl Priors {
     /// What was measured on a GPU of the same model for a call that is near enough: the GPU's name and the variant.
     pub fn exact(
         &self,
-        identity: &str,
+        device: &Identity,
         spec: &RopeSpec,
         class: Class,
         bucket: Bucket,
         can: Abilities,
     ) -> Option<(&str, Variant)> {
-        let device = Model::of(identity)?;
-        let known = self.known.iter().find(|known| known.current && known.model == device)?;
-        let wanted = Work::of(spec, class, bucket);
-        let near = |choice: &&Choice| choice.work.is_near(&wanted, device.l2);
+        let known = self.known.iter().find(|known| known.current && known.model == *device)?;
+        let (wanted, l2) = (Work::of(spec, class, bucket), device.l2_bytes as f64);
+        let near = |choice: &&Choice| choice.work.is_near(&wanted, l2);
         let mut near: Vec<&Choice> = known.choices.iter().filter(near).collect();
         near.sort_by(|a, b| {
-            let by = |c: &Choice| [c.work.log2_bytes(&wanted, device.l2), c.work.log2_bytes(&wanted, f64::INFINITY)];
+            let by = |c: &Choice| [c.work.log2_bytes(&wanted, l2), c.work.log2_bytes(&wanted, f64::INFINITY)];
             let (a, b) = (by(a), by(b));
             a[0].total_cmp(&b[0]).then(a[1].total_cmp(&b[1]))
         });
         let space = space(spec, class, bucket, can);
         let chosen = near.into_iter().find(|choice| space.contains(&choice.variant))?;
-        Some((&known.model.name, chosen.variant))
+        Some((known.model.name(), chosen.variant))
     }
 
     /// The candidates worth measuring, by the choices of the most similar GPU: its name, the default, and at most [`FEW`]
     /// more, in the order in which its choices name them, the nearest call first. `None`: nothing is known, or all are.
     pub fn few(
         &self,
-        identity: &str,
+        device: &Identity,
         spec: &RopeSpec,
         class: Class,
         bucket: Bucket,
         can: Abilities,
     ) -> Option<(&str, Vec<Variant>)> {
-        let device = Model::of(identity)?;
         let alike = |known: &&Known| known.model.is_gpu() == device.is_gpu() && !known.choices.is_empty();
-        let distance = |known: &&Known| known.model.distance(&device);
+        let distance = |known: &&Known| distance(&known.model, device);
         let known = self.known.iter().filter(alike).min_by(|a, b| distance(a).total_cmp(&distance(b)))?;
-        let wanted = Work::of(spec, class, bucket);
+        let (wanted, l2) = (Work::of(spec, class, bucket), device.l2_bytes as f64);
         let mut choices: Vec<(f64, &Choice)> =
-            known.choices.iter().map(|choice| (choice.work.distance(&wanted, device.l2), choice)).collect();
+            known.choices.iter().map(|choice| (choice.work.distance(&wanted, l2), choice)).collect();
         choices.sort_by(|a, b| a.0.total_cmp(&b.0));
         let all = space(spec, class, bucket, can);
         let mut few = vec![all[0]];
@@ -153,50 +151,18 @@ impl Priors {
             }
         }
         // Where no choice names another candidate than the default, nothing was learnt about this space.
-        (few.len() > 1 && few.len() < all.len()).then_some((&known.model.name, few))
+        (few.len() > 1 && few.len() < all.len()).then_some((known.model.name(), few))
     }
 }
 
-/// What tells one GPU model from another.
-#[derive(Debug, PartialEq)]
-struct Model {
-    name: String,
-    /// Compute capability; 0.0 for a host.
-    capability: (u32, u32),
-    multiprocessors: f64,
-    l2: f64,
-    bus: f64,
-}
-
-impl Model {
-    /// From a device's identity, as `Facts::identity` writes it.
-    fn of(identity: &str) -> Option<Self> {
-        let mut parts = identity.rsplitn(6, "; ");
-        let mut part = |before: &str, after: &str| parts.next()?.strip_prefix(before)?.strip_suffix(after);
-        part("memory ", " kHz")?;
-        let bus = part("bus ", " bit")?.parse().ok()?;
-        let l2 = part("L2 ", " B")?.parse().ok()?;
-        let multiprocessors = part("", " multiprocessors")?.parse().ok()?;
-        let (major, minor) = part("cc ", "")?.split_once('.')?;
-        let capability = (major.parse().ok()?, minor.parse().ok()?);
-        // The section of a lock file holds it without what would break a line.
-        let name = part("", "")?.split_whitespace().collect::<Vec<_>>().join(" ");
-        Some(Self { name, capability, multiprocessors, l2, bus })
-    }
-
-    fn is_gpu(&self) -> bool {
-        self.capability.0 > 0
-    }
-
-    /// How unlike two are: a doubling of anything counts as one, another architecture as one more than a minor revision.
-    fn distance(&self, other: &Self) -> f64 {
-        let (a, b) = (self.capability, other.capability);
-        2.0 * f64::from(a.0.abs_diff(b.0))
-            + f64::from(u8::from(a.1 != b.1))
-            + log2_ratio(self.multiprocessors, other.multiprocessors)
-            + log2_ratio(self.l2, other.l2)
-            + log2_ratio(self.bus, other.bus)
-    }
+/// How unlike two devices are: a doubling of anything counts as one, another architecture as one more than a minor revision.
+fn distance(one: &Identity, other: &Identity) -> f64 {
+    let (a, b) = (one.compute_capability, other.compute_capability);
+    2.0 * f64::from(a.0.abs_diff(b.0))
+        + f64::from(u8::from(a.1 != b.1))
+        + log2_ratio(one.multiprocessors.into(), other.multiprocessors.into())
+        + log2_ratio(one.l2_bytes as f64, other.l2_bytes as f64)
+        + log2_ratio(one.memory_bus_bits.into(), other.memory_bus_bits.into())
 }
 
 /// What of a call bears on how its variants compare.

@@ -19,12 +19,19 @@ fn candidates(spec: &RopeSpec, tokens: u64) -> Vec<Variant> {
     space(spec, class(spec), Bucket::of(tokens), GPU)
 }
 
+fn of(device: &str) -> Identity {
+    device.parse().expect("an identity")
+}
+
 /// A lock file's text: for each spec and token count, which of its candidates was chosen on a device.
 fn text(device: &str, choices: &[(&RopeSpec, u64, usize)]) -> String {
     let mut lock = Lock::default();
     for &(spec, tokens, index) in choices {
         let (class, bucket, variant) = (class(spec), Bucket::of(tokens), candidates(spec, tokens)[index]);
-        lock.set(Place::new("sm_90", Some(device)), Locked { spec: spec.clone(), class, bucket, variant, line: 0 });
+        lock.set(
+            Place::new("sm_90", Some(&of(device))),
+            Locked { spec: spec.clone(), class, bucket, variant, line: 0 },
+        );
     }
     lock.to_string()
 }
@@ -34,11 +41,11 @@ fn priors(device: &str, choices: &[(&RopeSpec, u64, usize)]) -> Priors {
 }
 
 fn exact(priors: &Priors, device: &str, spec: &RopeSpec, tokens: u64) -> Option<Variant> {
-    priors.exact(device, spec, class(spec), Bucket::of(tokens), GPU).map(|(_, v)| v)
+    priors.exact(&of(device), spec, class(spec), Bucket::of(tokens), GPU).map(|(_, v)| v)
 }
 
 fn few(priors: &Priors, device: &str, spec: &RopeSpec, tokens: u64) -> Option<Vec<Variant>> {
-    priors.few(device, spec, class(spec), Bucket::of(tokens), GPU).map(|(_, v)| v)
+    priors.few(&of(device), spec, class(spec), Bucket::of(tokens), GPU).map(|(_, v)| v)
 }
 
 #[test]
@@ -70,13 +77,12 @@ fn what_does_not_bear_on_timing_is_not_compared() {
         assert_eq!(exact(&priors, H200, &other, 8192), None, "{other}");
     }
     let head_major = Class::contiguous(&spec, true, true);
-    assert_eq!(priors.exact(H200, &spec, head_major, Bucket::of(8192), GPU), None);
+    assert_eq!(priors.exact(&of(H200), &spec, head_major, Bucket::of(8192), GPU), None);
     for device in [
         H200.replace("H200", "H100"),
         H200.replace("132", "66"),
         H200.replace("6144", "5120"),
         "AMD EPYC; cc 0.0; 2 multiprocessors; L2 1 B; bus 0 bit; memory 0 kHz".into(),
-        "sm_90".into(),
     ] {
         assert_eq!(exact(&priors, &device, &spec, 8192), None, "{device}");
     }
@@ -109,8 +115,8 @@ fn a_choice_outside_of_the_space_serves_nobody() {
     // Made for a GPU that can overlap launches, on a driver that cannot.
     let priors = self::priors(H200, &[(&spec, 8192, 1)]);
     let can = Abilities { overlap: false, ..GPU };
-    assert_eq!(priors.exact(H200, &spec, class(&spec), Bucket::of(8192), can), None);
-    let (_, few) = priors.few(H200, &spec, class(&spec), Bucket::of(8192), can).expect("the same idea");
+    assert_eq!(priors.exact(&of(H200), &spec, class(&spec), Bucket::of(8192), can), None);
+    let (_, few) = priors.few(&of(H200), &spec, class(&spec), Bucket::of(8192), can).expect("the same idea");
     assert_eq!(few[1], Variant { overlap: false, ..candidates(&spec, 8192)[1] });
 }
 
@@ -133,7 +139,7 @@ fn on_another_gpu_the_nearest_choices_come_first_and_few() {
     let b200 = "NVIDIA B200; cc 10.0; 148 multiprocessors; L2 132644864 B; bus 8192 bit; memory 3996000 kHz";
     let all = candidates(&spec, 8192);
     assert!(all.len() > FEW + 1);
-    let (device, few) = priors.few(b200, &spec, class(&spec), Bucket::of(8192), GPU).expect("ordered");
+    let (device, few) = priors.few(&of(b200), &spec, class(&spec), Bucket::of(8192), GPU).expect("ordered");
     assert_eq!((device, few), ("NVIDIA H200", vec![all[0], all[4], all[2], all[1]]));
     // A host learns nothing from a GPU, and nobody from nothing.
     let host = "AMD EPYC; cc 0.0; 2 multiprocessors; L2 33554432 B; bus 0 bit; memory 0 kHz";
@@ -147,7 +153,8 @@ fn the_most_similar_gpu_orders() {
     let l4 = "NVIDIA L4; cc 8.9; 58 multiprocessors; L2 50331648 B; bus 192 bit; memory 6251000 kHz";
     let texts = [text(H200, &[(&spec, 8192, 1)]), text(l4, &[(&spec, 8192, 2)])];
     let priors = Priors::parse(texts.iter().map(|t| ("test", &**t))).expect("lock files");
-    let of = |device: &str| priors.few(device, &spec, class(&spec), Bucket::of(8192), GPU).map(|(name, _)| name);
+    let of =
+        |device: &str| priors.few(&self::of(device), &spec, class(&spec), Bucket::of(8192), GPU).map(|(name, _)| name);
     let h100 = "NVIDIA H100 80GB HBM3; cc 9.0; 132 multiprocessors; L2 52428800 B; bus 5120 bit; memory 2619000 kHz";
     let ada = "NVIDIA GeForce RTX 4070; cc 8.9; 46 multiprocessors; L2 37748736 B; bus 192 bit; memory 10501000 kHz";
     assert_eq!((of(h100), of(ada)), (Some("NVIDIA H200"), Some("NVIDIA L4")));

@@ -48,6 +48,11 @@ pub enum Prior {
     Ordered(String),
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde calls it
+fn is_zero(n: &u32) -> bool {
+    *n == 0
+}
+
 /// A choice and its reasons. Kept under a choice key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
@@ -76,6 +81,9 @@ pub struct Record {
     /// Driver version, for the record only.
     #[serde(default)]
     pub driver: String,
+    /// Memory clock of the device in kHz, for the record only; 0 when unknown.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub memory_clock_khz: u32,
     /// The compiler of the winner.
     #[serde(default)]
     pub compiler: String,
@@ -101,6 +109,7 @@ impl Record {
             bytes: 0,
             device: String::new(),
             driver: String::new(),
+            memory_clock_khz: 0,
             compiler: String::new(),
             took_ms: 0.0,
             created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),

@@ -63,6 +63,25 @@ impl Class {
         }
     }
 
+    /// Whether calls of a spec can be of this class.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument), saying what does not fit.
+    pub fn check(self, spec: &RopeSpec) -> Result<()> {
+        let what = if usize::from(self.word) < spec.dtype.size() {
+            format!("heads are aligned to their elements at least: {} bytes", spec.dtype.size())
+        } else if self.table_word == 0 && spec.angles.is_none() {
+            "calls without tables need a spec whose angles come from the engine".into()
+        } else if self.table_word > 0 && usize::from(self.table_word) < spec.table.dtype.size() {
+            format!("tables are aligned to their elements at least: {} bytes", spec.table.dtype.size())
+        } else if self.copy_rest && spec.rotary_dim == spec.head_dim {
+            "the whole head turns, there is no rest to copy".into()
+        } else {
+            return Ok(());
+        };
+        Err(Error::argument("layout", format!("'{self}' has no calls of this spec: {what}")))
+    }
+
     /// Its number, below [`Class::COUNT`].
     pub fn index(self) -> usize {
         // No table shares its number with rows aligned to 2 bytes: a spec has the one or the other.

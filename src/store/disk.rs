@@ -27,7 +27,7 @@ use std::time::{Duration, SystemTime};
 use rayon::prelude::*;
 
 use super::flight::Claim;
-use super::trust::Owner;
+use super::trust::Trust;
 use super::{Entry, Files, Head, Kind, Listed, Lookup, Miss, Store, System};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::Key;
@@ -49,7 +49,7 @@ const TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is
 pub struct Disk {
     root: PathBuf,
     files: Arc<dyn Files>,
-    owner: Owner,
+    trust: Trust,
     pub(super) max_bytes: u64,
     held: Mutex<HashMap<(Kind, Key), File>>,
     /// Bytes written, and how many when the folder's size is looked at again.
@@ -58,13 +58,23 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Opens the folder and makes it if it is not there.
+    /// Opens the folder and makes it if it is not there. In one that is for several users (`/tmp`, an emptyDir of Kubernetes)
+    /// it is the user's own folder `uid-<uid>` that is opened.
     ///
     /// # Errors
     /// [`ErrorKind::UntrustedCache`] when it is not the user's own or others can write to it;
     /// [`ErrorKind::Io`] when it cannot be made.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
-        let disk = Self::at(root.into(), Owner::Me)?;
+        Self::open_trusting(root, None)
+    }
+
+    /// As [`open`](Self::open), where a group may write to the folder, and to what belongs to it there.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_trusting(root: impl Into<PathBuf>, group: Option<u32>) -> Result<Self> {
+        let mut disk = Self::at(root.into(), Trust::own(group))?;
+        disk.root = disk.trust.folder_in(&disk.root);
         let root = &disk.root;
         let unusable = |e| {
             Error::io(root, "the cache folder cannot be made", e)
@@ -89,7 +99,15 @@ impl Disk {
     /// [`ErrorKind::UntrustedCache`] when it is another user's or others can write to it; [`ErrorKind::Io`] when it is not
     /// there.
     pub fn read_only(root: impl Into<PathBuf>) -> Result<Self> {
-        let disk = Self::at(root.into(), Owner::MeOrRoot)?;
+        Self::read_only_trusting(root, None)
+    }
+
+    /// As [`read_only`](Self::read_only), where a group may write to the folder, and to what belongs to it there.
+    ///
+    /// # Errors
+    /// As [`read_only`](Self::read_only).
+    pub fn read_only_trusting(root: impl Into<PathBuf>, group: Option<u32>) -> Result<Self> {
+        let disk = Self::at(root.into(), Trust::read_only(group))?;
         disk.check()?;
         Ok(disk)
     }
@@ -108,13 +126,13 @@ impl Disk {
         self
     }
 
-    fn at(root: PathBuf, owner: Owner) -> Result<Self> {
+    fn at(root: PathBuf, trust: Trust) -> Result<Self> {
         let root = std::path::absolute(root)
             .map_err(|e| Error::io(Path::new("."), "the cache folder's path cannot be made absolute", e))?;
         Ok(Self {
             root,
             files: Arc::new(System),
-            owner,
+            trust,
             max_bytes: MAX_BYTES,
             held: Mutex::default(),
             written: AtomicU64::new(0),
@@ -123,9 +141,9 @@ impl Disk {
     }
 
     fn check(&self) -> Result<()> {
-        self.owner.check(&self.root)?;
+        self.trust.check(&self.root)?;
         let version = self.version();
-        if version.exists() { self.owner.check(&version) } else { Ok(()) }
+        if version.exists() { self.trust.check(&version) } else { Ok(()) }
     }
 
     pub(super) fn system(&self) -> &Arc<dyn Files> {
@@ -142,7 +160,7 @@ impl Disk {
 
     /// The files and folders in a folder of this one's, sorted; none if a link leads out of it.
     pub(super) fn own_children(&self, folder: &Path) -> Result<Vec<PathBuf>> {
-        match self.owner.objects_between(&self.root, &folder.join("any")) {
+        match self.trust.objects_between(&self.root, &folder.join("any")) {
             Some(problem) => {
                 tracing::warn!("{problem}; it is passed over");
                 Ok(Vec::new())
@@ -167,7 +185,7 @@ impl Disk {
         if !meta.is_file() {
             return Err("not a file".into());
         }
-        if let Some(problem) = self.owner.objects(&meta) {
+        if let Some(problem) = self.trust.objects(&meta) {
             return Err(problem);
         }
         if meta.len() > MAX_ENTRY {
@@ -200,7 +218,7 @@ impl Disk {
 
     /// Notes that an entry is used: its time, and a lock that keeps it from eviction.
     fn used(&self, kind: Kind, key: Key, file: File, meta: Option<&std::fs::Metadata>) {
-        if self.owner != Owner::Me {
+        if self.trust.read_only {
             return;
         }
         // A time in the future counts as now: a clock that jumped ahead has set it.
@@ -221,7 +239,7 @@ impl Disk {
 
     /// Makes a folder of this one's, unless a link on the way leads out of it.
     fn make_own(&self, folder: &Path) -> std::io::Result<()> {
-        let refused = || self.owner.objects_between(&self.root, &folder.join("any"));
+        let refused = || self.trust.objects_between(&self.root, &folder.join("any"));
         if let Some(problem) = refused() {
             return Err(std::io::Error::other(problem));
         }
@@ -295,7 +313,7 @@ impl Drop for Disk {
 impl Store for Disk {
     fn get(&self, kind: Kind, key: Key) -> Lookup {
         let path = self.path(kind, key);
-        let read = self.owner.objects_between(&self.root, &path).map_or_else(|| self.read(&path), Err);
+        let read = self.trust.objects_between(&self.root, &path).map_or_else(|| self.read(&path), Err);
         match read {
             Ok(None) => Lookup::Miss(Miss::Absent),
             Ok(Some((entry, file, meta))) => {
@@ -308,7 +326,7 @@ impl Store for Disk {
 
     fn put(&self, entry: &Entry) -> Result<()> {
         let path = self.path(entry.kind, entry.key);
-        if self.owner != Owner::Me {
+        if self.trust.read_only {
             return Err(
                 Error::new(ErrorKind::Io, "this cache folder is only read").subject_is(self.root.display().to_string())
             );
@@ -348,7 +366,7 @@ impl Store for Disk {
 
     fn claim(&self, kind: Kind, key: Key) -> Claim {
         let path = self.lock_path(kind, key);
-        if self.owner != Owner::Me || path.parent().is_some_and(|folder| self.make_own(folder).is_err()) {
+        if self.trust.read_only || path.parent().is_some_and(|folder| self.make_own(folder).is_err()) {
             return Claim::Unavailable;
         }
         self.claim_file(&path, true)
@@ -367,7 +385,7 @@ impl Store for Disk {
         Some(Arc::new(Self {
             root: self.root.clone(),
             files: Arc::clone(&self.files),
-            owner: self.owner,
+            trust: self.trust,
             max_bytes: self.max_bytes,
             held: Mutex::default(),
             written: AtomicU64::new(0),

@@ -68,11 +68,19 @@ fn a_renamed_foreign_linked_or_odd_file_is_a_miss_that_names_it() {
 fn a_folder_open_to_others_is_refused_with_the_command_that_repairs_it() {
     let folder = tempfile::tempdir().expect("a folder");
     let root = folder.path().join("cache");
-    fs_err::create_dir(&root).expect("made");
-    fs_err::set_permissions(&root, std::fs::Permissions::from_mode(0o777)).expect("set");
-    let e = Disk::open(&root).err().expect("refused");
-    assert_eq!(e.kind(), ErrorKind::UntrustedCache);
-    assert!(e.advice().expect("has a hint").contains("chmod"), "{e}");
+    Disk::open(&root).expect("opens").put(&entry("a")).expect("kept");
+    for mode in [0o777, 0o770, 0o1777] {
+        fs_err::set_permissions(&root, std::fs::Permissions::from_mode(mode)).expect("set");
+        for refused in [Disk::open(&root).err(), Disk::read_only(&root).err()] {
+            let e = refused.expect("refused");
+            assert_eq!(e.kind(), ErrorKind::UntrustedCache);
+            let hint = e.advice().expect("has a hint");
+            for part in ["chmod -R go-w", "fsGroupChangePolicy: OnRootMismatch", "subfolder"] {
+                assert!(hint.contains(part), "{e}");
+            }
+            assert_eq!(hint.contains("ROPEJIT_TRUST_GROUP="), mode == 0o770, "{e}");
+        }
+    }
     fs_err::set_permissions(&root, std::fs::Permissions::from_mode(0o700)).expect("set");
     assert!(Disk::open(&root).is_ok());
 }

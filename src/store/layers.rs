@@ -7,51 +7,40 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::disk::Disk;
 use super::flight::Claim;
 use super::memory::Memory;
+pub use super::places::Places;
 use super::{Entry, Head, Kind, Listed, Lookup, Miss, Store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::Key;
-
-/// Where layers are.
-#[derive(Debug, Clone, Default)]
-pub struct Places {
-    /// The user's folder.
-    pub user: Option<PathBuf>,
-    /// Folders that are only read, the first first.
-    pub read_only: Vec<PathBuf>,
-    /// Bytes that the user's folder may hold.
-    pub max_bytes: Option<u64>,
-}
 
 /// Stores over one another.
 pub struct Layers {
     top: Arc<dyn Store>,
     below: Vec<Arc<dyn Store>>,
+    /// What was opened and what was passed over, in order, for people.
+    searched: Vec<String>,
 }
 
 impl Layers {
     /// A store that is written to, and others that are only read.
     pub fn new(top: Arc<dyn Store>, below: Vec<Arc<dyn Store>>) -> Self {
-        Self { top, below }
+        let searched = std::iter::once(&top).chain(&below).map(|layer| layer.searched()).collect();
+        Self { top, below, searched }
     }
 
     /// Opens the user's folder, and makes it if it is not there, and the folders that are only read. Where the user's cannot
-    /// be had, the first entry that is to be kept says so; a folder to read that is not there is passed over, as one of
-    /// `PATH` is.
+    /// be had or trusted, the first entry that is to be kept says so. A folder to read that is not there is passed over, as one
+    /// of `PATH` is; one that cannot be trusted is too, with a warning.
     ///
     /// # Errors
-    /// When a folder cannot be trusted.
+    /// When a folder cannot be trusted, where `strict` says so.
     pub fn open(places: &Places) -> Result<Self> {
+        let bearable = |e: &Error| e.kind() == ErrorKind::Io || !places.strict;
         let top: Arc<dyn Store> = match &places.user {
-            Some(root) => match Disk::open(root) {
-                Ok(disk) => match places.max_bytes {
-                    Some(bytes) => Arc::new(disk.max_bytes(bytes)),
-                    None => Arc::new(disk),
-                },
-                // A folder that cannot be trusted is the caller's to repair; one that cannot be had costs its use.
-                Err(e) if e.kind() == ErrorKind::Io => Arc::new(Memory::instead_of_a_folder(e)),
+            Some(root) => match places.open_user(root) {
+                Ok(disk) => Arc::new(disk),
+                Err(e) if bearable(&e) => Arc::new(Memory::instead_of_a_folder(e)),
                 Err(e) => return Err(e),
             },
             None => Arc::new(Memory::instead_of_a_folder(
@@ -62,31 +51,43 @@ impl Layers {
                 .hint("set ROPEJIT_CACHE_DIR to a folder that you can write to"),
             )),
         };
-        let mut below: Vec<Arc<dyn Store>> = Vec::new();
+        let mut layers = Self::new(top, Vec::new());
         for root in &places.read_only {
-            match Disk::read_only(root) {
-                Ok(disk) => below.push(Arc::new(disk)),
-                Err(e) if e.kind() == ErrorKind::Io => tracing::debug!("a cache folder is passed over: {e}"),
+            match places.open_read_only(root) {
+                Ok(disk) => layers.push(Arc::new(disk)),
+                Err(e) if bearable(&e) => {
+                    if e.kind() == ErrorKind::Io {
+                        tracing::debug!("a cache folder is passed over: {e}");
+                    } else {
+                        tracing::warn!("a cache folder is passed over: {e}");
+                    }
+                    layers.searched.push(e.without_hint());
+                }
                 Err(e) => return Err(e),
             }
         }
-        Ok(Self::new(top, below))
+        Ok(layers)
     }
 
     /// Opens those of the folders that are there, to look at what they hold, and makes none.
     ///
     /// # Errors
     /// When one cannot be opened or trusted.
-    pub fn existing(user: Option<&Path>, read_only: &[PathBuf]) -> Result<Self> {
-        let top: Arc<dyn Store> = match user.filter(|root| root.exists()) {
-            Some(root) => Arc::new(Disk::open(root)?),
+    pub fn existing(places: &Places) -> Result<Self> {
+        let top: Arc<dyn Store> = match places.user_folder().filter(|root| root.exists()) {
+            Some(root) => Arc::new(places.open_user(&root)?),
             None => Arc::new(Memory::default()),
         };
-        let mut below: Vec<Arc<dyn Store>> = Vec::new();
-        for root in read_only.iter().filter(|root| root.exists()) {
-            below.push(Arc::new(Disk::read_only(root)?));
+        let mut layers = Self::new(top, Vec::new());
+        for root in places.read_only.iter().filter(|root| root.exists()) {
+            layers.push(Arc::new(places.open_read_only(root)?));
         }
-        Ok(Self::new(top, below))
+        Ok(layers)
+    }
+
+    fn push(&mut self, layer: Arc<dyn Store>) {
+        self.searched.push(layer.searched());
+        self.below.push(layer);
     }
 
     fn all(&self) -> impl Iterator<Item = &dyn Store> {
@@ -151,6 +152,15 @@ impl Store for Layers {
 
     fn in_fork(&self) -> Option<Arc<dyn Store>> {
         let top = self.top.in_fork().unwrap_or_else(|| Arc::new(Memory::default()));
-        Some(Arc::new(Self { top, below: self.below.iter().filter_map(|layer| layer.in_fork()).collect() }))
+        let below = self.below.iter().filter_map(|layer| layer.in_fork()).collect();
+        Some(Arc::new(Self { top, below, searched: self.searched.clone() }))
+    }
+
+    fn searched(&self) -> String {
+        self.searched.join("; ")
+    }
+
+    fn lost(&self) -> Option<Error> {
+        self.top.lost()
     }
 }

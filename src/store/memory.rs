@@ -56,4 +56,12 @@ impl Store for Memory {
     fn root(&self) -> Option<&Path> {
         None
     }
+
+    fn searched(&self) -> String {
+        self.instead.as_ref().map_or_else(|| "memory".into(), |why| format!("memory, since {}", why.without_hint()))
+    }
+
+    fn lost(&self) -> Option<Error> {
+        self.instead.as_ref().map(Error::again)
+    }
 }

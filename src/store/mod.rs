@@ -1,7 +1,7 @@
 //! Where compiled kernels and choices are kept. The store knows keys and bytes, not what they mean.
 //!
 //! An entry is trusted or it is a miss: [`Lookup`] says which, and why. [`disk`] is the folder of a user, kept tidy by
-//! [`sweep`], [`memory`] serves where no folder can be had, [`layers`] puts stores over one another, [`entry`] is the format
+//! [`sweep`], [`memory`] serves where no folder can be had, [`layers`] puts stores over one another at [`places`], [`entry`] is the format
 //! of one file. [`flight`] lets one process make what many want. [`files`] is the seam where tests put faults in.
 
 pub mod disk;
@@ -10,6 +10,7 @@ pub mod files;
 pub mod flight;
 pub mod layers;
 pub mod memory;
+pub mod places;
 pub mod sweep;
 mod trust;
 
@@ -17,12 +18,13 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::jit::Key;
 
 pub use entry::{Entry, Head, Kind};
 pub use files::{Files, System};
 use flight::Claim;
+pub use places::{default_read_only, default_root};
 
 /// The outcome of a look-up.
 #[derive(Debug)]
@@ -112,19 +114,14 @@ pub trait Store: Send + Sync {
     fn in_fork(&self) -> Option<Arc<dyn Store>> {
         None
     }
-}
 
-/// The cache folder that is used unless the caller names one: `ROPEJIT_CACHE_DIR`, else the user's cache folder. `None`
-/// when neither is known.
-pub fn default_root() -> Option<PathBuf> {
-    match std::env::var_os("ROPEJIT_CACHE_DIR").filter(|v| !v.is_empty()) {
-        Some(folder) => Some(folder.into()),
-        None => directories::ProjectDirs::from("", "", "ropejit").map(|d| d.cache_dir().to_owned()),
+    /// Where entries are looked for, for people: every folder, and of one that is not used, why.
+    fn searched(&self) -> String {
+        self.root().map_or_else(|| "memory".into(), |root| root.display().to_string())
     }
-}
 
-/// The cache folders that are only read unless the caller names others: `ROPEJIT_CACHE_PATH`, a list as `PATH` is.
-pub fn default_read_only() -> Vec<PathBuf> {
-    let list = std::env::var_os("ROPEJIT_CACHE_PATH").unwrap_or_default();
-    std::env::split_paths(&list).filter(|folder| !folder.as_os_str().is_empty()).collect()
+    /// Why nothing is kept, where that is so.
+    fn lost(&self) -> Option<Error> {
+        None
+    }
 }

@@ -168,7 +168,7 @@ fn the_reference_gives_the_same_bits() {
 /// Makes the engine serve a variant: a choice that names it, as a tuning run would leave behind.
 fn choose(engine: &Engine, spec: &RopeSpec, bucket: Bucket, class: Class, v: Variant) {
     let space = variant::space(spec, class, bucket, engine.device().abilities());
-    let fields = KeyFields::choice(spec, bucket, class, &space, &engine.facts().identity());
+    let fields = KeyFields::choice(spec, bucket, class, &space, &engine.facts().identity().to_string());
     let record = Record { tuned: true, ..Record::new(bucket.tokens(), vec![Candidate::new(v)]) };
     let meta = ChoiceMeta { fields, spec: spec.clone(), bucket, class, arch: String::new(), record };
     let key = meta.fields.key();

@@ -36,7 +36,7 @@ fn file(folder: &Path, device: bool, variant: Variant) -> PathBuf {
     let (spec, identity) = (small(5).spec, host.facts().identity());
     let class = Class::contiguous(&spec, false, true);
     let mut lock = Lock::default();
-    let place = Place::new(&host.facts().arch, device.then_some(&*identity));
+    let place = Place::new(&host.facts().arch, device.then_some(&identity));
     lock.set(place, Locked { spec, class, bucket: Bucket::of(5), variant, line: 0 });
     let path = folder.join("rope.lock");
     fs_err::write(&path, lock.to_string()).expect("written");

@@ -13,9 +13,12 @@ mod engine;
 mod environment;
 #[cfg(all(feature = "cli", unix))]
 mod faults;
+mod fleet;
 #[cfg(unix)]
 mod fork;
 mod gpu;
+#[cfg(all(feature = "cli", unix))]
+mod hints;
 mod host;
 #[cfg(all(feature = "cli", unix))]
 mod inspect_cli;

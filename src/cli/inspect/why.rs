@@ -138,11 +138,7 @@ impl Call<'_> {
     fn answer(&self, arch: Option<&str>) -> Result<Answer> {
         let facts = self.engine.facts();
         let space = variant::space(self.spec, self.class, self.bucket, self.engine.device().abilities());
-        let wanted = [facts.identity(), facts.arch.clone()]
-            .map(|device| KeyFields::choice(self.spec, self.bucket, self.class, &space, &device));
-        // Where the device is not there, only what holds for its architecture is made.
-        let wanted = if self.engine.device().runs() { &wanted[..] } else { &wanted[1..] };
-        let (choice, records) = self.choice(wanted)?;
+        let (choice, records) = self.choice(&self.engine.choice_keys(self.spec, self.bucket, self.class))?;
         let chosen = records.first().and_then(Record::chosen).filter(|c| self.is_legal(c.variant));
         let locked = self.engine.locked(self.spec, self.bucket, self.class);
         let artifact = if let Some((variant, _)) = &locked {
