@@ -24,3 +24,5 @@ mod nvrtc;
 mod portable;
 mod priors;
 mod structure;
+#[cfg(all(feature = "cli", unix))]
+mod untrusted_cli;
