@@ -362,3 +362,6 @@ pub(crate) fn place_of(dialect: Dialect, context: u64, stream: Stream<'_>) -> Pl
 
 const UNREACHABLE: &str =
     "is in memory that the call cannot use: not of the engine's device, or borrowed for another stream";
+
+#[cfg(test)]
+mod tests;

@@ -113,7 +113,9 @@ pub fn close(py: Python<'_>) {
         (std::mem::take(&mut all.in_use), std::mem::take(&mut all.opened))
     };
     py.detach(|| {
-        opened.iter().for_each(|(_, engine)| engine.close());
+        for (_, engine) in &opened {
+            engine.close();
+        }
         drop((in_use, opened));
     });
 }

@@ -56,7 +56,8 @@ Environment:
   ROPEJIT_TUNING      background, blocking, never or frozen
   ROPEJIT_DEVICE      auto, cuda, cuda:N or host
   ROPEJIT_LOCK        a tuning lock file, as prewarm --lock writes it: its variants serve
-  ROPEJIT_NVRTC       the file of the NVRTC library
+  ROPEJIT_NVRTC       the file of the NVRTC library, from / on
+  ROPEJIT_TRUST_GROUP numbers of groups whose members may change what is loaded
   ROPEJIT_LOG         what is logged to stderr, such as debug or ropejit=info (default: warn)
   ROPEJIT_HOST_CXXFLAGS
                       further options for the host device's C++ compiler

@@ -509,7 +509,7 @@ mod tests {
         let told = RefCell::new(Vec::new());
         let open = |kind| {
             let device = auto(|| Err(Error::new(kind, "cuInit failed: oh")), &|warning| {
-                told.borrow_mut().push(warning.to_owned())
+                told.borrow_mut().push(warning.to_owned());
             });
             assert_eq!(device.dialect(), Dialect::Host);
         };

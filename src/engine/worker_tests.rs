@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use super::super::{Engine, Tuning, resolve};
 use super::*;
 use crate::device::host::Host;
-use crate::device::{Binary, Device, Facts, FaultWord, Kernel, Measuring, Memory, TimedLaunch, Timer};
+use crate::device::{
+    AngleParams, Binary, Device, Facts, FaultWord, Kernel, Measuring, Memory, Params, TimedLaunch, Timer,
+};
 use crate::error::Result;
 use crate::jit::Variant;
 use crate::jit::render::Dialect;
@@ -24,6 +26,8 @@ struct Fake {
     allowed: Mutex<usize>,
     more: Condvar,
     compiles: AtomicUsize,
+    loaded: AtomicUsize,
+    gone: Arc<Gone>,
     samples: Arc<AtomicUsize>,
     free: AtomicU64,
     asked_for_memory: AtomicUsize,
@@ -47,6 +51,8 @@ impl Fake {
             allowed: Mutex::new(allowed),
             more: Condvar::new(),
             compiles: AtomicUsize::new(0),
+            loaded: AtomicUsize::new(0),
+            gone: Arc::default(),
             samples: Arc::default(),
             free: AtomicU64::new(8 << 30),
             asked_for_memory: AtomicUsize::new(0),
@@ -63,6 +69,36 @@ impl Fake {
     /// Compilations and samples so far.
     fn work(&self) -> [usize; 2] {
         [&self.compiles, &*self.samples].map(|count| count.load(Relaxed))
+    }
+}
+
+/// What becomes of kernels when nothing holds them any more.
+#[derive(Default)]
+struct Gone {
+    unloaded: AtomicUsize,
+    kept: AtomicUsize,
+}
+
+struct Loaded {
+    kernel: Arc<dyn Kernel>,
+    kept: AtomicBool,
+    gone: Arc<Gone>,
+}
+
+impl Kernel for Loaded {
+    #[allow(unsafe_code)]
+    unsafe fn launch(&self, s: Stream<'_>, blocks: u32, params: &Params, angles: &AngleParams) -> Result<()> {
+        // SAFETY: this function's contract.
+        unsafe { self.kernel.launch(s, blocks, params, angles) }
+    }
+    fn keep(&self) {
+        self.kept.store(true, Relaxed);
+    }
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        if self.kept.load(Relaxed) { &self.gone.kept } else { &self.gone.unloaded }.fetch_add(1, Relaxed);
     }
 }
 
@@ -104,7 +140,10 @@ unsafe impl Device for Fake {
         Ok(Binary { ptx: source.as_bytes().to_vec(), image: vec![0] })
     }
     unsafe fn load(&self, _: &Binary, _: Variant) -> Result<Arc<dyn Kernel>> {
-        self.host.fallback(&self.spec).ok_or_else(crate::engine::pace::cancelled)
+        let kernel = self.host.fallback(&self.spec).ok_or_else(crate::engine::pace::cancelled)?;
+        self.loaded.fetch_add(1, Relaxed);
+        let (kept, gone) = (AtomicBool::new(false), Arc::clone(&self.gone));
+        Ok(Arc::new(Loaded { kernel, kept, gone }))
     }
     fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>> {
         self.host.alloc(bytes)
@@ -329,7 +368,9 @@ fn losers_do_not_stay_loaded_and_what_has_served_does() {
     let winner = engine.rope(&fake.spec).expect("valid").serving(8, false).expect("loaded").variant;
     let kept = if winner == default.variant { 1 } else { 2 };
     assert_eq!(engine.shared.kernels.loaded(), kept);
-    // A graph that was captured with the default launches it still.
+    let (loaded, gone) = (fake.loaded.load(Relaxed), Arc::clone(&fake.gone));
+    assert!(loaded > kept);
+    assert_eq!((gone.unloaded.load(Relaxed), gone.kept.load(Relaxed)), (loaded - kept, 0), "losers never served");
     drop(default);
     let state = engine.state(&fake.spec).expect("valid");
     assert_eq!(state.replaced.lock().expect("sound").len(), 1);
@@ -339,7 +380,12 @@ fn losers_do_not_stay_loaded_and_what_has_served_does() {
     engine.wait_tuned();
     assert!(tuned(&engine, &fake, 4));
     assert_eq!(engine.stats().compiles, compiles, "both buckets have the same candidates");
-    assert!(engine.shared.kernels.loaded() <= kept + 1);
+    let held = engine.shared.kernels.loaded();
+    assert!(held <= kept + 1);
+    // What has served outlives the engine: a graph that was captured with it may be launched at any time.
+    drop((state, engine));
+    let loaded = fake.loaded.load(Relaxed);
+    assert_eq!((gone.unloaded.load(Relaxed), gone.kept.load(Relaxed)), (loaded - held, held));
 }
 
 #[test]

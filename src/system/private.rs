@@ -63,10 +63,7 @@ pub(crate) fn place_for_code() -> Result<PathBuf> {
     let first = std::env::temp_dir();
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|p| p.is_absolute());
     let others = runtime.into_iter().chain(["/tmp", "/var/tmp"].map(PathBuf::from));
-    let unfit = match unfit_for_code(&first) {
-        None => return Ok(first),
-        Some(unfit) => unfit,
-    };
+    let Some(unfit) = unfit_for_code(&first) else { return Ok(first) };
     if let Some(other) = others.filter(|other| *other != first).find(|other| unfit_for_code(other).is_none()) {
         tracing::debug!("{} is used in place of {}: {unfit}", other.display(), first.display());
         return Ok(other);

@@ -30,9 +30,10 @@ const MOST_CONFIG: u64 = 16 << 20;
 /// The text of a model's `config.json`.
 ///
 /// # Errors
-/// [`ErrorKind::Io`](crate::ErrorKind::Io), naming the file, as [`read_text`].
-pub fn read_config(path: &Path) -> crate::Result<String> {
-    read_text(path, MOST_CONFIG).map_err(|e| crate::Error::io(path, "the model's configuration cannot be read", e))
+/// [`ErrorKind::Io`](crate::error::ErrorKind::Io), naming the file, as [`read_text`].
+pub fn read_config(path: &Path) -> crate::error::Result<String> {
+    read_text(path, MOST_CONFIG)
+        .map_err(|e| crate::error::Error::io(path, "the model's configuration cannot be read", e))
 }
 
 /// As [`read_bytes`], for a text.

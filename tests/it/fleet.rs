@@ -10,7 +10,7 @@ use ropejit::device::{Device as _, Facts};
 use ropejit::engine::{Builder, ChoiceMeta};
 use ropejit::jit::{Bucket, Class, KeyFields};
 use ropejit::store::disk::Disk;
-use ropejit::store::{Entry, Kind, Store as _};
+use ropejit::store::{Entry, Store as _};
 use ropejit::{DType, Engine, Origin, RopeSpec, Tuning};
 
 use crate::cases::Case;

@@ -28,7 +28,7 @@ const HANGS: Duration = Duration::from_secs(120);
 
 /// How a child ends.
 #[derive(Clone, Copy, PartialEq)]
-enum End {
+pub enum End {
     /// At once, as multiprocessing does.
     AtOnce,
     /// With all that `exit` runs.
@@ -36,7 +36,7 @@ enum End {
 }
 
 /// Runs `work` in a child, and waits for its end.
-fn child(name: &str, end: End, work: impl FnOnce()) {
+pub fn child(name: &str, end: End, work: impl FnOnce()) {
     // SAFETY: the child calls what a program would call, which is what is tried here.
     let pid = unsafe { fork() };
     assert!(pid >= 0, "no child");
@@ -251,7 +251,9 @@ fn exit_while_tuning(root: &Path) {
     });
 }
 
-fn scenes() -> [(&'static str, fn(&Path)); 5] {
+type Scene = (&'static str, fn(&Path));
+
+fn scenes() -> [Scene; 5] {
     [
         ("at_rest", at_rest),
         ("while_tuning", while_tuning),

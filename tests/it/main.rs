@@ -30,3 +30,5 @@ mod portable;
 mod positions;
 mod priors;
 mod structure;
+#[cfg(all(feature = "cli", unix))]
+mod untrusted_cli;

@@ -73,7 +73,8 @@ fn dependencies_point_down() {
 
 #[test]
 fn unsafe_has_one_home() {
-    for (name, text) in sources() {
+    // A unit test may do what a caller would.
+    for (name, text) in sources().into_iter().filter(|(name, _)| !name.ends_with("tests.rs")) {
         let blocks = code(&text).lines().filter(|l| l.contains("unsafe {")).count();
         if name.starts_with("device/") {
             let reasons = text.lines().filter(|l| l.trim_start().starts_with("// SAFETY:")).count();
