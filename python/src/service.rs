@@ -1,7 +1,6 @@
 //! Besides rotating: prewarm, freeze, counters, what is in the cache, faults, the command line.
 
 use std::ffi::OsString;
-use std::io::IsTerminal;
 use std::sync::Once;
 
 use pyo3::prelude::*;
@@ -164,15 +163,5 @@ pub fn close(py: Python<'_>) -> PyResult<()> {
 /// Warnings of the library go to stderr, as `ROPEJIT_LOG` says; where a program has set up its own, they go there.
 pub fn log_to_stderr() {
     static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let filter =
-            std::env::var("ROPEJIT_LOG").ok().and_then(|text| tracing_subscriber::EnvFilter::try_new(text).ok());
-        let _ = tracing_subscriber::fmt()
-            .with_env_filter(filter.unwrap_or_else(|| tracing_subscriber::EnvFilter::new("warn")))
-            .with_writer(std::io::stderr)
-            .with_ansi(std::io::stderr().is_terminal())
-            .without_time()
-            .with_target(false)
-            .try_init();
-    });
+    ONCE.call_once(ropejit::cli::log::to_stderr);
 }
