@@ -179,5 +179,5 @@ pub fn close(py: Python<'_>) -> PyResult<()> {
 /// Warnings of the library go to stderr, as `ROPEJIT_LOG` says; where a program has set up its own, they go there.
 pub fn log_to_stderr() {
     static ONCE: Once = Once::new();
-    ONCE.call_once(ropejit::cli::log_to_stderr);
+    ONCE.call_once(ropejit::cli::log::to_stderr);
 }

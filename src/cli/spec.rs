@@ -230,7 +230,9 @@ impl FormArgs {
 
 /// The RoPE of each layer type of a model.
 pub fn of_model(model: &str, form: &FormArgs, tokens: u64) -> Result<Vec<Chosen>> {
-    let config = load("--model", model)?;
+    let mut config = load("--model", model)?;
+    // What the caller says of q and k comes before what the file says of the weights.
+    config.dtype = form.dtype.or(config.dtype);
     let mut all: Vec<Chosen> = Vec::new();
     for (layer, parameters) in &config.layers {
         let named = |e: Error| about("--model", model, e);

@@ -143,10 +143,10 @@ fn packed_sequences() {
     static OFFSETS: [i32; 3] = [4, 0, 2];
     let spec = RopeSpec::new(DType::F32, DIM as u32, 2, 0).with_positions(PositionForm::CuSeqlens);
     let layout = Layout::thd(TOKENS, 2, DIM);
-    let packed = || Positions::Packed { cu_seqlens: CuSeqlens::host(&BEGINS).expect("ascend"), offsets: None };
+    let packed = || Positions::Packed { cu_seqlens: CuSeqlens::host_i32(&BEGINS).expect("ascend"), offsets: None };
     check(&spec, layout, &packed, &|_, t| [0, 0, 1][t]);
     let packed = || Positions::Packed {
-        cu_seqlens: CuSeqlens::host(&BEGINS).expect("ascend"),
+        cu_seqlens: CuSeqlens::host_i32(&BEGINS).expect("ascend"),
         offsets: Some(Offsets::host_i32(&OFFSETS)),
     };
     check(&spec, layout, &packed, &|_, t| [4, 2, 3][t]);
