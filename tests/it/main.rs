@@ -7,13 +7,15 @@ mod cases;
 mod chains;
 #[cfg(all(feature = "cli", unix))]
 mod cli;
+mod configs;
 mod eager;
 mod engine;
 mod environment;
 #[cfg(all(feature = "cli", unix))]
 mod faults;
-#[cfg(unix)]
 mod fleet;
+#[cfg(unix)]
+mod fork;
 mod gpu;
 #[cfg(all(feature = "cli", unix))]
 mod hints;
@@ -29,3 +31,5 @@ mod portable;
 mod positions;
 mod priors;
 mod structure;
+#[cfg(all(feature = "cli", unix))]
+mod untrusted_cli;
