@@ -10,6 +10,7 @@ mod engines;
 mod errors;
 mod foreign;
 mod functions;
+mod log;
 mod objects;
 mod overlap;
 mod service;

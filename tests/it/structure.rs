@@ -9,6 +9,7 @@ fn library() -> Sources {
 #[test]
 fn no_files_name_each_other_in_a_circle() {
     assert_eq!(library().circles(), Vec::<Vec<String>>::new(), "src");
+    assert_eq!(Sources::read("python/src", "_ropejit").circles(), Vec::<Vec<String>>::new(), "python/src");
 }
 
 #[test]

@@ -14,8 +14,8 @@ use crate::rope::{DType, RopeSpec};
 use crate::service::bucket::Bucket;
 use crate::service::device::host::Host;
 use crate::service::device::{
-    Binary, Device, Dialect, Facts, FaultWord, Geometry, Kernel, LaunchAttrs, Measuring, Memory, Source, Stream, TimedLaunch,
-    Timer,
+    Binary, Device, Dialect, Facts, FaultWord, Geometry, Kernel, LaunchAttrs, Measuring, Memory, Source, Stream,
+    TimedLaunch, Timer,
 };
 use crate::service::engine::{Engine, QUIET, Tuning};
 use crate::service::family::{Plan, Problem};

@@ -412,12 +412,7 @@ pub(super) fn in_fork(kind: ErrorKind, name: &str) -> Error {
 }
 
 /// Loads what an engine has compiled, or found as an entry of its store that says it was made of this very source.
-pub(crate) fn load(
-    device: &dyn Device,
-    binary: &Binary,
-    entry: &str,
-    attrs: &LaunchAttrs,
-) -> Result<Arc<dyn Kernel>> {
+pub(crate) fn load(device: &dyn Device, binary: &Binary, entry: &str, attrs: &LaunchAttrs) -> Result<Arc<dyn Kernel>> {
     // SAFETY: a `Binary` is a compiler's output or code of an `Entry`, whose makers vouch for it; the engine has compared the
     // source that it was made of with the one it wants, and what is shipped is the crate's own.
     unsafe { device.load(binary, entry, attrs) }

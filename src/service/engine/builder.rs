@@ -258,8 +258,18 @@ pub(super) struct Parts {
 /// Makes an engine, of this process.
 pub(super) fn assemble(parts: Parts) -> Engine {
     device::watch_forks();
-    let Parts { device, store, tuning, lock, priors, ahead_of_time, named_device, named_folder, extensions, on_progress } =
-        parts;
+    let Parts {
+        device,
+        store,
+        tuning,
+        lock,
+        priors,
+        ahead_of_time,
+        named_device,
+        named_folder,
+        extensions,
+        on_progress,
+    } = parts;
     let (counters, closing) = (Arc::new(Counters::default()), Arc::new(AtomicBool::new(false)));
     let kernels = Kernels::new(Arc::clone(&device), Arc::clone(&store), Arc::clone(&counters), Arc::clone(&closing));
     let is_gpu = device.context() != 0;

@@ -17,8 +17,8 @@ use super::machine::{
 use super::nvrtc::Nvrtc;
 use super::target;
 use crate::error::{Error, ErrorKind, Result};
-use context::{Context, OwnStream, failed};
 use crate::system::fork;
+use context::{Context, OwnStream, failed};
 
 /// A GPU.
 pub struct Cuda {
