@@ -4,10 +4,9 @@ use pyo3::exceptions::PyNotImplementedError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTuple};
-use ropejit::{DType, Rounding};
 
 use crate::call::{self, Call, Form, Order, Place, Tensors};
-use crate::dlpack::{Element, View};
+use crate::dlpack::View;
 use crate::errors::{guarded, wrong};
 use crate::foreign;
 use crate::torch::{self, Kind, Torch};
@@ -30,7 +29,7 @@ impl<'py> Objects<'_, 'py> {
     }
 
     /// What the result is computed from.
-    fn rotated(&self) -> [Option<&Bound<'py, PyAny>>; 4] {
+    pub fn rotated(&self) -> [Option<&Bound<'py, PyAny>>; 4] {
         [Some(self.q), self.k, Some(self.cos), Some(self.sin)]
     }
 
@@ -66,7 +65,7 @@ fn dense<'py>(torch: &Torch, name: &str, tensor: &Bound<'py, PyAny>) -> PyResult
 }
 
 /// Rotates plain tensors of PyTorch; autograd is not told.
-fn rotate<'py>(torch: &Torch, o: &Objects<'_, 'py>, form: &Form, inplace: bool) -> PyResult<Bound<'py, PyTuple>> {
+pub fn rotate<'py>(torch: &Torch, o: &Objects<'_, 'py>, form: &Form, inplace: bool) -> PyResult<Bound<'py, PyTuple>> {
     let py = o.py();
     let (cos_copy, mut cos) = dense(torch, "cos", o.cos)?;
     let (sin_copy, mut sin) = dense(torch, "sin", o.sin)?;
@@ -140,7 +139,7 @@ fn needs_grad(torch: &Torch, o: &Objects<'_, '_>) -> PyResult<bool> {
 }
 
 /// What all tensors of q, k, cos and sin are.
-fn kind(torch: &Torch, o: &Objects<'_, '_>) -> Kind {
+pub fn kind(torch: &Torch, o: &Objects<'_, '_>) -> Kind {
     let mut all = Kind::Plain;
     for object in o.rotated().into_iter().flatten() {
         match torch.kind(object) {
@@ -220,115 +219,6 @@ pub fn rotate_plain<'py>(
             _ => Err(wrong("q", "must be plain tensors, no subclass")),
         }
     })
-}
-
-/// The rotation that a model's own function computes, or `None` where it would compute something else than the kernels do:
-/// the caller then lets that function do it. `rounding` is what eager PyTorch's operations amount to: `per_op` where they
-/// are done in the tensors' type, `once` where they are done in float32, and `promoted` where the tables decide. `half`: a
-/// row of the tables has each angle once.
-#[pyfunction]
-#[pyo3(signature = (q, k, cos, sin, unsqueeze_dim, interleaved, half, rounding))]
-#[allow(clippy::too_many_arguments)]
-pub fn drop_in<'py>(
-    q: &Bound<'py, PyAny>,
-    k: Option<&Bound<'py, PyAny>>,
-    cos: &Bound<'py, PyAny>,
-    sin: &Bound<'py, PyAny>,
-    unsqueeze_dim: i64,
-    interleaved: bool,
-    half: bool,
-    rounding: &str,
-) -> PyResult<Option<Bound<'py, PyTuple>>> {
-    guarded(|| {
-        let py = q.py();
-        let o = Objects { q, k, cos, sin, position_ids: None, cu_seqlens: None, offset: None };
-        let Some(torch) = Torch::get(py) else { return Ok(None) };
-        if !matches!(kind(torch, &o), Kind::Plain) {
-            return Ok(None);
-        }
-        if torch.any_tangent(py, &o.rotated())? {
-            return Ok(None); // eager carries it
-        }
-        if torch.is_watched(py)? {
-            let all = (q, k, cos, sin, unsqueeze_dim, interleaved, half, rounding);
-            return Ok(py.import("ropejit._ops")?.call_method1("drop_in", all)?.extract()?);
-        }
-        let order = match unsqueeze_dim {
-            1 => Order::Bhsd,
-            2 => Order::Bshd,
-            _ => return Ok(None),
-        };
-        // What no view can be had of (a meta tensor, five dimensions) is no call for the kernels.
-        let view = |name, tensor: &Bound<'py, PyAny>| torch.view(name, tensor).ok();
-        let (Some(q_view), Some(cos_view), Some(sin_view)) = (view("q", q), view("cos", cos), view("sin", sin)) else {
-            return Ok(None);
-        };
-        let k_view = match k.map(|k| view("k", k)) {
-            Some(None) => return Ok(None),
-            k_view => k_view.flatten(),
-        };
-        let rotary_dim = cos_view.shape().get(2).map_or(0, |&width| if half { 2 * width } else { width });
-        let tables = [&cos_view, &sin_view];
-        let Some(contract) = covered(&q_view, k_view.as_ref(), tables, order, rotary_dim, rounding) else {
-            return Ok(None);
-        };
-        let rotary_dim = rotary_dim as u32;
-        if torch.is_grad_enabled(py)? {
-            if torch::requires_grad(cos)? || torch::requires_grad(sin)? {
-                return Ok(None);
-            }
-            if torch::requires_grad(q)? || k.map_or(Ok(false), |k| torch::requires_grad(k))? {
-                if rounding == "promoted" && q_view.element != cos_view.element {
-                    return Ok(None); // eager rounds each product of the gradient, and only those
-                }
-                let layout = if order == Order::Bhsd { "bhsd" } else { "bshd" };
-                let word = if contract == Rounding::Once { "once" } else { "per_op" };
-                let none = py.None();
-                let all = (q, k, cos, sin, &none, &none, &none, interleaved, rotary_dim, layout, word, false);
-                return Ok(Some(py.import("ropejit._autograd")?.call_method1("apply", all)?.cast_into()?));
-            }
-        }
-        let form = Form { order, interleaved, rotary_dim: Some(rotary_dim), rounding: contract, backward: false };
-        rotate(torch, &o, &form, false).map(Some)
-    })
-}
-
-/// The contract under which kernels compute what eager PyTorch would of these tensors; `None` where there is none, or
-/// where eager would refuse or broadcast.
-fn covered(
-    q: &View,
-    k: Option<&View>,
-    tables: [&View; 2],
-    order: Order,
-    rotary_dim: i64,
-    rounding: &str,
-) -> Option<Rounding> {
-    let (Element::Float(dtype), Element::Float(table)) = (q.element, tables[0].element) else { return None };
-    let (tokens, heads) = if order == Order::Bhsd { (2, 1) } else { (1, 2) };
-    let [cos, sin] = tables;
-    let (&[batch, rows, _], 4) = (cos.shape(), q.rank) else { return None };
-    let shape = q.shape();
-    let same = cos.shape() == sin.shape() && cos.element == sin.element && [cos.device, sin.device] == [q.device; 2];
-    let fits =
-        (batch == 1 || batch == shape[0]) && rows == shape[tokens] && rotary_dim % 2 == 0 && rotary_dim <= shape[3];
-    let sizes =
-        (2..=512).contains(&rotary_dim) && shape[3] % 2 == 0 && shape[3] <= 512 && (1..=65_536).contains(&shape[heads]);
-    let k_fits = k.is_none_or(|k| {
-        let n = k.shape();
-        k.rank == 4
-            && k.element == q.element
-            && k.device == q.device
-            && [n[0], n[tokens], n[3]] == [shape[0], rows, shape[3]]
-            && (1..=65_536).contains(&n[heads])
-    });
-    if !(same && fits && sizes && k_fits) {
-        return None;
-    }
-    match rounding {
-        "per_op" | "promoted" if table == dtype => Some(Rounding::PerOp),
-        "promoted" | "once" if table == DType::F32 || table == dtype => Some(Rounding::Once),
-        _ => None,
-    }
 }
 
 fn form(

@@ -1,10 +1,11 @@
 //! The native part of the Python package: from tensors of a Python library to launches of [`ropejit`].
 //!
-//! `functions` is what Python calls, `dlpack` and `torch` say what a tensor is, `call` checks and launches, `engines` keeps
+//! `functions` is what Python calls, `drop_in` decides for a model's own function, `dlpack` and `torch` say what a tensor is, `call` checks and launches, `engines` keeps
 //! one engine a device, `service` is all that is not a rotation. `unsafe` is in `dlpack` and `call`.
 
 mod call;
 mod dlpack;
+mod drop_in;
 mod engines;
 mod errors;
 mod foreign;
@@ -22,7 +23,7 @@ fn _ropejit(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("NotCachedError", module.py().get_type::<errors::NotCachedError>())?;
     module.add_function(wrap_pyfunction!(functions::apply, module)?)?;
     module.add_function(wrap_pyfunction!(functions::rotate_plain, module)?)?;
-    module.add_function(wrap_pyfunction!(functions::drop_in, module)?)?;
+    module.add_function(wrap_pyfunction!(drop_in::drop_in, module)?)?;
     module.add_function(wrap_pyfunction!(service::prewarm, module)?)?;
     module.add_function(wrap_pyfunction!(service::freeze, module)?)?;
     module.add_function(wrap_pyfunction!(service::wait_tuned, module)?)?;
