@@ -47,14 +47,14 @@ SIZES = {"b": 2, "t": 5}
 NEEDS = list(itertools.product((False, True), repeat=2))
 
 
-def arguments(match, way, dtype, table, width):
+def arguments(match, way, dtype, table, width, device):
     order, batch, keywords = WAYS[match.form.call][way]
 
     def one(heads):
         shape = [SIZES.get(axis, heads) for axis in order] + [WIDTH]
-        return torch.randn(shape).to(dtype)
+        return torch.randn(shape).to(device, dtype)
 
-    cos, sin = tables(match.form.tables, table, *([2, 5] if batch else [5]), width)
+    cos, sin = (x.to(device) for x in tables(match.form.tables, table, *([2, 5] if batch else [5]), width))
     return [one(4), one(2)], cos, sin, keywords
 
 
@@ -92,14 +92,14 @@ def same(ours, theirs):
     )
 
 
-def compare(patched, original, match, widths, served, calls):
+def compare(patched, original, match, widths, device, served, calls):
     """Each call of both; the ways in which kernels computed one that needs no gradient, and what differs."""
     used, wrong = set(), []
     ways = WAYS[match.form.call]
     for way, dtype, table, wanted, width in itertools.product(ways, DTYPES, (None, torch.float32), NEEDS, widths):
         if table is dtype:
             continue
-        inputs, cos, sin, keywords = arguments(match, way, dtype, table or dtype, width)
+        inputs, cos, sin, keywords = arguments(match, way, dtype, table or dtype, width, device)
         theirs = outcome(original, match, inputs, cos, sin, keywords, wanted)
         served.clear()
         ours = outcome(patched, match, inputs, cos, sin, keywords, wanted)
@@ -116,7 +116,7 @@ def compare(patched, original, match, widths, served, calls):
     return used, wrong
 
 
-def test_every_function_of_transformers(capsys, served):
+def test_every_function_of_transformers(device, capsys, served):
     originals = [(module, name, slot and slot.get()) for module, name, slot in every.functions()]
     functions, calls, wrong, unused, texts = Counter(), Counter(), [], [], set()
     with ropejit.patched("transformers"):
@@ -130,7 +130,7 @@ def test_every_function_of_transformers(capsys, served):
             # Tables that are narrower than a head: for one function of each text.
             widths = (WIDTH,) if match.form.name in texts else (WIDTH, WIDTH // 2)
             texts.add(match.form.name)
-            used, differing = compare(vars(module)[name], original, match, widths, served, calls)
+            used, differing = compare(vars(module)[name], original, match, widths, device, served, calls)
             functions["wrong" if differing else "equal"] += 1
             wrong.extend((label, *call) for call in differing)
             unused.extend((label, *call) for call in itertools.product(WAYS[match.form.call], DTYPES) if call not in used)
@@ -155,7 +155,7 @@ def test_one_function_of_each_text_compiled(needs):
             found.setdefault(match.form.name, (module, name, match))
     for module, name, match in found.values():
         for way in list(WAYS[match.form.call])[:2]:
-            inputs, cos, sin, keywords = arguments(match, way, torch.bfloat16, torch.bfloat16, WIDTH)
+            inputs, cos, sin, keywords = arguments(match, way, torch.bfloat16, torch.bfloat16, WIDTH, "cpu")
             theirs = outcome(vars(module)[name], match, inputs, cos, sin, keywords, (needs, needs))
             torch.compiler.reset()
             with ropejit.patched("transformers"):

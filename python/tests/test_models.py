@@ -108,11 +108,12 @@ def tower(name):
 def test_patched_vision_towers_compute_the_same(device, served, name, dtype):
     model, inputs = tower(name)
     model = model.eval().to(device, dtype)
-    inputs = {k: v.to(device, dtype if v.is_floating_point() else v.dtype) if torch.is_tensor(v) else v for k, v in inputs.items()}
+    pixels = inputs.pop("pixel_values").to(device, dtype)
+    inputs = {k: v.to(device) if torch.is_tensor(v) else v for k, v in inputs.items()}
     with torch.no_grad():
-        plain = model(**inputs).last_hidden_state
+        plain = model(pixels, **inputs).last_hidden_state
         with ropejit.patched("transformers"):
-            ours = model(**inputs).last_hidden_state
+            ours = model(pixels, **inputs).last_hidden_state
     assert torch.equal(ours, plain)
     assert len(served) == 2  # one a layer
 
@@ -158,9 +159,9 @@ def test_patch_and_unpatch():
         ropejit.patch("torch")
 
 
-def test_a_model_that_is_loaded_later():
+def test_a_model_that_is_loaded_later(monkeypatch):
     name = "transformers.models.granite.modeling_granite"
-    sys.modules.pop(name, None)
+    monkeypatch.delitem(sys.modules, name, raising=False)
     with ropejit.patched("transformers"):
         import importlib
 

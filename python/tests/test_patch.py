@@ -120,10 +120,6 @@ class Caller(torch.nn.Module):
 
 def both(function):
     return layer(decorated(function))
-
-@functools.lru_cache
-def hidden(function):
-    return functools.lru_cache(function)
 '''
 
 
@@ -176,7 +172,8 @@ def test_a_kernel_that_has_taken_the_place_keeps_it(load, served, caplog):
 
 
 def test_a_wrapper_that_hides_its_function_is_left_alone_with_a_line(load, caplog):
-    module = load(TEXT.replace("import torch\n", "import torch\nimport functools\n", 1).replace("def apply_", "@functools.cache\ndef apply_"))
+    text = TEXT.replace("import torch\n", "import torch\nimport functools\n", 1)
+    module = load(text.replace("def apply_", "@functools.cache\ndef apply_"))
     before = module.apply_rotary_pos_emb
     with ropejit.patched("transformers"):
         assert module.apply_rotary_pos_emb is before
@@ -195,8 +192,10 @@ def test_each_function_that_is_left_alone_has_one_line(caplog):
     missing = [name for name, line in lines.items() if len(line) != 1]
     # A helper goes with the function that calls it.
     assert all(re.search(r"\._apply_rotary_emb$", name) for name in missing), missing
-    for name in ("deepseek_v3.modeling_deepseek_v3.apply_rotary_pos_emb_interleave", "llama4.modeling_llama4.apply_rotary_emb",
-                 "sam3.modeling_sam3.apply_rotary_pos_emb_2d", "roformer.modeling_roformer.RoFormerSelfAttention.apply_rotary"):  # fmt: skip
+    for name in (
+        "deepseek_v3.modeling_deepseek_v3.apply_rotary_pos_emb_interleave", "llama4.modeling_llama4.apply_rotary_emb",
+        "sam3.modeling_sam3.apply_rotary_pos_emb_2d", "roformer.modeling_roformer.RoFormerSelfAttention.apply_rotary",
+    ):  # fmt: skip
         assert any(f"transformers.models.{name}" in line for line in told), name
 
 
