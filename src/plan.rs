@@ -303,11 +303,12 @@ fn positions(
         (PositionForm::Offsets32 | PositionForm::Offsets64, Positions::Offsets(offsets)) => {
             width("offsets", offsets.wide, spec.positions == PositionForm::Offsets64)?;
             reachable("offsets", offsets.place(), place)?;
-            enough("offsets", offsets.len, batch)?;
+            as_many("offsets", offsets.len, batch)?;
             params.position_ids = offsets.address();
             Ok(())
         }
-        (PositionForm::CuSeqlens, Positions::Packed { cu_seqlens, offsets }) => {
+        (PositionForm::CuSeqlens | PositionForm::CuSeqlens64, Positions::Packed { cu_seqlens, offsets }) => {
+            width("cu_seqlens", cu_seqlens.wide, spec.positions.is_wide())?;
             reachable("cu_seqlens", cu_seqlens.place(), place)?;
             if batch > 1 {
                 return Err(Error::argument(
@@ -316,13 +317,16 @@ fn positions(
                 ));
             }
             if let Some(offsets) = offsets {
-                width("offsets", offsets.wide, false)?;
                 reachable("offsets", offsets.place(), place)?;
-                enough("offsets", offsets.len, cu_seqlens.sequences)?;
+                as_many("offsets", offsets.len, cu_seqlens.sequences)?;
                 params.position_ids = offsets.address();
+                params.wide_offsets = offsets.wide.into();
             }
             params.cu_seqlens = cu_seqlens.address();
-            params.packed_sequences = u64::from(u32::try_from(cu_seqlens.sequences).unwrap_or(u32::MAX));
+            params.packed_sequences =
+                u32::try_from(cu_seqlens.sequences).ok().filter(|n| *n <= 1 << 30).ok_or_else(|| {
+                    Error::new(ErrorKind::Unsupported, "more than 2^30 packed sequences").subject_is("cu_seqlens")
+                })?;
             Ok(())
         }
         (want, _) => Err(Error::argument("positions", format!("are of another form than the spec's ({want:?})"))),
@@ -341,9 +345,9 @@ fn reachable(name: &str, got: Place, place: Place) -> Result<()> {
     if got.serves(place) { Ok(()) } else { Err(Error::argument(name, UNREACHABLE)) }
 }
 
-fn enough(name: &str, len: Option<usize>, sequences: usize) -> Result<()> {
+fn as_many(name: &str, len: Option<usize>, sequences: usize) -> Result<()> {
     match len {
-        Some(len) if len < sequences => Err(Error::argument(name, format!("{len} numbers for {sequences} sequences"))),
+        Some(len) if len != sequences => Err(Error::argument(name, format!("{len} numbers for {sequences} sequences"))),
         _ => Ok(()),
     }
 }

@@ -13,6 +13,7 @@ use ropejit::{
 use crate::dlpack::{Device, Element, View};
 use crate::engines;
 use crate::errors::{raise, wrong};
+use crate::overlap;
 
 /// How q and k are laid out.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -180,6 +181,15 @@ impl Call {
         spec.direction = if form.backward { Direction::Backward } else { Direction::Forward };
         spec.table = TableForm { dtype: table, width };
         spec.positions = position_form(place, form.order, [batch, tokens], &here)?;
+        if let (None, Some(k), Some(k_layout)) = (q_out, k, &k_layout) {
+            let bytes = (k.address as i64).wrapping_sub(q.address as i64);
+            let gap = bytes.div_euclid(dtype.size() as i64);
+            if overlap::meet(&q_layout, k_layout, gap, rotary_dim) {
+                let what = "shares elements with q, and in place they would be turned twice: rotate the tensor that holds \
+                            both as q, or pass a copy";
+                return Err(wrong("k", what));
+            }
+        }
         let out = |name: &str, view: &Option<View>, input: (u64, Layout)| match view {
             None => Ok([input; 2]),
             Some(view) => layout(name, view, form.order).map(|layout| [input, (view.address, layout)]),
@@ -232,7 +242,8 @@ impl Call {
                 Positions::Packed {
                     // SAFETY: as above; it has one dimension.
                     cu_seqlens: unsafe {
-                        CuSeqlens::from_raw(cu_seqlens.address as *const c_void, (cu_seqlens.len() - 1).max(0) as usize)
+                        let (at, wide) = (cu_seqlens.address as *const c_void, cu_seqlens.element == Element::I64);
+                        CuSeqlens::from_raw(at, wide, (cu_seqlens.len() - 1).max(0) as usize)
                     },
                     // SAFETY: as above.
                     offsets: each.as_ref().map(|view| unsafe { offsets(view) }),
@@ -256,6 +267,20 @@ impl Call {
             return Ok(());
         }
         py.detach(|| rope.apply(stream(), &self.args())).map(drop).map_err(raise)
+    }
+
+    /// The same, and returns when the launch has ended.
+    pub fn launch_and_wait(&self, py: Python<'_>, stream: u64) -> PyResult<()> {
+        let engine = engines::engine(py, self.device)?;
+        // SAFETY: as in `launch`.
+        let used = move || unsafe { Stream::from_raw(stream as *mut c_void) };
+        if engine.device().is_capturing(used()) {
+            let what = "a CUDA graph is captured, and this call has to wait for its end: its arrays' library does not say \
+                        which stream it works on, or their libraries work on several";
+            return Err(wrong("q", what));
+        }
+        self.launch(py, stream)?;
+        py.detach(|| engine.device().wait_for(used())).map_err(raise)
     }
 }
 
@@ -322,11 +347,11 @@ fn position_form(
     match place {
         Place::Offset(_) => Ok(PositionForm::Implicit),
         Place::Offsets(view) => {
-            dense("offsets", view)?;
+            dense("seqlen_offsets", view)?;
             if view.len() as usize != batch {
-                return Err(wrong("offsets", format!("{} numbers for {batch} sequences", view.len())));
+                return Err(wrong("seqlen_offsets", format!("{} numbers for {batch} sequences", view.len())));
             }
-            Ok(if wide("offsets", view)? { PositionForm::Offsets64 } else { PositionForm::Offsets32 })
+            Ok(if wide("seqlen_offsets", view)? { PositionForm::Offsets64 } else { PositionForm::Offsets32 })
         }
         Place::Ids(view) => {
             here("position_ids", view)?;
@@ -346,19 +371,23 @@ fn position_form(
                 return Err(wrong("cu_seqlens", "packed sequences have the layout 'thd', [tokens, heads, head_dim]"));
             }
             dense("cu_seqlens", cu_seqlens)?;
-            if wide("cu_seqlens", cu_seqlens)? || cu_seqlens.len() == 0 {
-                return Err(wrong("cu_seqlens", "must be int32, one number more than there are sequences"));
+            let form =
+                if wide("cu_seqlens", cu_seqlens)? { PositionForm::CuSeqlens64 } else { PositionForm::CuSeqlens };
+            if cu_seqlens.len() == 0 {
+                return Err(wrong("cu_seqlens", "is empty: one number more than there are sequences is needed"));
             }
             if *offset < 0 {
-                return Err(wrong("offset", format!("{offset} is negative")));
+                return Err(wrong("seqlen_offsets", format!("{offset} is negative")));
             }
             if let Some(view) = offsets {
-                dense("offsets", view)?;
-                if wide("offsets", view)? || view.len() + 1 != cu_seqlens.len() {
-                    return Err(wrong("offsets", "of packed sequences must be int32, one number per sequence"));
+                dense("seqlen_offsets", view)?;
+                wide("seqlen_offsets", view)?;
+                if view.len() + 1 != cu_seqlens.len() {
+                    let what = format!("{} numbers for {} sequences", view.len(), cu_seqlens.len() - 1);
+                    return Err(wrong("seqlen_offsets", what));
                 }
             }
-            Ok(PositionForm::CuSeqlens)
+            Ok(form)
         }
     }
 }

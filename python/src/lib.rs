@@ -1,7 +1,8 @@
 //! The native part of the Python package: from tensors of a Python library to launches of [`ropejit`].
 //!
-//! `functions` is what Python calls, `drop_in` decides for a model's own function, `dlpack` and `torch` say what a tensor is, `call` checks and launches, `engines` keeps
-//! one engine a device, `service` is all that is not a rotation. `unsafe` is in `dlpack` and `call`.
+//! `functions` is what Python calls, `objects` what it passes; `drop_in` stands for functions of models. `dlpack` and `torch`
+//! say what a tensor is, `call` checks and launches, `overlap` tells whether q and k share elements, `engines` keeps one engine a device, `service` is all that is
+//! not a rotation. `unsafe` is in `dlpack`, `torch` and `call`.
 
 mod call;
 mod dlpack;
@@ -10,6 +11,8 @@ mod engines;
 mod errors;
 mod foreign;
 mod functions;
+mod objects;
+mod overlap;
 mod service;
 mod torch;
 
@@ -25,6 +28,7 @@ fn _ropejit(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(functions::rotate_plain, module)?)?;
     module.add_function(wrap_pyfunction!(drop_in::drop_in, module)?)?;
     module.add_function(wrap_pyfunction!(service::prewarm, module)?)?;
+    module.add_function(wrap_pyfunction!(service::shipped_configurations, module)?)?;
     module.add_function(wrap_pyfunction!(service::freeze, module)?)?;
     module.add_function(wrap_pyfunction!(service::wait_tuned, module)?)?;
     module.add_function(wrap_pyfunction!(service::stats, module)?)?;

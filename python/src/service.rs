@@ -1,12 +1,11 @@
 //! Besides rotating: prewarm, freeze, counters, what is in the cache, faults, the command line.
 
 use std::ffi::OsString;
-use std::io::IsTerminal;
 use std::sync::Once;
 
 use pyo3::prelude::*;
 use ropejit::engine::ChoiceMeta;
-use ropejit::rope::model::ModelConfig;
+use ropejit::rope::model::{ModelConfig, SHIPPED};
 use ropejit::store::{Kind, Store, layers::Layers};
 use ropejit::{DType, Direction, RopeSpec, TableForm, TableWidth};
 use serde_json::{Value, json};
@@ -26,9 +25,16 @@ fn device(text: &str) -> PyResult<Device> {
     }
 }
 
-/// Fills the cache for a model's RoPE; JSON of what was prepared.
+/// Names of the configurations that come with the package.
 #[pyfunction]
-#[allow(clippy::too_many_arguments)]
+pub fn shipped_configurations() -> Vec<&'static str> {
+    SHIPPED.to_vec()
+}
+
+/// Fills the cache for a model's RoPE, whose configuration is JSON or the name of one that is shipped; JSON of what was
+/// prepared.
+#[pyfunction]
+#[allow(clippy::too_many_arguments, clippy::fn_params_excessive_bools)]
 pub fn prewarm(
     py: Python<'_>,
     config: &str,
@@ -38,11 +44,12 @@ pub fn prewarm(
     layout: &str,
     rounding: &str,
     table_dtype: Option<&str>,
+    half_tables: bool,
     backward: bool,
     tune: bool,
 ) -> PyResult<String> {
     guarded(|| {
-        let model = ModelConfig::from_json(config).map_err(raise)?;
+        let model = ModelConfig::shipped(config).unwrap_or_else(|| ModelConfig::from_json(config)).map_err(raise)?;
         let parsed = |text: &str| text.parse::<DType>().map_err(raise);
         let dtype = dtype.map(parsed).transpose()?.or(model.dtype).unwrap_or(DType::BF16);
         let table = table_dtype.map(parsed).transpose()?.unwrap_or(dtype);
@@ -52,7 +59,8 @@ pub fn prewarm(
         for layer in model.layers.keys() {
             let mut spec = model.layer_spec(layer).map_err(raise)?;
             (spec.dtype, spec.rounding) = (dtype, rounding);
-            spec.table = TableForm { dtype: table, width: TableWidth::Full };
+            let width = if half_tables { TableWidth::Half } else { TableWidth::Full };
+            spec.table = TableForm { dtype: table, width };
             // Models give one row per token, whose axes are resolved.
             (spec.positions, spec.mrope) = (ropejit::PositionForm::Implicit, None);
             for direction in [Direction::Forward, Direction::Backward] {
@@ -162,15 +170,5 @@ pub fn close(py: Python<'_>) -> PyResult<()> {
 /// Warnings of the library go to stderr, as `ROPEJIT_LOG` says; where a program has set up its own, they go there.
 pub fn log_to_stderr() {
     static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let filter =
-            std::env::var("ROPEJIT_LOG").ok().and_then(|text| tracing_subscriber::EnvFilter::try_new(text).ok());
-        let _ = tracing_subscriber::fmt()
-            .with_env_filter(filter.unwrap_or_else(|| tracing_subscriber::EnvFilter::new("warn")))
-            .with_writer(std::io::stderr)
-            .with_ansi(std::io::stderr().is_terminal())
-            .without_time()
-            .with_target(false)
-            .try_init();
-    });
+    ONCE.call_once(ropejit::cli::log_to_stderr);
 }

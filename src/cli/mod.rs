@@ -114,8 +114,9 @@ pub fn run(program: Vec<OsString>, arguments: impl IntoIterator<Item = OsString>
     }
 }
 
-/// Warnings of the library go to stderr, in colours only where a person reads them.
-fn log_to_stderr() {
+/// Warnings of the library go to stderr, as `ROPEJIT_LOG` says, in colours only where a person reads them and `NO_COLOR` is not
+/// set.
+pub fn log_to_stderr() {
     let usual = || EnvFilter::new("warn");
     let (filter, problem) = match std::env::var("ROPEJIT_LOG") {
         // A single word that is no level would be taken for a module, and silence all others.
@@ -131,7 +132,7 @@ fn log_to_stderr() {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()))
         .without_time()
         .with_target(false)
         .try_init()

@@ -277,6 +277,11 @@ pub trait Device: Send + Sync {
         Ok(())
     }
 
+    /// Waits for what was put on a stream that is not captured. On the host all has ended when its launch returns.
+    fn wait_for(&self, _: Stream<'_>) -> Result<()> {
+        Ok(())
+    }
+
     /// Waits for all work on the device. Not while anybody captures a graph.
     fn synchronize(&self) -> Result<()>;
 

@@ -140,13 +140,12 @@ impl Scratch {
             (None, _) => Positions::Offset(0),
             (Some(ids), form @ (PositionForm::Ids32 | PositionForm::Ids64)) => {
                 let axes = if spec.mrope.is_some() { 3 } else { 1 };
-                let wide = form == PositionForm::Ids64;
-                Positions::Ids(PositionIds::in_memory(ids.as_ref(), wide, axes, tokens)?)
+                Positions::Ids(PositionIds::in_memory(ids.as_ref(), form.is_wide(), axes, tokens)?)
             }
-            (Some(ids), PositionForm::CuSeqlens) => {
-                Positions::Packed { cu_seqlens: CuSeqlens::in_memory(ids.as_ref()), offsets: None }
+            (Some(ids), form) if form.is_packed() => {
+                Positions::Packed { cu_seqlens: CuSeqlens::in_memory(ids.as_ref(), form.is_wide()), offsets: None }
             }
-            (Some(ids), form) => Positions::Offsets(Offsets::in_memory(ids.as_ref(), form == PositionForm::Offsets64)),
+            (Some(ids), form) => Positions::Offsets(Offsets::in_memory(ids.as_ref(), form.is_wide(), batch)),
         };
         let args = Args {
             q: operand(spec.num_heads, 0)?,
@@ -187,7 +186,7 @@ impl Scratch {
     /// Launches `plan` on a few tokens and returns all bits of its output; what it does not write stays poisoned.
     pub fn run_small(&self, device: &dyn Device, plan: &Plan, pace: &Pace<'_>) -> Result<Vec<u8>> {
         let tokens = self.tokens.min(COMPARED as u64) as usize;
-        let two = tokens >= 2 && self.spec.positions != PositionForm::CuSeqlens;
+        let two = tokens >= 2 && !self.spec.positions.is_packed();
         let (batch, per_sequence) = if two { (2, tokens / 2) } else { (1, tokens) };
         let bytes =
             |heads: u32| batch * per_sequence * heads as usize * self.spec.head_dim as usize * self.spec.dtype.size();
@@ -236,11 +235,14 @@ fn position_numbers(spec: &RopeSpec, tokens: usize) -> Option<Vec<u8>> {
         PositionForm::Ids32 | PositionForm::Ids64 => (0..axes).flat_map(|_| 0..tokens as i64).collect(),
         PositionForm::Offsets32 | PositionForm::Offsets64 => vec![0; 2],
         // Sequences of very different lengths.
-        PositionForm::CuSeqlens => [0, 1, 8, 64].into_iter().map(|part| (tokens * part / 64) as i64).collect(),
+        PositionForm::CuSeqlens | PositionForm::CuSeqlens64 => {
+            [0, 1, 8, 64].into_iter().map(|part| (tokens * part / 64) as i64).collect()
+        }
     };
-    Some(match spec.positions {
-        PositionForm::Ids64 | PositionForm::Offsets64 => numbers.into_iter().flat_map(i64::to_ne_bytes).collect(),
-        _ => numbers.into_iter().flat_map(|n| (n as i32).to_ne_bytes()).collect(),
+    Some(if spec.positions.is_wide() {
+        numbers.into_iter().flat_map(i64::to_ne_bytes).collect()
+    } else {
+        numbers.into_iter().flat_map(|n| (n as i32).to_ne_bytes()).collect()
     })
 }
 

@@ -146,6 +146,7 @@ pub fn positions_code(form: PositionForm) -> u32 {
         PositionForm::Offsets32 => 3,
         PositionForm::Offsets64 => 4,
         PositionForm::CuSeqlens => 5,
+        PositionForm::CuSeqlens64 => 6,
     }
 }
 

@@ -20,5 +20,6 @@ mod lock;
 mod lock_cli;
 mod nvrtc;
 mod portable;
+mod positions;
 mod priors;
 mod structure;

@@ -267,6 +267,12 @@ impl Device for Cuda {
         self.stream.wait("a kernel or a copy")
     }
 
+    fn wait_for(&self, stream: Stream<'_>) -> Result<()> {
+        let _aside = self.context.aside()?;
+        // SAFETY: a `Stream` is a live stream of this device.
+        unsafe { result::stream::synchronize(stream.raw) }.map_err(|e| failed("a kernel", &e))
+    }
+
     fn synchronize(&self) -> Result<()> {
         let _current = self.context.make_current()?;
         result::ctx::synchronize().map_err(|e| failed("a kernel", &e))
