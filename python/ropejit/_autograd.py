@@ -35,13 +35,20 @@ def _turn_back(ctx, grad_q, grad_k):
     if _vmap_level() is not None:  # a Function does not see through the transforms of `torch.func`
         from . import _ops
 
-        return _ops.turned(grad_q, grad_k, *rest, ctx.form, not ctx.backward)
+        return _ops.turned(grad_q, grad_k, *rest, _now(ctx.form, not ctx.backward), not ctx.backward)
     rest = (*rest, ctx.form, not ctx.backward)
     grad_q, grad_k = _rowwise(grad_q), _rowwise(grad_k)
     # Through `Rotate` again: it records itself where a gradient of the gradient is wanted.
     if grad_q is not None:
         return Rotate.apply(grad_q, grad_k, *rest)
     return None, None if grad_k is None else Rotate.apply(grad_k, None, *rest)[0]
+
+
+def _now(form, backward):
+    """The form in this direction. A function that casts x for each of its products rounds once; autograd undoes each cast by
+    itself, so both parts of the gradient are rounded, and their sum. The gradient of that gradient comes to one cast again."""
+    *shape, rounding = form
+    return (*shape, "per_op" if backward else "once") if rounding == "once_each" else form
 
 
 class Rotate(torch.autograd.Function):
@@ -51,6 +58,7 @@ class Rotate(torch.autograd.Function):
     def forward(ctx, q, k, *rest):
         _keep(ctx, *rest)
         *tensors, form, backward = rest
+        form = _now(form, backward)
         out = rotate_plain(q, k, *tensors, *form, backward, False) or _dispatched(q, k, *tensors, *form, backward)
         # What was made of a k that wants no gradient wants none: a cache that keeps it would keep the graph.
         unwanted = [x for x, wanted in zip(out, ctx.needs_input_grad, strict=False) if x is not None and not wanted]

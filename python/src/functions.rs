@@ -5,10 +5,9 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyString, PyTuple};
-use ropejit::{DType, Rounding};
 
 use crate::call::{self, Call, Form, Order, Tensors};
-use crate::dlpack::{Element, View};
+use crate::dlpack::View;
 use crate::errors::{guarded, wrong};
 use crate::foreign;
 use crate::objects::{Objects, Views, kind};
@@ -41,7 +40,7 @@ fn contiguous<'py>(
 }
 
 /// Rotates tensors of PyTorch; autograd is not told.
-fn rotate<'py>(
+pub fn rotate<'py>(
     torch: &Torch,
     o: &Objects<'_, 'py>,
     views: Views,
@@ -106,12 +105,12 @@ fn needs_grad(torch: &Torch, o: &Objects<'_, '_>) -> PyResult<bool> {
 }
 
 /// A function of the operators.
-fn operators<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+pub fn operators<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
     py.import("ropejit._ops")?.getattr(name)
 }
 
 /// The rotation that autograd records.
-fn recorded(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
+pub fn recorded(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
     static APPLY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let apply = APPLY.get_or_try_init(py, || py.import("ropejit._autograd")?.getattr("apply").map(Bound::unbind))?;
     Ok(apply.bind(py))
@@ -201,102 +200,6 @@ pub fn rotate_plain<'py>(
         }
         Views::of(torch, &o)?.map(|views| rotate(torch, &o, views, &form, inplace)).transpose()
     })
-}
-
-/// The rotation that a model's own function computes, or `None` where it would compute something else than the kernels do:
-/// the caller then lets that function do it. `rounding` is what eager PyTorch's operations amount to: `per_op` where they
-/// are done in the tensors' type, `once` where they are done in float32, and `promoted` where the tables decide. `half`: a
-/// row of the tables has each angle once.
-#[pyfunction]
-#[pyo3(signature = (q, k, cos, sin, unsqueeze_dim, interleaved, half, rounding))]
-#[allow(clippy::too_many_arguments)]
-pub fn drop_in<'py>(
-    q: &Bound<'py, PyAny>,
-    k: Option<&Bound<'py, PyAny>>,
-    cos: &Bound<'py, PyAny>,
-    sin: &Bound<'py, PyAny>,
-    unsqueeze_dim: i64,
-    interleaved: bool,
-    half: bool,
-    rounding: &str,
-) -> PyResult<Option<Bound<'py, PyTuple>>> {
-    guarded(|| {
-        let py = q.py();
-        let o = Objects { q, k, cos, sin, position_ids: None, cu_seqlens: None, offset: None };
-        let Some(torch) = Torch::get(py) else { return Ok(None) };
-        if !matches!(kind(torch, &o), Kind::Plain) {
-            return Ok(None);
-        }
-        if torch.any_tangent(py, &o.rotated())? {
-            return Ok(None); // eager carries it
-        }
-        // What no view can be had of (a meta tensor, a negated one, five dimensions) is no call for the kernels.
-        let Ok(views) = Views::of(torch, &o) else { return Ok(None) };
-        let Some(views) = views else {
-            py.import("ropejit._tensors")?.call_method1("refuse_freed", (q, k, cos, sin))?;
-            return Ok(None);
-        };
-        let order = match unsqueeze_dim {
-            1 => Order::Bhsd,
-            2 => Order::Bshd,
-            _ => return Ok(None),
-        };
-        let rotary_dim = views.cos.shape().get(2).map_or(0, |&width| if half { 2 * width } else { width });
-        let Some(contract) = covered(&views, order, rotary_dim, rounding) else { return Ok(None) };
-        let rotary_dim = rotary_dim as u32;
-        let mut is_recorded = false;
-        if torch.is_grad_enabled(py)? {
-            if torch::requires_grad(cos)? || torch::requires_grad(sin)? {
-                return Ok(None);
-            }
-            is_recorded = torch::requires_grad(q)? || k.map_or(Ok(false), |k| torch::requires_grad(k))?;
-            if is_recorded && rounding == "promoted" && views.q.element != views.cos.element {
-                return Ok(None); // eager rounds each product of the gradient, and only those
-            }
-        }
-        let is_watched = torch.is_watched(py)?;
-        if is_watched || is_recorded {
-            let layout = if order == Order::Bhsd { "bhsd" } else { "bshd" };
-            let word = if contract == Rounding::Once { "once" } else { "per_op" };
-            let none = py.None();
-            let all = (q, k, cos, sin, &none, &none, &none, interleaved, rotary_dim, layout, word, false);
-            let function = if is_watched { operators(py, "apply")? } else { recorded(py)?.clone() };
-            return Ok(Some(function.call1(all)?.cast_into()?));
-        }
-        let form = Form { order, interleaved, rotary_dim: Some(rotary_dim), rounding: contract, backward: false };
-        rotate(torch, &o, views, &form, false).map(Some)
-    })
-}
-
-/// The contract under which kernels compute what eager PyTorch would of these tensors; `None` where there is none, or
-/// where eager would refuse or broadcast.
-fn covered(views: &Views, order: Order, rotary_dim: i64, rounding: &str) -> Option<Rounding> {
-    let Views { q, k, cos, sin, .. } = views;
-    let (Element::Float(dtype), Element::Float(table)) = (q.element, cos.element) else { return None };
-    let (tokens, heads) = if order == Order::Bhsd { (2, 1) } else { (1, 2) };
-    let (&[batch, rows, _], 4) = (cos.shape(), q.rank) else { return None };
-    let shape = q.shape();
-    let same = cos.shape() == sin.shape() && cos.element == sin.element && [cos.device, sin.device] == [q.device; 2];
-    let fits =
-        (batch == 1 || batch == shape[0]) && rows == shape[tokens] && rotary_dim % 2 == 0 && rotary_dim <= shape[3];
-    let sizes =
-        (2..=512).contains(&rotary_dim) && shape[3] % 2 == 0 && shape[3] <= 512 && (1..=65_536).contains(&shape[heads]);
-    let k_fits = k.as_ref().is_none_or(|k| {
-        let n = k.shape();
-        k.rank == 4
-            && k.element == q.element
-            && k.device == q.device
-            && [n[0], n[tokens], n[3]] == [shape[0], rows, shape[3]]
-            && (1..=65_536).contains(&n[heads])
-    });
-    if !(same && fits && sizes && k_fits) {
-        return None;
-    }
-    match rounding {
-        "per_op" | "promoted" if table == dtype => Some(Rounding::PerOp),
-        "promoted" | "once" if table == DType::F32 || table == dtype => Some(Rounding::Once),
-        _ => None,
-    }
 }
 
 fn form(
