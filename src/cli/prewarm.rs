@@ -6,6 +6,7 @@ use clap::Args;
 use ropejit::families::rope::Prewarmed;
 use ropejit::jit::{Bucket, Class};
 use ropejit::rope::library::Library;
+use ropejit::system::environment;
 use ropejit::{Engine, Error, ErrorKind, Origin, Result};
 use serde::Serialize;
 
@@ -124,7 +125,7 @@ impl Prewarm {
             return lock::check(path, &self.engines(None)?, self.json);
         }
         let chosen = self.chosen()?;
-        if let (Some(path), Some(used)) = (&self.lock, std::env::var_os("ROPEJIT_LOCK").filter(|v| !v.is_empty())) {
+        if let (Some(path), Some(used)) = (&self.lock, environment::raw("ROPEJIT_LOCK")) {
             let what = format!("ROPEJIT_LOCK ({}) has chosen already", used.display());
             return Err(Error::argument("--lock", what)
                 .hint(format!("to choose anew: ROPEJIT_LOCK= ropejit prewarm … --lock {}", path.display())));

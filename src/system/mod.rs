@@ -2,6 +2,7 @@
 //! the user alone ([`private`]), files that a user names ([`read`]), and what is left of a process in its forked child
 //! ([`fork`]). Nothing here is unsafe.
 
+pub mod environment;
 pub(crate) mod fork;
 pub(crate) mod private;
 mod read;

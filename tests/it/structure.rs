@@ -76,6 +76,17 @@ fn the_service_names_no_family() {
     }
 }
 
+/// So that an empty variable is an unset one everywhere, and one page lists them all.
+#[test]
+fn the_environment_is_read_in_one_place() {
+    for (folder, name) in [("src", "ropejit"), ("python/src", "_ropejit")] {
+        for (file, code) in Sources::read(folder, name).files.values() {
+            let reads = code.contains("env::var") || code.contains("env::vars");
+            assert_eq!(reads, file == "system/environment.rs", "{folder}/{file} reads the environment");
+        }
+    }
+}
+
 #[test]
 fn what_is_pure_touches_nothing() {
     let pure =

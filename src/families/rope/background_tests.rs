@@ -170,7 +170,7 @@ unsafe impl Device for Fake {
         bytes: usize,
         s: Stream<'_>,
     ) -> Result<()> {
-        crate::device::copy(&self.host, to, from, bytes, s)
+        crate::service::device::copy(&self.host, to, from, bytes, s)
     }
     fn synchronize(&self) -> Result<()> {
         Ok(())

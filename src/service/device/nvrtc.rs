@@ -12,7 +12,7 @@ use once_cell::race::OnceBox;
 use super::machine::{Binary, compile_error};
 use super::nvrtc_search;
 use crate::error::{Error, ErrorKind, Result};
-use crate::system::{fork, trust};
+use crate::system::{environment, fork, trust};
 
 /// The environment variable that names the library's file.
 const VARIABLE: &str = "ROPEJIT_NVRTC";
@@ -69,7 +69,7 @@ impl Nvrtc {
     }
 
     fn find() -> Result<Self> {
-        if let Some(file) = std::env::var_os(VARIABLE).filter(|v| !v.is_empty()) {
+        if let Some(file) = environment::raw(VARIABLE) {
             return Self::trusted(Path::new(&file)).map_err(|why| {
                 let why = why.unwrap_or_else(|| "there is no such file".into());
                 Error::new(ErrorKind::CompilerMissing, format!("{} cannot be used as NVRTC: {why}", file.display()))
