@@ -193,7 +193,7 @@ fn folder() -> tempfile::TempDir {
 fn engine(fake: &Arc<Fake>, folder: Option<&std::path::Path>) -> Engine {
     let store: Arc<dyn Store> = match folder {
         Some(folder) => Arc::new(Disk::open(folder).expect("opens")),
-        None => Arc::<memory::Memory>::default(),
+        None => Arc::<memory::InMemory>::default(),
     };
     let builder = Engine::builder().with_device(Arc::clone(fake) as Arc<dyn Device>).store(store);
     builder.tuning(Tuning::Background).build().expect("opened")

@@ -19,7 +19,7 @@ use crate::error::Result;
 use crate::service::device::{self, Device, DeviceChoice};
 use crate::service::family::Families;
 use crate::service::store::layers::{Layers, Places};
-use crate::service::store::{Store, memory::Memory};
+use crate::service::store::{Store, memory::InMemory};
 use crate::system::{environment, fork};
 
 /// Options of an [`Engine`]. Unset ones come from the environment (`ROPEJIT_DEVICE`, `ROPEJIT_CACHE_DIR`,
@@ -203,7 +203,7 @@ impl Builder {
         let lock = lock_file.map(|path| Held::read(path, self.families)).transpose()?;
         let store: Arc<dyn Store> = match self.store {
             Some(store) => store,
-            None if self.in_memory => Arc::new(Memory::default()),
+            None if self.in_memory => Arc::new(InMemory::default()),
             None => {
                 let mut places = Places::from_environment()?;
                 places.user = self.cache_dir.clone().or(places.user);
