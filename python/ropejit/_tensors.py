@@ -16,6 +16,11 @@ def is_transformed(*tensors):
     return any(isinstance(x, torch.Tensor) and of_one(x) and not torch._is_functional_tensor(x) for x in tensors)
 
 
+def is_copied_back(*tensors):
+    """Whether an operator that writes has no rule for one of them: functional tensors, negated views."""
+    return any(isinstance(x, torch.Tensor) and (torch._is_functional_tensor(x) or x.is_neg()) for x in tensors)
+
+
 def _unreadable(tensor):
     """Why neither a kernel nor PyTorch's dispatcher can do anything about it; None where one of them can."""
     if tensor.is_nested:
