@@ -23,6 +23,8 @@ def is_copied_back(*tensors):
 
 def _unreadable(tensor):
     """Why neither a kernel nor PyTorch's dispatcher can do anything about it; None where one of them can."""
+    if torch.nn.parameter.is_lazy(tensor):
+        return "is a parameter of a lazy module that is uninitialized; hint: call the module once"
     if tensor.is_nested:
         return "is a nested tensor; hint: pass its values as packed sequences, with cu_seqlens and the layout 'thd'"
     if tensor.layout != torch.strided:
