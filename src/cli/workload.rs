@@ -6,7 +6,7 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use ropejit::args::{Args, CuSeqlens, Offsets, Operand, PositionIds, Positions, Tables, Tensor};
-use ropejit::device::{AngleParams, Memory, Params};
+use ropejit::device::{AngleParams, Memory, Params, TimedLaunch, Timer};
 use ropejit::jit::Class;
 use ropejit::jit::render::render;
 use ropejit::rope::scaling::{TableMode, cos_sin_table};
@@ -96,6 +96,12 @@ fn fill(engine: &Engine, memory: &mut dyn Memory, block: &[u8]) -> Result<()> {
         filled += part;
     }
     Ok(())
+}
+
+/// Prepares launches of workloads, which `launch` holds, to be timed.
+pub fn timer(engine: &Engine, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>> {
+    // SAFETY: the tensors live as long as `launch`, which the timer keeps.
+    unsafe { engine.device().timer(launches, launch) }
 }
 
 impl Workload {

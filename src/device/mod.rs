@@ -5,7 +5,29 @@
 //! in this module, but for the one call of [`Kernel::launch`].
 //!
 //! The traits here are the lowest level. Who implements one vouches for memory and code that others use without a look:
-//! such traits are unsafe, and so is every function that runs code or touches memory on a caller's word.
+//! such traits are unsafe, and so is every function that runs code or touches memory on a caller's word:
+//!
+//! ```compile_fail,E0200
+//! struct Word;
+//! impl ropejit::device::FaultWord for Word {
+//!     fn address(&self) -> u64 { 8 }
+//!     fn take(&self) -> u64 { 0 }
+//! }
+//! ```
+//!
+//! ```compile_fail,E0133
+//! # use ropejit::{Engine, device::{Binary, Kernel}, jit::Variant};
+//! # use std::sync::Arc;
+//! fn load(engine: &Engine, binary: &Binary, variant: Variant) -> ropejit::Result<Arc<dyn Kernel>> {
+//!     engine.device().load(binary, variant)
+//! }
+//! ```
+//!
+//! ```compile_fail,E0596
+//! fn two_threads_could_write(memory: &dyn ropejit::device::Memory) -> ropejit::Result<()> {
+//!     memory.upload(0, &[1])
+//! }
+//! ```
 
 #![allow(unsafe_code)]
 
@@ -291,7 +313,11 @@ pub unsafe trait Device: Send + Sync {
     }
 
     /// Prepares `launches` launches to be timed together.
-    fn timer(&self, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>>;
+    ///
+    /// # Safety
+    /// What `launch` launches can be run again at every sample: all that it refers to is valid for as long as the timer
+    /// lives, and nobody else uses it while one is taken.
+    unsafe fn timer(&self, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>>;
 
     /// Copies between two places of the device's memory (each a memory and an offset), ordered by the stream. They may
     /// be the same memory, but must not overlap.
@@ -352,6 +378,12 @@ pub(crate) fn load(device: &dyn Device, binary: &Binary, variant: Variant) -> Re
     // SAFETY: a `Binary` is a compiler's output or code of an `Entry`, whose makers vouch for it; the engine has compared the
     // source that it was made of with the variant's.
     unsafe { device.load(binary, variant) }
+}
+
+/// Prepares launches to be timed, on memory that `launch` owns.
+pub(crate) fn timer(device: &dyn Device, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>> {
+    // SAFETY: this function's contract; a timer keeps `launch`.
+    unsafe { device.timer(launches, launch) }
 }
 
 /// Copies within memory that an engine has allocated on `device` for itself, and uses on one stream.

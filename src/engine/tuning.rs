@@ -9,7 +9,7 @@ use super::kernels::Loaded;
 use super::pace::{Pace, cancelled};
 use super::scratch::{Scratch, bytes_per_token};
 use super::{Progress, RopeState, Shared, priors};
-use crate::device::{Stream, Timer};
+use crate::device::{self, Stream, Timer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::{Bucket, Candidate, Class, Record};
 use crate::plan::{Origin, Plan};
@@ -337,14 +337,14 @@ fn timer(
 ) -> Result<Box<dyn Timer>> {
     let (plan, scratch) = (Arc::clone(plan), Arc::clone(scratch));
     let launch = move |i, stream: Stream<'_>| scratch.launch(&plan, stream, i, 1, tokens as usize);
-    pace.slice(|| shared.device.timer(launches, Box::new(launch)))
+    pace.slice(|| device::timer(shared.device.as_ref(), launches, Box::new(launch)))
 }
 
 /// The median time of a device-to-device copy of as many bytes.
 fn copy_ns(shared: &Shared, scratch: &Arc<Scratch>, Sizes { tokens, launches }: Sizes, pace: &Pace<'_>) -> Result<f64> {
     let (device, scratch) = (Arc::clone(&shared.device), Arc::clone(scratch));
     let copy = move |i, stream: Stream<'_>| scratch.copy(device.as_ref(), stream, i, tokens);
-    let mut timer = pace.slice(|| shared.device.timer(launches, Box::new(copy)))?;
+    let mut timer = pace.slice(|| device::timer(shared.device.as_ref(), launches, Box::new(copy)))?;
     let samples = (0..5).map(|_| pace.slice(|| timer.sample())).collect::<Result<Vec<_>>>()?;
     Ok(crate::tune::median(&samples).unwrap_or(0.0))
 }
