@@ -10,9 +10,14 @@ _modules = sys.modules
 
 
 def _is_compiling():
-    # Not an import: whoever compiles has imported PyTorch. Dynamo sees a constant; the native function sees all other tracers.
-    torch = _modules.get("torch")
-    return torch is not None and torch.compiler.is_dynamo_compiling()
+    """Until PyTorch is there to be asked itself. Dynamo sees a constant; the native function sees all other tracers."""
+    global _is_compiling
+
+    torch = _modules.get("torch")  # not an import: whoever compiles has imported it
+    if torch is None or torch.compiler.is_dynamo_compiling():
+        return torch is not None
+    _is_compiling = torch.compiler.is_dynamo_compiling
+    return False
 
 
 def apply(

@@ -189,23 +189,20 @@ def apply(
 def of_any_tensors(
     q, k, cos, sin, position_ids, cu_seqlens, offset, interleaved, rotary_dim, layout, rounding, inplace, lenient=False
 ):  # fmt: skip
-    """The native function hands over subclasses of tensors, and tensors whose numbers do not lie in memory as they are: PyTorch's
-    dispatcher resolves negated views and zero tensors, and takes those of `torch.func` apart."""
+    """The call as operators, where the native function may not launch: somebody watches, or tensors are of a subclass, or do not
+    lie in memory as they are. PyTorch's dispatcher resolves negated views and zero tensors; those of `torch.func` are taken apart."""
     tensors = (cos, sin, position_ids, cu_seqlens, offset)
     _tensors.refuse(q, k, *tensors)
     form = (interleaved, rotary_dim, layout, rounding)
-    if type(q) is not torch.Tensor or not inplace and not _tensors.is_transformed(q, k, *tensors):
-        return apply(q, k, *tensors, *form, inplace, lenient)
-    _tables_are_constant(cos, sin)
     if inplace:
         _tensors.refuse_constant(q, k)
-        if q is k:
-            raise ValueError("k: is q, and in place it would be turned twice: pass a copy")
-    if _tensors.is_transformed(q, k, *tensors):
-        out = turned(q, k, *tensors, form, False)
-    else:
-        out = apply(q, k, *tensors, *form, False)
-    # Operators that write have no rule for what these are; a copy has.
+    transformed = _tensors.is_transformed(q, k, *tensors)
+    if not transformed and not (inplace and _tensors.is_copied_back(q, k)):
+        return apply(q, k, *tensors, *form, inplace, lenient)
+    if inplace and q is k:
+        raise ValueError("k: is q, and in place it would be turned twice: pass a copy")
+    _tables_are_constant(cos, sin)
+    out = turned(q, k, *tensors, form, False) if transformed else apply(q, k, *tensors, *form, False)
     return tuple(x if x is None else x.copy_(y) for x, y in zip((q, k), out, strict=True)) if inplace else out
 
 

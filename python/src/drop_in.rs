@@ -4,12 +4,12 @@ use pyo3::prelude::*;
 use pyo3::types::{PyInt, PySlice, PyTuple};
 use ropejit::{DType, Rounding};
 
-use crate::call::{Form, Order};
+use crate::call::{Form, Order, Tensors};
 use crate::dlpack::{Element, View};
 use crate::errors::guarded;
 use crate::functions;
-use crate::objects::{Objects, Views, kind};
-use crate::torch::{self, Kind, Torch};
+use crate::objects::{Objects, kind, views};
+use crate::torch::{Kind, Torch};
 
 /// The rotation that a model's own function computes, or `None` where it would compute something else than the kernels do:
 /// the caller then lets that function do it, which also raises what is to be raised. `ropejit._forms.Form` says what the last
@@ -39,26 +39,26 @@ pub fn drop_in<'py>(
             return Ok(None); // eager carries it
         }
         // What no view can be had of (a meta tensor, a negated one, five dimensions) is no call for the kernels.
-        let Ok(views) = Views::of(torch, &o) else { return Ok(None) };
-        let Some(views) = views else {
+        let Ok(seen) = views(torch, &o, false) else { return Ok(None) };
+        let Some(mut tensors) = seen else {
             py.import("ropejit._tensors")?.call_method1("refuse_freed", (q, k, cos, sin))?;
             return Ok(None);
         };
-        let fit = unsqueeze_dim.extract().ok().and_then(|dim| fit(&views, dim, tables, partial));
-        let (Some((order, rotary_dim)), Some(contract)) = (fit, contract(&views, rounding)) else { return Ok(None) };
+        let fit = unsqueeze_dim.extract().ok().and_then(|dim| fit(&tensors, dim, tables, partial));
+        let (Some((order, rotary_dim)), Some(contract)) = (fit, contract(&tensors, rounding)) else { return Ok(None) };
         let mut is_recorded = false;
         if torch.is_grad_enabled(py)? {
-            if torch::requires_grad(cos)? || torch::requires_grad(sin)? {
+            if torch.requires_grad(cos)? || torch.requires_grad(sin)? {
                 return Ok(None);
             }
-            is_recorded = torch::requires_grad(q)? || k.map_or(Ok(false), |k| torch::requires_grad(k))?;
+            is_recorded = torch.requires_grad(q)? || k.map_or(Ok(false), |k| torch.requires_grad(k))?;
         }
         let is_watched = torch.is_watched(py)?;
         let mut word = if contract == Rounding::Once { "once" } else { "per_op" };
-        if is_recorded && views.q.element != Element::Float(DType::F32) {
+        if is_recorded && tensors.q.element != Element::Float(DType::F32) {
             match rounding {
                 // Eager rounds some steps of the gradient, as no contract does.
-                "promoted" | "once_each" if views.q.element != views.cos.element => return Ok(None),
+                "promoted" | "once_each" if tensors.q.element != tensors.cos.element => return Ok(None),
                 "once_each" if is_watched => return Ok(None), // operators have one contract for both directions
                 "once_each" => word = rounding,
                 _ => {}
@@ -83,14 +83,17 @@ pub fn drop_in<'py>(
         }
         let form = Form { order, interleaved, rotary_dim: Some(rotary_dim), rounding: contract, backward: false };
         let o = Objects { cos, sin, ..o };
-        let views = if twice.is_some() { Views::of(torch, &o)? } else { Some(views) };
-        views.map(|views| functions::rotate(torch, &o, views, &form, false)).transpose()
+        if twice.is_some() {
+            let Some(again) = views(torch, &o, false)? else { return Ok(None) };
+            tensors = again;
+        }
+        functions::rotate(torch, &o, &mut tensors, &form, false).map(Some)
     })
 }
 
 /// The order of dimensions, and how many elements of a head turn; `None` where eager would refuse or broadcast.
-fn fit(views: &Views, unsqueeze_dim: i64, tables: &str, partial: bool) -> Option<(Order, u32)> {
-    let Views { q, k, cos, sin, .. } = views;
+fn fit(t: &Tensors, unsqueeze_dim: i64, tables: &str, partial: bool) -> Option<(Order, u32)> {
+    let Tensors { q, k, cos, sin, .. } = t;
     let order = order(q.rank, cos.rank, unsqueeze_dim)?;
     let (tokens, heads) = match order {
         Order::Bhsd => (2, 1),
@@ -127,8 +130,8 @@ fn fit(views: &Views, unsqueeze_dim: i64, tables: &str, partial: bool) -> Option
 }
 
 /// The contract under which kernels compute what eager PyTorch would of these types.
-fn contract(views: &Views, rounding: &str) -> Option<Rounding> {
-    let (Element::Float(dtype), Element::Float(table)) = (views.q.element, views.cos.element) else { return None };
+fn contract(t: &Tensors, rounding: &str) -> Option<Rounding> {
+    let (Element::Float(dtype), Element::Float(table)) = (t.q.element, t.cos.element) else { return None };
     match rounding {
         "per_op" | "promoted" if table == dtype => Some(Rounding::PerOp),
         "promoted" | "once" | "once_each" if table == DType::F32 || table == dtype => Some(Rounding::Once),

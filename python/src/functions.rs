@@ -10,13 +10,8 @@ use crate::call::{self, Call, Form, Order, Tensors};
 use crate::dlpack::View;
 use crate::errors::{guarded, wrong};
 use crate::foreign;
-use crate::objects::{Objects, Views, kind};
-use crate::torch::{self, Kind, Torch};
-
-/// The view of a tensor that has just been made.
-fn made(torch: &Torch, name: &str, tensor: &Bound<'_, PyAny>) -> PyResult<View> {
-    torch.view(name, tensor)?.ok_or_else(|| wrong(name, "PyTorch made a tensor without memory for it"))
-}
+use crate::objects::{Objects, kind, views};
+use crate::torch::{Kind, Torch};
 
 /// A copy whose last dimension is contiguous, where that of the tensor is not.
 fn dense<'py>(
@@ -35,7 +30,7 @@ fn contiguous<'py>(
     view: &mut View,
 ) -> PyResult<Bound<'py, PyAny>> {
     let copy = tensor.call_method0(intern!(tensor.py(), "contiguous"))?;
-    *view = made(torch, name, &copy)?;
+    *view = torch.view_of_new(name, &copy)?;
     Ok(copy)
 }
 
@@ -43,19 +38,19 @@ fn contiguous<'py>(
 pub fn rotate<'py>(
     torch: &Torch,
     o: &Objects<'_, 'py>,
-    views: Views,
+    t: &mut Tensors,
     form: &Form,
     inplace: bool,
 ) -> PyResult<Bound<'py, PyTuple>> {
     let py = o.py();
-    let Views { mut q, mut k, mut cos, mut sin, place } = views;
-    let mut tables = [dense(torch, "cos", o.cos, &mut cos)?, dense(torch, "sin", o.sin, &mut sin)?];
-    if cos.strides() != sin.strides() && cos.shape() == sin.shape() {
-        tables = [Some(contiguous(torch, "cos", o.cos, &mut cos)?), Some(contiguous(torch, "sin", o.sin, &mut sin)?)];
+    let mut tables = [dense(torch, "cos", o.cos, &mut t.cos)?, dense(torch, "sin", o.sin, &mut t.sin)?];
+    if t.cos.strides() != t.sin.strides() && t.cos.shape() == t.sin.shape() {
+        let both = (contiguous(torch, "cos", o.cos, &mut t.cos)?, contiguous(torch, "sin", o.sin, &mut t.sin)?);
+        tables = [Some(both.0), Some(both.1)];
     }
     if inplace {
         // A tensor that is written where it is cannot be a copy: the call itself refuses it if it must.
-        let call = Call::new(form, &Tensors { q, k, q_out: None, k_out: None, cos, sin, place })?;
+        let call = Call::new(form, t)?;
         let results = match o.k {
             Some(k) => PyTuple::new(py, [o.q, k])?,
             None => PyTuple::new(py, [o.q])?,
@@ -64,23 +59,22 @@ pub fn rotate<'py>(
         call.launch(py, torch.stream(py, call.device)?)?;
         return pair(py, results);
     }
-    let q_copy = dense(torch, "q", o.q, &mut q)?;
-    let k_copy = match (o.k, &mut k) {
-        (Some(tensor), Some(view)) => dense(torch, "k", tensor, view)?,
-        _ => None,
-    };
     let like = |name: &str, input: &Bound<'py, PyAny>| -> PyResult<_> {
         let output = torch.empty_like.bind(py).call1((input,))?;
-        let view = made(torch, name, &output)?;
+        let view = torch.view_of_new(name, &output)?;
         Ok((output, Some(view)))
     };
-    let (q_out, q_written) = like("q", q_copy.as_ref().unwrap_or(o.q))?;
-    let (mut k_out, mut k_written) = (None, None);
-    if let Some(k) = o.k {
-        let (output, view) = like("k", k_copy.as_ref().unwrap_or(k))?;
-        (k_out, k_written) = (Some(output), view);
+    let q_copy = dense(torch, "q", o.q, &mut t.q)?;
+    let q_out;
+    (q_out, t.q_out) = like("q", q_copy.as_ref().unwrap_or(o.q))?;
+    let (mut k_copy, mut k_out) = (None, None);
+    if let (Some(k), Some(view)) = (o.k, &mut t.k) {
+        k_copy = dense(torch, "k", k, view)?;
+        let output;
+        (output, t.k_out) = like("k", k_copy.as_ref().unwrap_or(k))?;
+        k_out = Some(output);
     }
-    let call = Call::new(form, &Tensors { q, k, q_out: q_written, k_out: k_written, cos, sin, place })?;
+    let call = Call::new(form, t)?;
     call.launch(py, torch.stream(py, call.device)?)?;
     drop((q_copy, k_copy, tables)); // held until the launch
     (q_out, k_out).into_pyobject(py)
@@ -97,11 +91,11 @@ fn needs_grad(torch: &Torch, o: &Objects<'_, '_>) -> PyResult<bool> {
         return Ok(false);
     }
     for (name, table) in [("cos", o.cos), ("sin", o.sin)] {
-        if torch::requires_grad(table)? {
+        if torch.requires_grad(table)? {
             return Err(wrong(name, "requires a gradient, and none is computed for tables: pass a detached one"));
         }
     }
-    Ok(torch::requires_grad(o.q)? || o.k.map_or(Ok(false), |k| torch::requires_grad(k))?)
+    Ok(torch.requires_grad(o.q)? || o.k.map_or(Ok(false), |k| torch.requires_grad(k))?)
 }
 
 /// A function of the operators.
@@ -158,15 +152,14 @@ pub fn apply<'py>(
             let what = "forward-mode differentiation of a rotation is not implemented";
             return Err(PyNotImplementedError::new_err(what));
         }
-        let Some(views) = Views::of(torch, &o)? else {
-            return by(operators(py, "of_any_tensors")?);
-        };
-        if torch.is_watched(py)? {
-            by(operators(py, "apply")?)
-        } else if needs_grad(torch, &o)? {
-            by(recorded(py)?.clone())
-        } else {
-            rotate(torch, &o, views, &form, inplace)
+        let is_watched = torch.is_watched(py)?;
+        if !is_watched && needs_grad(torch, &o)? {
+            return by(recorded(py)?.clone());
+        }
+        match views(torch, &o, inplace)? {
+            None => by(operators(py, "of_any_tensors")?),
+            Some(_) if is_watched => by(operators(py, "apply")?),
+            Some(mut tensors) => rotate(torch, &o, &mut tensors, &form, inplace),
         }
     })
 }
@@ -198,7 +191,7 @@ pub fn rotate_plain<'py>(
         if let Kind::Foreign = kind(torch, &o) {
             return Err(wrong("q", "must be a torch.Tensor, and k, cos and sin as well"));
         }
-        Views::of(torch, &o)?.map(|views| rotate(torch, &o, views, &form, inplace)).transpose()
+        views(torch, &o, inplace)?.map(|mut tensors| rotate(torch, &o, &mut tensors, &form, inplace)).transpose()
     })
 }
 

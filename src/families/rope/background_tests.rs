@@ -160,8 +160,8 @@ unsafe impl Device for Fake {
     fn fault_word(&self) -> Result<Box<dyn FaultWord>> {
         self.host.fault_word()
     }
-    fn timer(&self, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>> {
-        Ok(Box::new(Counted(self.host.timer(launches, launch)?, Arc::clone(&self.samples))))
+    unsafe fn timer(&self, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>> {
+        Ok(Box::new(Counted(crate::device::timer(&self.host, launches, launch)?, Arc::clone(&self.samples))))
     }
     unsafe fn copy(
         &self,

@@ -224,7 +224,7 @@ unsafe impl Device for Host {
         Ok(Box::new(HostFaultWord(Box::new(AtomicU64::new(0)))))
     }
 
-    fn timer(&self, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>> {
+    unsafe fn timer(&self, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>> {
         let mut timer = HostTimer { launches, launch };
         timer.sample()?;
         Ok(Box::new(timer))

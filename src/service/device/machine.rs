@@ -355,7 +355,11 @@ pub unsafe trait Device: Send + Sync {
     }
 
     /// Prepares `launches` launches to be timed together.
-    fn timer(&self, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>>;
+    ///
+    /// # Safety
+    /// What `launch` launches can be run again at every sample: all that it refers to is valid for as long as the timer
+    /// lives, and nobody else uses it while one is taken.
+    unsafe fn timer(&self, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>>;
 
     /// Copies between two places of the device's memory (each a memory and an offset), ordered by the stream. They may
     /// be the same memory, but must not overlap.
@@ -416,6 +420,12 @@ pub(crate) fn load(device: &dyn Device, binary: &Binary, entry: &str, attrs: &La
     // SAFETY: a `Binary` is a compiler's output or code of an `Entry`, whose makers vouch for it; the engine has compared the
     // source that it was made of with the one it wants, and what is shipped is the crate's own.
     unsafe { device.load(binary, entry, attrs) }
+}
+
+/// Prepares launches to be timed, on memory that `launch` owns.
+pub(crate) fn timer(device: &dyn Device, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>> {
+    // SAFETY: this function's contract; a timer keeps `launch`.
+    unsafe { device.timer(launches, launch) }
 }
 
 /// Copies within memory that an engine has allocated on `device` for itself, and uses on one stream.

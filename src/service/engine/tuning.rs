@@ -11,7 +11,7 @@ use super::priors;
 use super::shared::Shared;
 use super::throttle::{Throttle, cancelled};
 use crate::error::{Error, ErrorKind, Result};
-use crate::service::device::{Device, Stream, Timer};
+use crate::service::device::{self, Device, Stream, Timer};
 use crate::service::family::{Origin, Plan, Problem, Provenance, Same, Trial};
 use crate::service::record::{Candidate, Record};
 use crate::service::tune::{Measure, Policy, search};
@@ -351,7 +351,7 @@ fn timer(
 ) -> Result<Box<dyn Timer>> {
     let (plan, trial) = (Arc::clone(plan), Arc::clone(trial));
     let launch = move |i, stream: Stream<'_>| trial.launch(&plan, stream, i, tokens);
-    throttle.slice(|| shared.device.timer(launches, Box::new(launch)))
+    throttle.slice(|| device::timer(shared.device.as_ref(), launches, Box::new(launch)))
 }
 
 /// The median time of a device-to-device copy of as many bytes.
@@ -363,7 +363,7 @@ fn copy_ns(
 ) -> Result<f64> {
     let trial = Arc::clone(trial);
     let copy = move |i, stream: Stream<'_>| trial.copy(stream, i, tokens);
-    let mut timer = throttle.slice(|| shared.device.timer(launches, Box::new(copy)))?;
+    let mut timer = throttle.slice(|| device::timer(shared.device.as_ref(), launches, Box::new(copy)))?;
     let samples = (0..5).map(|_| throttle.slice(|| timer.sample())).collect::<Result<Vec<_>>>()?;
     Ok(crate::service::tune::median(&samples).unwrap_or(0.0))
 }
