@@ -60,7 +60,7 @@ impl Scratch {
     /// Allocates for the bucket's tokens, or fewer where memory is low or their launch would not fit a slice.
     ///
     /// # Errors
-    /// [`ErrorKind::OutOfMemory`] when memory is too low to measure in.
+    /// [`ErrorKind::OutOfMemory`](crate::ErrorKind::OutOfMemory) when memory is too low to measure in.
     pub fn new(
         device: &Arc<dyn Device>,
         spec: &RopeSpec,

@@ -278,8 +278,7 @@ pub type TimedLaunch = Box<dyn Fn(usize, Stream<'_>) -> Result<()> + Send>;
 ///
 /// # Safety
 /// An engine launches what a device gives it on memory that its callers own, and relies on this: a kernel of
-/// [`load`](Self::load), [`portable`](Self::portable) or [`fallback`](Self::fallback) computes what the source, spec and
-/// class it was asked for say, and touches nothing else; memory is of the device that [`dialect`](Self::dialect) and
+/// [`load`](Self::load) computes what the source says that its binary was compiled of, and touches nothing else; memory is of the device that [`dialect`](Self::dialect) and
 /// [`context`](Self::context) name.
 pub unsafe trait Device: Send + Sync {
     /// What is known of it.
