@@ -66,6 +66,7 @@ pub mod cli;
 pub mod device;
 pub mod engine;
 pub mod error;
+pub mod families;
 pub mod jit;
 mod plan;
 pub mod rope;
