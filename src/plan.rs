@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use crate::args::{Args, Operand, Place, Positions, Tables};
-use crate::device::{AngleParams, Divider, Kernel, Params, Stream, TensorParams};
+use crate::device::{Geometry, Kernel, Stream};
+use crate::families::rope::params::{AngleParams, Divider, Params, ShapeParams, TensorParams};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::render::Dialect;
 use crate::jit::{Class, Variant};
@@ -67,7 +68,6 @@ impl Plan {
     }
 
     /// Launches a call: once, unless it has more work than 2^31 threads.
-    #[allow(unsafe_code)]
     pub fn launch(&self, stream: Stream<'_>, call: &Call<'_>) -> Result<()> {
         const MOST: u64 = (1 << 31) - 1;
         let tokens_at_once = (MOST / u64::from(self.units_per_token)) as u32;
@@ -88,13 +88,32 @@ impl Plan {
                 params.tokens = Divider::new(tokens);
                 params.units = params.sequences * tokens * self.units_per_token;
                 let blocks = params.units.div_ceil(self.threads);
-                // SAFETY: tensors, tables and positions are valid: a `Call` is made of `Args`, which consist of safe
-                // borrows that are still alive, or of parts for whose life on the stream the caller has vouched. The
-                // kernel was compiled for the call's spec and class.
-                unsafe { self.kernel.launch(stream, blocks, &params, call.angles) }?;
+                self.launch_blocks(stream, blocks, &params, call.angles)?;
             }
         }
         Ok(())
+    }
+
+    /// `params` are those of a [`Call`], or have no work.
+    #[allow(unsafe_code)]
+    fn launch_blocks(&self, stream: Stream<'_>, blocks: u32, params: &Params, angles: &AngleParams) -> Result<()> {
+        let args = [
+            std::ptr::from_ref(params).cast(),
+            std::ptr::from_ref(angles).cast(),
+            std::ptr::from_ref(&ShapeParams::NONE).cast(),
+        ];
+        // SAFETY: tensors, tables and positions are valid: a `Call` is made of `Args`, which consist of safe borrows that are
+        // still alive, or of parts for whose life on the stream the caller has vouched. The kernel was compiled for the
+        // call's spec and class. With no unit of work it reads and writes nothing.
+        unsafe { self.kernel.launch(stream, &Geometry::row(blocks, self.threads), &args) }
+    }
+}
+
+impl Plan {
+    /// Launches as many blocks as a call of `tokens` tokens has, which find no work.
+    pub fn launch_nothing(&self, stream: Stream<'_>, tokens: u64) -> Result<()> {
+        let blocks = (tokens * u64::from(self.units_per_token)).div_ceil(self.threads.into()) as u32;
+        self.launch_blocks(stream, blocks, &Params::default(), &AngleParams::NONE)
     }
 }
 

@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
 
-use crate::device::{AngleParams, Memory};
+use crate::device::Memory;
+use crate::families::rope::params::AngleParams;
 use crate::error::{Error, Result};
 use crate::rope::scaling::TableMode;
 use crate::rope::{DType, Layout};

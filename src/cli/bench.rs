@@ -208,7 +208,7 @@ impl Bench {
         }
         let (kernel_ns, copy_ns) = (median(&kernel_ns).unwrap_or(0.0), median(&copy_ns).unwrap_or(0.0));
         let host_us = host_time(engine, || works[0].apply_to(&rope, Stream::DEFAULT, in_place).map(|_| ()))?;
-        let bare = works[0].bare_launch(engine, &rope, head_major && tokens > 1)?;
+        let bare = works[0].bare_launch(&rope, head_major && tokens > 1)?;
         let bare_us = host_time(engine, bare)?;
         let serving = rope.serving(u64::from(batch) * u64::from(tokens), head_major && tokens > 1);
         let (landscape, tuning_ms) = landscape(engine, &chosen.spec, batch * tokens, head_major && tokens > 1)?;

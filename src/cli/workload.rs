@@ -6,9 +6,7 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use ropejit::args::{Args, CuSeqlens, Offsets, Operand, PositionIds, Positions, Tables, Tensor};
-use ropejit::device::{AngleParams, Memory, Params};
-use ropejit::jit::Class;
-use ropejit::jit::render::render;
+use ropejit::device::Memory;
 use ropejit::rope::scaling::{TableMode, cos_sin_table};
 use ropejit::rope::{Layout, reference};
 use ropejit::{Angles, DType, Engine, Error, ErrorKind, Origin, PositionForm, Result, Rope, RopeSpec, Stream};
@@ -215,23 +213,9 @@ impl Workload {
 
     /// A launch of the kernel that serves these tensors, without anything around it: as many blocks of it, which find no
     /// work.
-    pub fn bare_launch(
-        &self,
-        engine: &Engine,
-        rope: &Rope,
-        head_major: bool,
-    ) -> Result<impl Fn() -> Result<()> + use<>> {
+    pub fn bare_launch(&self, rope: &Rope, head_major: bool) -> Result<impl Fn() -> Result<()> + use<>> {
         let missing = || Error::new(ErrorKind::Device, "the kernel to launch is not loaded");
-        let serving = rope.serving((self.batch * self.tokens) as u64, head_major).ok_or_else(missing)?;
-        let class = Class::contiguous(&self.spec, head_major, true);
-        let source = render(engine.device().dialect(), &self.spec, class, serving.variant);
-        let kernel = engine.device().load(&engine.device().compile(&source)?, serving.variant)?;
-        let heads = (self.spec.num_heads + self.spec.num_kv_heads) as usize;
-        let pieces =
-            self.batch * self.tokens * heads * self.spec.head_dim as usize / 2 / usize::from(serving.variant.vec);
-        let blocks = pieces.div_ceil(usize::from(serving.variant.threads) * usize::from(serving.variant.heads)) as u32;
-        // SAFETY: with no unit of work a kernel reads and writes nothing.
-        Ok(move || unsafe { kernel.launch(Stream::DEFAULT, blocks, &Params::default(), &AngleParams::NONE) })
+        rope.bare_launch((self.batch * self.tokens) as u64, head_major).ok_or_else(missing)
     }
 
     /// The largest error against the f64 reference, and the largest that rounding to the dtype explains, over at most

@@ -1,36 +1,32 @@
 //! The processor as a device: the same templates, compiled by the system's C++ compiler into a shared library.
 //!
-//! Blocks are spread over all cores and a launch returns when they are done. Where there is no compiler, the reference in
-//! [`crate::rope::reference`] serves instead (see `Engine`).
+//! Blocks are spread over all cores and a launch returns when they are done. Beside its entry point, a text for this device
+//! has a function `ENTRY_blocks(args, geometry, first, last)`, which runs some blocks of a launch: `args` are pointers to the
+//! values of the parameters, `geometry` the blocks and threads in three dimensions each, and blocks are numbered x first.
 
 use std::alloc::Layout;
+use std::ffi::c_void;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use libloading::Library;
 use rayon::prelude::*;
 
-use super::host_reference::ReferenceKernel;
 use super::leftovers;
 use super::{
-    AngleParams, Binary, Device, Facts, FaultWord, Kernel, Measuring, Memory, Params, ShapeParams, Stream, TimedLaunch,
-    Timer, compile_error, range,
+    AheadOfTime, Binary, Device, Dialect, Facts, FaultWord, Geometry, Kernel, LaunchAttrs, Measuring, Memory, Source, Stream,
+    TimedLaunch, Timer, compile_error, range,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::jit::portable::Portable;
-use crate::jit::render::{Dialect, ENTRY, render_portable};
-use crate::jit::{Class, Variant};
-use crate::rope::RopeSpec;
 
 /// The processor.
 pub struct Host {
     facts: Facts,
-    /// Portable kernels that are compiled, where it was asked to have any.
-    portables: Option<Mutex<Vec<(Portable, Binary)>>>,
+    ahead_of_time: Option<AheadOfTime>,
 }
 
 impl Host {
@@ -54,14 +50,14 @@ impl Host {
             driver: String::new(),
             overlap: false,
         };
-        Self { facts, portables: None }
+        Self { facts, ahead_of_time: None }
     }
 
     /// Compiles portable kernels where it is asked for them. The crate ships none for processors: this is to try their
     /// text without a GPU.
     #[must_use]
     pub fn with_portable(mut self) -> Self {
-        self.portables = Some(Mutex::default());
+        self.ahead_of_time = Some(AheadOfTime::Text);
         self
     }
 }
@@ -129,10 +125,6 @@ impl Device for Host {
         Measuring { launches: (1, 64), sample_ns: 10e6, scratch_bytes: 64 << 20, slice_ns: 100e6 }
     }
 
-    fn fallback(&self, spec: &RopeSpec) -> Option<Arc<dyn Kernel>> {
-        Some(Arc::new(ReferenceKernel::new(spec)))
-    }
-
     /// The compiler's file with its size and time: asking it for its version would start a process at every look-up.
     fn compiler(&self) -> Result<String> {
         let file = find_compiler()?;
@@ -156,14 +148,14 @@ impl Device for Host {
         options
     }
 
-    fn compile(&self, source: &str) -> Result<Binary> {
+    fn compile(&self, source: &Source) -> Result<Binary> {
         let compiler = find_compiler()?;
         let io = |e| Error::io(&std::env::temp_dir(), "a folder to compile in cannot be used", e);
         leftovers::sweep_once();
         let folder = tempfile::Builder::new().prefix(leftovers::PREFIX).tempdir().map_err(io)?;
         let (text, library) = (folder.path().join(leftovers::SOURCE), folder.path().join(leftovers::LIBRARY));
-        fs_err::write(&text, source).map_err(io)?;
-        let options = self.compile_options();
+        fs_err::write(&text, &source.text).map_err(io)?;
+        let options = self.options_for(source);
         let output = Command::new(&compiler)
             .args(&options)
             .arg("-o")
@@ -173,32 +165,17 @@ impl Device for Host {
             .map_err(|e| Error::io(&compiler, "cannot be run", e))?;
         if !output.status.success() {
             let log = String::from_utf8_lossy(&output.stderr);
-            return Err(compile_error(&compiler.display().to_string(), &options, source, &log));
+            return Err(compile_error(&compiler.display().to_string(), &options, &source.text, &log));
         }
         Ok(Binary { ptx: Vec::new(), image: fs_err::read(&library).map_err(io)? })
     }
 
-    fn load(&self, binary: &Binary, _: Variant) -> Result<Arc<dyn Kernel>> {
-        load(binary, ShapeParams::default())
+    fn load(&self, binary: &Binary, entry: &str, _: &LaunchAttrs) -> Result<Arc<dyn Kernel>> {
+        load(binary, entry)
     }
 
-    fn has_portable(&self) -> bool {
-        self.portables.is_some()
-    }
-
-    fn portable(&self, spec: &RopeSpec, class: Class) -> Result<Option<(Arc<dyn Kernel>, Variant)>> {
-        let Some(portables) = &self.portables else { return Ok(None) };
-        let portable = Portable::of(spec, class);
-        let mut all = portables.lock().unwrap_or_else(PoisonError::into_inner);
-        let binary = match all.iter().find(|(p, _)| *p == portable) {
-            Some((_, binary)) => binary.clone(),
-            None => {
-                let binary = self.compile(&render_portable(Dialect::Host, &portable))?;
-                all.push((portable, binary.clone()));
-                binary
-            }
-        };
-        Ok(Some((load(&binary, ShapeParams::of(spec, class, portable.variant()))?, portable.variant())))
+    fn ahead_of_time(&self) -> Option<AheadOfTime> {
+        self.ahead_of_time
     }
 
     fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>> {
@@ -248,8 +225,8 @@ impl Device for Host {
     }
 }
 
-/// Loads a shared library; a portable kernel's gets its shape.
-pub(super) fn load(binary: &Binary, shape: ShapeParams) -> Result<Arc<dyn Kernel>> {
+/// Loads a shared library.
+fn load(binary: &Binary, entry: &str) -> Result<Arc<dyn Kernel>> {
     // The loader wants a file; once it is open its name is not needed.
     let io = |e| Error::io(&std::env::temp_dir(), "a kernel to load cannot be kept", e);
     let mut file = tempfile::Builder::new().prefix(leftovers::PREFIX).suffix(".so").tempfile().map_err(io)?;
@@ -258,32 +235,36 @@ pub(super) fn load(binary: &Binary, shape: ShapeParams) -> Result<Arc<dyn Kernel
     let refused = |e: libloading::Error| Error::new(ErrorKind::Device, format!("the loader refused a kernel: {e}"));
     // SAFETY: our own compiler made it, and a digest has vouched for it since; it has no initialisers.
     let library = unsafe { Library::new(path) }.map_err(refused)?;
-    // SAFETY: templates/host.h defines it with this type.
-    let entry = *unsafe { library.get::<HostEntry>(ENTRY.as_bytes()) }.map_err(refused)?;
-    Ok(Arc::new(HostKernel { entry, shape, _library: library }))
+    // SAFETY: a text for this device defines it with this type (see the module).
+    let run = *unsafe { library.get::<RunBlocks>(format!("{entry}_blocks").as_bytes()) }.map_err(refused)?;
+    Ok(Arc::new(HostKernel { run, _library: library }))
 }
 
 /// Runs blocks `first..last`.
-type HostEntry = unsafe extern "C" fn(
-    params: *const Params,
-    angles: *const AngleParams,
-    shape: *const ShapeParams,
-    first: u32,
-    last: u32,
-);
+type RunBlocks = unsafe extern "C" fn(args: *const *const c_void, geometry: *const u32, first: u32, last: u32);
 
 struct HostKernel {
-    entry: HostEntry,
-    shape: ShapeParams,
-    // Kept: the entry points into it.
+    run: RunBlocks,
+    // Kept: the function is in it.
     _library: Library,
 }
 
+/// The arguments of a launch, for all threads that run its blocks.
+struct Shared(*const *const c_void, [u32; 6]);
+
+// SAFETY: they are only read, and live until the launch returns.
+unsafe impl Sync for Shared {}
+
 impl Kernel for HostKernel {
-    unsafe fn launch(&self, _: Stream<'_>, blocks: u32, params: &Params, angles: &AngleParams) -> Result<()> {
+    unsafe fn launch(&self, _: Stream<'_>, geometry: &Geometry, args: &[*const c_void]) -> Result<()> {
+        let ([x, y, z], [tx, ty, tz]) = (geometry.grid, geometry.block);
+        let blocks = x.checked_mul(y).and_then(|xy| xy.checked_mul(z)).ok_or_else(|| {
+            Error::new(ErrorKind::Unsupported, format!("a grid of {x} × {y} × {z} blocks is too large for a processor"))
+        })?;
+        let shared = &Shared(args.as_ptr(), [x, y, z, tx, ty, tz]);
         let run = |first: u32, last: u32| {
             // SAFETY: this function's contract; threads of a launch write disjoint elements.
-            unsafe { (self.entry)(params, angles, &raw const self.shape, first, last) };
+            unsafe { (self.run)(shared.0, shared.1.as_ptr(), first, last) };
         };
         let chunk = blocks.div_ceil(4 * rayon::current_num_threads() as u32).max(16);
         if blocks <= chunk {

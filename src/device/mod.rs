@@ -8,12 +8,11 @@
 
 pub mod cuda;
 pub mod host;
-mod host_reference;
 mod leftovers;
 mod nvrtc;
-mod params;
 mod target;
 
+use std::ffi::c_void;
 use std::io::Write as _;
 use std::marker::PhantomData;
 use std::path::PathBuf;
@@ -22,12 +21,77 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::jit::render::Dialect;
-use crate::jit::{Abilities, Class, Variant};
-use crate::rope::RopeSpec;
-
-pub use params::{AngleParams, Divider, Params, ShapeParams, TensorParams};
 pub use target::Target;
+
+/// Which of the two kinds of device a text is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Dialect {
+    /// CUDA C++ for NVRTC.
+    Cuda,
+    /// C++ for the system's compiler.
+    Host,
+}
+
+/// What a device can do that bears on which kernels are legal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Abilities {
+    /// Which text it takes.
+    pub dialect: Dialect,
+    /// Programmatic dependent launch: compute capability 9.0 and CUDA 12.3, where graphs can hold such launches.
+    pub overlap: bool,
+}
+
+/// What code that was compiled ahead of time a device takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AheadOfTime {
+    /// Cubins of its architecture, else PTX.
+    Cubin,
+    /// PTX alone: to try it where there is no GPU that needs it.
+    Ptx,
+    /// None; the text is compiled when it is asked for: to try it without a GPU.
+    Text,
+}
+
+/// A kernel's source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// One flat text, without a header.
+    pub text: String,
+    /// The name of the entry point.
+    pub entry: String,
+    /// Compiler options beside the device's own; one of the same name takes the device's place.
+    pub options: Vec<String>,
+}
+
+/// What loading and launching a kernel needs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LaunchAttrs {
+    /// The kernel may start before the one ahead of it on the stream has ended (programmatic dependent launch): it waits
+    /// for that itself.
+    pub overlap: bool,
+    /// Bytes of dynamic shared memory that a launch asks for at most.
+    pub shared: u32,
+    /// What the family needs at each launch, as it likes: kept with the loaded kernel, and nothing to the device.
+    pub numbers: Box<[i64]>,
+}
+
+/// How many blocks of how many threads a launch has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+}
+
+impl Geometry {
+    /// `blocks` blocks of `threads` threads, in a row.
+    pub const fn row(blocks: u32, threads: u32) -> Self {
+        Self { grid: [blocks, 1, 1], block: [threads, 1, 1], shared: 0 }
+    }
+}
 
 /// What is known of a device.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -119,7 +183,7 @@ impl Stream<'static> {
     ///
     /// # Safety
     /// It is a stream of the engine's device, alive for as long as it is launched on.
-    pub const unsafe fn from_raw(stream: *mut std::ffi::c_void) -> Self {
+    pub const unsafe fn from_raw(stream: *mut c_void) -> Self {
         Self { raw: stream.cast(), recorder: None, lives: PhantomData }
     }
 }
@@ -139,12 +203,13 @@ impl<'a> From<&'a cudarc::driver::CudaStream> for Stream<'a> {
 
 /// A loaded kernel.
 pub trait Kernel: Send + Sync {
-    /// Launches `blocks` blocks of the kernel's threads on the stream. `angles` is for kernels that compute theirs.
+    /// Launches the kernel on the stream. Each of `args` points to the value of one of its parameters, in their order; more
+    /// than it has are not looked at.
     ///
     /// # Safety
-    /// Every address in `params` is valid on the device for all that the kernel reads and writes with these `params`,
-    /// until the stream has passed the launch.
-    unsafe fn launch(&self, stream: Stream<'_>, blocks: u32, params: &Params, angles: &AngleParams) -> Result<()>;
+    /// There is a value of the right type for each of the kernel's parameters. Every address in them is valid on the device
+    /// for all that the kernel reads and writes when it is launched so, until the stream has passed the launch.
+    unsafe fn launch(&self, stream: Stream<'_>, geometry: &Geometry, args: &[*const c_void]) -> Result<()>;
 }
 
 /// Memory of a device, freed when dropped.
@@ -209,19 +274,8 @@ pub trait Device: Send + Sync {
     /// How to measure on it.
     fn measuring(&self) -> Measuring;
 
-    /// Whether the crate ships kernels for all shapes that run on it.
-    fn has_portable(&self) -> bool {
-        false
-    }
-
-    /// A kernel for all shapes that the crate ships, with its geometry: it serves at once, with nothing compiled. `None`
-    /// where none is shipped for the device.
-    fn portable(&self, _spec: &RopeSpec, _class: Class) -> Result<Option<(Arc<dyn Kernel>, Variant)>> {
-        Ok(None)
-    }
-
-    /// What serves when nothing can be compiled.
-    fn fallback(&self, _spec: &RopeSpec) -> Option<Arc<dyn Kernel>> {
+    /// What code that was compiled ahead of time it takes, if any.
+    fn ahead_of_time(&self) -> Option<AheadOfTime> {
         None
     }
 
@@ -234,11 +288,21 @@ pub trait Device: Send + Sync {
     /// The compiler's options, in order.
     fn compile_options(&self) -> Vec<String>;
 
-    /// Compiles a source. May be called from several threads at once.
-    fn compile(&self, source: &str) -> Result<Binary>;
+    /// All options that a source is compiled with: the device's, but for those that the source names itself.
+    fn options_for(&self, source: &Source) -> Vec<String> {
+        let name = |option: &String| option.split('=').next().unwrap_or_default().to_owned();
+        let own: Vec<String> = source.options.iter().map(name).collect();
+        let mut all = self.compile_options();
+        all.retain(|option| !own.contains(&name(option)));
+        all.extend(source.options.iter().cloned());
+        all
+    }
 
-    /// Loads the compiled kernel of a variant.
-    fn load(&self, binary: &Binary, variant: Variant) -> Result<Arc<dyn Kernel>>;
+    /// Compiles a source. May be called from several threads at once.
+    fn compile(&self, source: &Source) -> Result<Binary>;
+
+    /// Loads a compiled kernel by the name of its entry point.
+    fn load(&self, binary: &Binary, entry: &str, attrs: &LaunchAttrs) -> Result<Arc<dyn Kernel>>;
 
     /// Allocates memory; its contents are undefined.
     fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>>;

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{Binary, Device, Facts, FaultWord, Kernel, Measuring, Memory, Stream, TimedLaunch, Timer, nvrtc::Nvrtc};
+use super::{
+    Binary, Device, Dialect, Facts, FaultWord, Kernel, LaunchAttrs, Measuring, Memory, Source, Stream, TimedLaunch, Timer,
+    nvrtc::Nvrtc,
+};
 use crate::error::{Error, ErrorKind, Result};
-use crate::jit::Variant;
-use crate::jit::render::Dialect;
 
 /// An architecture to compile for.
 pub struct Target {
@@ -46,10 +47,10 @@ impl Target {
 
     /// Compiles with options of the caller's behind the usual ones, and returns the compiler's log as well: for those
     /// who want to look at registers and spills.
-    pub fn compile_with(&self, source: &str, extra: &[&str]) -> Result<(Binary, String)> {
-        let mut all = options(&self.facts.arch);
+    pub fn compile_with(&self, source: &Source, extra: &[&str]) -> Result<(Binary, String)> {
+        let mut all = self.options_for(source);
         all.extend(extra.iter().map(|&e| e.to_owned()));
-        Nvrtc::get()?.compile(source, &all)
+        Nvrtc::get()?.compile(&source.text, &all)
     }
 
     fn absent<T>(&self) -> Result<T> {
@@ -83,11 +84,11 @@ impl Device for Target {
         options(&self.facts.arch)
     }
 
-    fn compile(&self, source: &str) -> Result<Binary> {
+    fn compile(&self, source: &Source) -> Result<Binary> {
         Ok(self.compile_with(source, &[])?.0)
     }
 
-    fn load(&self, _: &Binary, _: Variant) -> Result<Arc<dyn Kernel>> {
+    fn load(&self, _: &Binary, _: &str, _: &LaunchAttrs) -> Result<Arc<dyn Kernel>> {
         self.absent()
     }
 

@@ -15,7 +15,8 @@ use arc_swap::ArcSwapOption;
 
 use super::{Engine, Rope, Tuning, resolve};
 use crate::args::{Args, Made, Operand, Place, Positions, Tables, Tensor};
-use crate::device::{AngleParams, Memory};
+use crate::device::Memory;
+use crate::families::rope::params::AngleParams;
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::Bucket;
 use crate::rope::scaling::{RopeParameters, Scaling, TableMode};

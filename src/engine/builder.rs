@@ -189,7 +189,7 @@ impl Builder {
         let kernels =
             Kernels::new(Arc::clone(&device), Arc::clone(&store), Arc::clone(&counters), Arc::clone(&closing));
         let shared = Arc::new(Shared {
-            portable: !self.without_portable && device.has_portable(),
+            portable: !self.without_portable && crate::families::rope::ahead_of_time::serves(device.as_ref()),
             choices: Choices::new(Arc::clone(&store), Arc::clone(&counters), device.as_ref()),
             kernels,
             dialect: device.dialect(),
@@ -205,6 +205,7 @@ impl Builder {
             captured: AtomicU64::new(0),
             counters,
             angles: std::sync::Mutex::default(),
+            ahead_of_time: crate::families::rope::ahead_of_time::Loaded::default(),
             ropes: DashMap::new(),
             on_progress: self.on_progress,
         });

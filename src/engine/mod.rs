@@ -9,7 +9,7 @@ mod builder;
 mod choices;
 mod kernels;
 mod lock;
-mod pace;
+pub(crate) mod throttle;
 mod prewarm;
 mod priors;
 mod resolve;
@@ -144,6 +144,7 @@ struct Shared {
     ropes: DashMap<RopeSpec, Arc<RopeState>>,
     /// Tables of parameters: few, and looked for by comparing.
     angles: Mutex<Vec<Arc<angles::Kept>>>,
+    ahead_of_time: crate::families::rope::ahead_of_time::Loaded,
     on_progress: Option<OnProgress>,
 }
 
@@ -371,6 +372,15 @@ impl Rope {
         let class = Class::contiguous(&self.state.spec, head_major, true);
         let plan = self.state.slot(Bucket::of(tokens), class).plan.load_full()?;
         Some(Serving { variant: plan.variant, origin: plan.origin, tuned: plan.tuned, prior: plan.prior })
+    }
+
+    /// A launch of the kernel that serves such tensors, without anything around it, to be timed: as many blocks, which find
+    /// no work. `None` if none is loaded.
+    #[doc(hidden)]
+    pub fn bare_launch(&self, tokens: u64, head_major: bool) -> Option<impl Fn() -> Result<()> + use<>> {
+        let class = Class::contiguous(&self.state.spec, head_major, true);
+        let plan = self.state.slot(Bucket::of(tokens), class).plan.load_full()?;
+        Some(move || plan.launch_nothing(Stream::DEFAULT, tokens))
     }
 
     /// Reports a token whose position lay outside the table in an earlier call. Such a token became NaN; the error stays

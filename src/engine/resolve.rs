@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use super::kernels::Loaded;
-use super::pace::Pace;
+use super::throttle::Throttle;
 use super::{BUDGET, Engine, Rope, RopeState, Shared, Tuning, lock, priors, turn};
 use crate::device::Stream;
 use crate::error::{Error, ErrorKind, Result};
@@ -72,14 +72,14 @@ pub(super) fn settle(
     bucket: Bucket,
     class: Class,
     since: Instant,
-    pace: &Pace<'_>,
+    throttle: &Throttle<'_>,
 ) -> Result<Option<Plan>> {
     let decided = lock::decides(shared, &state.spec, bucket, class);
     match chosen(shared, &state.spec, bucket, class, Tuning::Background, true) {
         Ok(Some(plan)) if is_settled(shared, &plan) || decided => Ok(Some(plan)),
         Err(e) if decided => Err(e),
         // A default that cannot be made again is no reason not to look for a better one.
-        _ => turn::tune_in_slices(shared, state, class, bucket, since, pace),
+        _ => turn::tune_in_slices(shared, state, class, bucket, since, throttle),
     }
 }
 
@@ -182,7 +182,7 @@ fn portable(shared: &Shared, spec: &RopeSpec, class: Class) -> Option<Plan> {
     if !shared.portable {
         return None;
     }
-    match shared.device.portable(spec, class) {
+    match shared.ahead_of_time.get(shared.device.as_ref(), spec, class) {
         Ok(Some((kernel, variant))) => {
             shared.counters.embedded_hits.add();
             Some(Plan::new(spec, class, variant, kernel, Origin::Embedded, false))
@@ -231,7 +231,8 @@ fn in_its_place(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: Class, 
         shared.counters.warn_once(format!("not tuned, the kernel for all shapes serves: {e}"));
         return Ok(plan);
     }
-    let Some(kernel) = shared.device.fallback(spec) else { return Err(e) };
+    let reference = || Arc::new(crate::families::rope::reference_kernel::ReferenceKernel::new(spec)) as Arc<dyn crate::device::Kernel>;
+    let Some(kernel) = (shared.dialect == crate::device::Dialect::Host).then(reference) else { return Err(e) };
     shared.counters.warn_once(format!("no kernel can be had, the slow reference serves: {e}"));
     let default = default_variant(shared, spec, class, bucket);
     Ok(Plan::new(spec, class, default, kernel, Origin::Reference, false))

@@ -2,9 +2,10 @@
 
 use std::borrow::Cow;
 
-use super::pace::Pace;
+use super::throttle::Throttle;
 use crate::args::{Args, CuSeqlens, Made, Offsets, Operand, Place, PositionIds, Positions, Tables, Tensor};
-use crate::device::{AngleParams, Device, Memory, Stream};
+use crate::device::{Device, Memory, Stream};
+use crate::families::rope::params::AngleParams;
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::{Bucket, Class};
 use crate::plan::{Call, Plan};
@@ -83,11 +84,11 @@ impl Scratch {
         class: Class,
         bucket: Bucket,
         fault: u64,
-        pace: &Pace<'_>,
+        throttle: &Throttle<'_>,
     ) -> Result<Self> {
         let limit = room(device, spec, bucket)?;
         let per_token = bytes_per_token(spec);
-        let launch = pace.launch_bytes(device.facts(), &device.measuring());
+        let launch = throttle.launch_bytes(device.facts(), &device.measuring());
         let tokens = bucket.tokens().min(limit / (2 * per_token)).min((launch / per_token).max(1));
         let head = tokens as usize * spec.head_dim as usize * spec.dtype.size();
         let aligned = |bytes: usize| bytes.next_multiple_of(if bytes < 1 << 20 { SMALL_STARTS } else { LARGE_STARTS });
@@ -95,19 +96,19 @@ impl Scratch {
         let half = k_starts + aligned(head * spec.num_kv_heads as usize);
         let wanted = (PAST_CACHE * device.facts().l2_bytes).div_ceil(2 * half as u64).max(2);
         let sets = wanted.min(MAX_SETS).min((limit / (2 * half as u64)).max(1)) as usize;
-        let data = pace.slice(|| device.alloc(sets * 2 * half))?;
+        let data = throttle.slice(|| device.alloc(sets * 2 * half))?;
         let width = spec.table_width() as usize;
         let table_bytes = 2 * (tokens as usize * width * spec.table.dtype.size()).next_multiple_of(256);
-        let tables = pace.slice(|| device.alloc(table_bytes))?;
+        let tables = throttle.slice(|| device.alloc(table_bytes))?;
         let mut noise = Noise(0x9e37_79b9_7f4a_7c15);
-        fill(device, data.as_ref(), spec.dtype, &mut noise, pace)?;
-        fill(device, tables.as_ref(), spec.table.dtype, &mut noise, pace)?;
+        fill(device, data.as_ref(), spec.dtype, &mut noise, throttle)?;
+        fill(device, tables.as_ref(), spec.table.dtype, &mut noise, throttle)?;
         let angles = engine_angles(spec, tables.as_ref())?;
         let ids = position_numbers(spec, tokens as usize);
         let ids = ids
             .map(|bytes| {
-                let memory = pace.slice(|| device.alloc(bytes.len()))?;
-                upload(memory.as_ref(), 0, &bytes, pace)?;
+                let memory = throttle.slice(|| device.alloc(bytes.len()))?;
+                upload(memory.as_ref(), 0, &bytes, throttle)?;
                 Ok::<_, Error>(memory)
             })
             .transpose()?;
@@ -185,7 +186,7 @@ impl Scratch {
     }
 
     /// Launches `plan` on a few tokens and returns all bits of its output; what it does not write stays poisoned.
-    pub fn run_small(&self, device: &dyn Device, plan: &Plan, pace: &Pace<'_>) -> Result<Vec<u8>> {
+    pub fn run_small(&self, device: &dyn Device, plan: &Plan, throttle: &Throttle<'_>) -> Result<Vec<u8>> {
         let tokens = self.tokens.min(COMPARED as u64) as usize;
         let two = tokens >= 2 && self.spec.positions != PositionForm::CuSeqlens;
         let (batch, per_sequence) = if two { (2, tokens / 2) } else { (1, tokens) };
@@ -200,15 +201,15 @@ impl Scratch {
             if self.in_place() {
                 noise.fill(self.spec.dtype, output);
             }
-            upload(self.data.as_ref(), *at, output, pace)?;
+            upload(self.data.as_ref(), *at, output, throttle)?;
         }
-        pace.slice(|| {
+        throttle.slice(|| {
             self.launch(plan, device.stream(), 0, batch, per_sequence)?;
             device.wait()
         })?;
         for ((at, _), output) in parts.iter().zip(&mut outputs) {
             for (i, piece) in output.chunks_mut(HOST_PIECE).enumerate() {
-                pace.slice(|| self.data.download(*at + i * HOST_PIECE, piece))?;
+                throttle.slice(|| self.data.download(*at + i * HOST_PIECE, piece))?;
             }
         }
         Ok(outputs.concat())
@@ -245,14 +246,14 @@ fn position_numbers(spec: &RopeSpec, tokens: usize) -> Option<Vec<u8>> {
 }
 
 /// Fills memory with random values: a block from the host, copied on over the rest by the device.
-fn fill(device: &dyn Device, memory: &dyn Memory, dtype: DType, noise: &mut Noise, pace: &Pace<'_>) -> Result<()> {
+fn fill(device: &dyn Device, memory: &dyn Memory, dtype: DType, noise: &mut Noise, throttle: &Throttle<'_>) -> Result<()> {
     let mut block = vec![0; memory.bytes().min(HOST_PIECE)];
     noise.fill(dtype, &mut block);
-    upload(memory, 0, &block, pace)?;
+    upload(memory, 0, &block, throttle)?;
     let mut done = block.len();
     while done < memory.bytes() {
         let part = done.min(memory.bytes() - done).min(DEVICE_PIECE);
-        pace.slice(|| {
+        throttle.slice(|| {
             device.copy((memory, done), (memory, 0), part, device.stream())?;
             device.wait()
         })?;
@@ -261,11 +262,11 @@ fn fill(device: &dyn Device, memory: &dyn Memory, dtype: DType, noise: &mut Nois
     Ok(())
 }
 
-fn upload(memory: &dyn Memory, at: usize, bytes: &[u8], pace: &Pace<'_>) -> Result<()> {
+fn upload(memory: &dyn Memory, at: usize, bytes: &[u8], throttle: &Throttle<'_>) -> Result<()> {
     bytes
         .chunks(HOST_PIECE)
         .enumerate()
-        .try_for_each(|(i, piece)| pace.slice(|| memory.upload(at + i * HOST_PIECE, piece)))
+        .try_for_each(|(i, piece)| throttle.slice(|| memory.upload(at + i * HOST_PIECE, piece)))
 }
 
 /// Repeatable values between −2 and 2 (xorshift64, Marsaglia 2003).

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::kernels::Loaded;
-use super::pace::{Pace, cancelled};
+use super::throttle::{Throttle, cancelled};
 use super::scratch::{Scratch, bytes_per_token};
 use super::{Progress, RopeState, Shared, priors};
 use crate::device::{Stream, Timer};
@@ -24,7 +24,7 @@ pub(super) fn tune(
     class: Class,
     bucket: Bucket,
     budget: Duration,
-    pace: &Pace<'_>,
+    throttle: &Throttle<'_>,
 ) -> Result<Plan> {
     let started = Instant::now();
     let spec = &state.spec;
@@ -38,7 +38,7 @@ pub(super) fn tune(
         }
         _ => (variants.iter().map(|&v| Candidate::new(v)).collect(), bucket.tokens()),
     };
-    let kernels = compile_all(shared, state, class, bucket, &mut candidates, pace);
+    let kernels = compile_all(shared, state, class, bucket, &mut candidates, throttle);
     let facts = shared.device.facts();
     let record = Record {
         prior,
@@ -47,12 +47,12 @@ pub(super) fn tune(
         compiler,
         ..Record::new(tokens, candidates)
     };
-    let plan = if pace.cancelled() {
+    let plan = if throttle.cancelled() {
         Err(cancelled())
     } else {
-        measure(shared, state, class, bucket, budget, pace, &kernels, record, started)
+        measure(shared, state, class, bucket, budget, throttle, &kernels, record, started)
     };
-    release(shared, kernels, pace);
+    release(shared, kernels, throttle);
     plan
 }
 
@@ -64,20 +64,20 @@ fn measure(
     class: Class,
     bucket: Bucket,
     budget: Duration,
-    pace: &Pace<'_>,
+    throttle: &Throttle<'_>,
     kernels: &[Option<Loaded>],
     mut record: Record,
     started: Instant,
 ) -> Result<Plan> {
     let spec = &state.spec;
-    let mut run = Run::prepare(shared, state, class, bucket, kernels, &mut record, pace)?;
+    let mut run = Run::prepare(shared, state, class, bucket, kernels, &mut record, throttle)?;
     run.started = started;
     let live: Vec<bool> = run.timers.iter().map(Option::is_some).collect();
     let samples = run.record.candidates.iter().map(|c| c.samples_ns.clone()).collect();
     let policy = Policy { budget, ..Policy::default() };
     let outcome = search(&mut run, samples, &live, &policy);
     drop(run);
-    if pace.cancelled() {
+    if throttle.cancelled() {
         return Err(cancelled()); // what was measured is kept
     }
     let outcome = outcome.ok_or_else(|| {
@@ -100,8 +100,8 @@ fn measure(
         "{spec}, {} tokens: '{variant}' in {:?}, of that rested {:?}; longest slice {:?}",
         bucket.tokens(),
         started.elapsed(),
-        pace.rested(),
-        pace.longest()
+        throttle.rested(),
+        throttle.longest()
     );
     shared.choices.write(spec, bucket, class, record, true);
     if tuned {
@@ -115,7 +115,7 @@ fn measure(
 }
 
 /// Unloads the candidates that no plan uses: one at a time, since the driver may wait for the device.
-fn release(shared: &Shared, kernels: Vec<Option<Loaded>>, pace: &Pace<'_>) {
+fn release(shared: &Shared, kernels: Vec<Option<Loaded>>, throttle: &Throttle<'_>) {
     let artifacts: Vec<_> = kernels.iter().flatten().map(|loaded| loaded.artifact).collect();
     drop(kernels);
     for loser in shared.kernels.take_unused(&artifacts) {
@@ -123,7 +123,7 @@ fn release(shared: &Shared, kernels: Vec<Option<Loaded>>, pace: &Pace<'_>) {
             drop(loser);
             Ok(())
         };
-        if pace.slice(unload).is_err() {
+        if throttle.slice(unload).is_err() {
             return; // cancelled, and the rest goes with the engine
         }
     }
@@ -136,13 +136,13 @@ fn compile_all(
     class: Class,
     bucket: Bucket,
     candidates: &mut [Candidate],
-    pace: &Pace<'_>,
+    throttle: &Throttle<'_>,
 ) -> Vec<Option<Loaded>> {
     let total = candidates.len();
     let results: Vec<Mutex<Option<Result<Loaded>>>> = (0..total).map(|_| Mutex::new(None)).collect();
     let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let threads = if pace.in_slices() { cores.div_ceil(2) } else { cores }.min(total);
+    let threads = if throttle.in_slices() { cores.div_ceil(2) } else { cores }.min(total);
     let wanted: Vec<_> = candidates.iter().map(|c| (c.variant, c.artifact)).collect();
     std::thread::scope(|scope| {
         for _ in 0..threads {
@@ -189,7 +189,7 @@ struct Run<'a> {
     timers: Vec<Option<Box<dyn Timer>>>,
     started: Instant,
     saved: Instant,
-    pace: &'a Pace<'a>,
+    throttle: &'a Throttle<'a>,
 }
 
 impl<'a> Run<'a> {
@@ -200,11 +200,11 @@ impl<'a> Run<'a> {
         bucket: Bucket,
         kernels: &[Option<Loaded>],
         record: &'a mut Record,
-        pace: &'a Pace<'a>,
+        throttle: &'a Throttle<'a>,
     ) -> Result<Self> {
         let device = shared.device.as_ref();
         let spec = &state.spec;
-        let scratch = Arc::new(Scratch::new(device, spec, class, bucket, state.fault.address(), pace)?);
+        let scratch = Arc::new(Scratch::new(device, spec, class, bucket, state.fault.address(), throttle)?);
         let mut plans: Vec<Option<Arc<Plan>>> = Vec::new();
         let mut expected: Option<Vec<u8>> = None;
         for (candidate, loaded) in record.candidates.iter_mut().zip(kernels) {
@@ -213,9 +213,9 @@ impl<'a> Run<'a> {
                 continue;
             };
             let plan = Plan::new(spec, class, candidate.variant, kernel, Origin::Tuned, true);
-            let output = match scratch.run_small(device, &plan, pace) {
+            let output = match scratch.run_small(device, &plan, throttle) {
                 Ok(output) => output,
-                Err(e) if pace.cancelled() => return Err(e),
+                Err(e) if throttle.cancelled() => return Err(e),
                 Err(e) => {
                     candidate.dropped = Some(e.to_string());
                     plans.push(None);
@@ -237,7 +237,7 @@ impl<'a> Run<'a> {
             let what = format!("the default variant does not run: {why}");
             return Err(Error::new(ErrorKind::Device, what).subject_is(spec.to_string()));
         };
-        let sizes = Sizes::find(shared, &scratch, default, pace)?;
+        let sizes = Sizes::find(shared, &scratch, default, throttle)?;
         if sizes.tokens != record.tokens {
             // Samples of an earlier run that had more memory, or was in more of a hurry.
             record.candidates.iter_mut().for_each(|c| c.samples_ns.clear());
@@ -246,15 +246,15 @@ impl<'a> Run<'a> {
         record.bytes = sizes.tokens * bytes_per_token(spec);
         let mut timers = Vec::new();
         for (candidate, plan) in record.candidates.iter_mut().zip(&plans) {
-            let timer = plan.as_ref().map(|plan| sizes.timer_that_fits(shared, &scratch, plan, pace)).transpose()?;
+            let timer = plan.as_ref().map(|plan| sizes.timer_that_fits(shared, &scratch, plan, throttle)).transpose()?;
             if timer.as_ref().is_some_and(Option::is_none) {
                 candidate.dropped = Some("takes more than twice the default's time".into());
             }
             timers.push(timer.flatten());
         }
-        record.copy_ns = Some(copy_ns(shared, &scratch, sizes, pace)?);
+        record.copy_ns = Some(copy_ns(shared, &scratch, sizes, throttle)?);
         let now = Instant::now();
-        Ok(Self { shared, state, class, bucket, record, timers, started: now, saved: now, pace })
+        Ok(Self { shared, state, class, bucket, record, timers, started: now, saved: now, throttle })
     }
 }
 
@@ -267,21 +267,21 @@ struct Sizes {
 
 impl Sizes {
     /// Enough launches to be told from noise. In slices, few enough tokens and launches to fit one.
-    fn find(shared: &Shared, scratch: &Arc<Scratch>, default: &Arc<Plan>, pace: &Pace<'_>) -> Result<Self> {
+    fn find(shared: &Shared, scratch: &Arc<Scratch>, default: &Arc<Plan>, throttle: &Throttle<'_>) -> Result<Self> {
         let measuring = shared.device.measuring();
         let probe = |tokens| {
-            if pace.in_slices() {
-                return one_launch(shared, scratch, default, tokens, pace);
+            if throttle.in_slices() {
+                return one_launch(shared, scratch, default, tokens, throttle);
             }
             let sizes = Self { tokens, launches: measuring.launches.0 };
-            timer(shared, scratch, default, sizes, pace)?.sample().map(|ns| ns.max(1.0))
+            timer(shared, scratch, default, sizes, throttle)?.sample().map(|ns| ns.max(1.0))
         };
         let mut ns = probe(scratch.tokens)?;
-        let tokens = pace.tokens(&measuring, scratch.tokens, ns);
+        let tokens = throttle.tokens(&measuring, scratch.tokens, ns);
         if tokens < scratch.tokens {
             ns = probe(tokens)?;
         }
-        Ok(Self { tokens, launches: pace.launches(&measuring, ns) })
+        Ok(Self { tokens, launches: throttle.launches(&measuring, ns) })
     }
 
     /// A candidate's timer; `None` where a sample of it would not fit a slice, of which the default takes half at most.
@@ -290,22 +290,22 @@ impl Sizes {
         shared: &Shared,
         scratch: &Arc<Scratch>,
         plan: &Arc<Plan>,
-        pace: &Pace<'_>,
+        throttle: &Throttle<'_>,
     ) -> Result<Option<Box<dyn Timer>>> {
-        if pace.in_slices() && self.launches > 1 {
-            let ns = one_launch(shared, scratch, plan, self.tokens, pace)?;
+        if throttle.in_slices() && self.launches > 1 {
+            let ns = one_launch(shared, scratch, plan, self.tokens, throttle)?;
             if ns * self.launches as f64 > shared.device.measuring().slice_ns {
                 return Ok(None);
             }
         }
-        timer(shared, scratch, plan, self, pace).map(Some)
+        timer(shared, scratch, plan, self, throttle).map(Some)
     }
 }
 
 /// The time of a launch by itself: the least of some, since others may come between.
-fn one_launch(shared: &Shared, scratch: &Arc<Scratch>, plan: &Arc<Plan>, tokens: u64, pace: &Pace<'_>) -> Result<f64> {
-    let mut timer = timer(shared, scratch, plan, Sizes { tokens, launches: 1 }, pace)?;
-    (0..5).try_fold(f64::INFINITY, |least, _| Ok(pace.slice(|| timer.sample())?.min(least).max(1.0)))
+fn one_launch(shared: &Shared, scratch: &Arc<Scratch>, plan: &Arc<Plan>, tokens: u64, throttle: &Throttle<'_>) -> Result<f64> {
+    let mut timer = timer(shared, scratch, plan, Sizes { tokens, launches: 1 }, throttle)?;
+    (0..5).try_fold(f64::INFINITY, |least, _| Ok(throttle.slice(|| timer.sample())?.min(least).max(1.0)))
 }
 
 /// A timer, warm: making it has run its launches once.
@@ -314,37 +314,37 @@ fn timer(
     scratch: &Arc<Scratch>,
     plan: &Arc<Plan>,
     Sizes { tokens, launches }: Sizes,
-    pace: &Pace<'_>,
+    throttle: &Throttle<'_>,
 ) -> Result<Box<dyn Timer>> {
     let (plan, scratch) = (Arc::clone(plan), Arc::clone(scratch));
     let launch = move |i, stream: Stream<'_>| scratch.launch(&plan, stream, i, 1, tokens as usize);
-    pace.slice(|| shared.device.timer(launches, Box::new(launch)))
+    throttle.slice(|| shared.device.timer(launches, Box::new(launch)))
 }
 
 /// The median time of a device-to-device copy of as many bytes.
-fn copy_ns(shared: &Shared, scratch: &Arc<Scratch>, Sizes { tokens, launches }: Sizes, pace: &Pace<'_>) -> Result<f64> {
+fn copy_ns(shared: &Shared, scratch: &Arc<Scratch>, Sizes { tokens, launches }: Sizes, throttle: &Throttle<'_>) -> Result<f64> {
     let (device, scratch) = (Arc::clone(&shared.device), Arc::clone(scratch));
     let copy = move |i, stream: Stream<'_>| scratch.copy(device.as_ref(), stream, i, tokens);
-    let mut timer = pace.slice(|| shared.device.timer(launches, Box::new(copy)))?;
-    let samples = (0..5).map(|_| pace.slice(|| timer.sample())).collect::<Result<Vec<_>>>()?;
+    let mut timer = throttle.slice(|| shared.device.timer(launches, Box::new(copy)))?;
+    let samples = (0..5).map(|_| throttle.slice(|| timer.sample())).collect::<Result<Vec<_>>>()?;
     Ok(crate::tune::median(&samples).unwrap_or(0.0))
 }
 
 impl Measure for Run<'_> {
     fn sample(&mut self, index: usize) -> Result<f64, String> {
         match &mut self.timers[index] {
-            Some(timer) => self.pace.slice(|| timer.sample()).map_err(|e| e.to_string()),
+            Some(timer) => self.throttle.slice(|| timer.sample()).map_err(|e| e.to_string()),
             None => Err("it was not loaded".into()),
         }
     }
 
     /// Without rests: the budget is for measuring.
     fn now(&self) -> Duration {
-        self.started.elapsed().saturating_sub(self.pace.rested())
+        self.started.elapsed().saturating_sub(self.throttle.rested())
     }
 
     fn stopped(&self) -> bool {
-        self.pace.cancelled()
+        self.throttle.cancelled()
     }
 
     fn round_done(&mut self, samples: &[Vec<f64>]) -> bool {

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use super::pace::{Pace, cancelled};
+use super::throttle::{Throttle, cancelled};
 use super::{BUDGET, RopeState, Shared, priors, resolve, scratch, tuning};
 use crate::error::Result;
 use crate::jit::{Bucket, Class};
@@ -33,7 +33,7 @@ pub(super) fn tune(shared: &Shared, state: &RopeState, class: Class, bucket: Buc
     if waited {
         shared.counters.waited.add();
     }
-    follow(shared, state, class, bucket, budget, &Pace::full(), flight.ok_or_else(cancelled)?)
+    follow(shared, state, class, bucket, budget, &Throttle::full(), flight.ok_or_else(cancelled)?)
 }
 
 /// As [`tune`], in slices and without waiting: `None` while another process tunes the same, and has for not too long since
@@ -44,7 +44,7 @@ pub(super) fn tune_in_slices(
     class: Class,
     bucket: Bucket,
     since: Instant,
-    pace: &Pace<'_>,
+    throttle: &Throttle<'_>,
 ) -> Result<Option<Plan>> {
     if let Some(plan) = priors::take(shared, &state.spec, bucket, class) {
         return Ok(Some(plan));
@@ -53,7 +53,7 @@ pub(super) fn tune_in_slices(
     let (wanted, patience) = ((Kind::Choice, key), BACKGROUND * (BUDGET + PATIENCE));
     let settled = || shared.choices.is_settled(key, shared.priors.is_on());
     let flight = flight::attempt(shared.store.as_ref(), wanted, since, patience, settled);
-    flight.map(|flight| follow(shared, state, class, bucket, BUDGET, pace, flight)).transpose()
+    flight.map(|flight| follow(shared, state, class, bucket, BUDGET, throttle, flight)).transpose()
 }
 
 fn follow(
@@ -62,7 +62,7 @@ fn follow(
     class: Class,
     bucket: Bucket,
     budget: Duration,
-    pace: &Pace<'_>,
+    throttle: &Throttle<'_>,
     flight: Flight,
 ) -> Result<Plan> {
     let _turn = match flight {
@@ -75,5 +75,5 @@ fn follow(
     };
     // Before candidates are compiled for nothing.
     scratch::room(shared.device.as_ref(), &state.spec, bucket)?;
-    tuning::tune(shared, state, class, bucket, budget, pace)
+    tuning::tune(shared, state, class, bucket, budget, throttle)
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::pace::{Beside, Pace};
+use super::throttle::{Beside, Throttle};
 use super::{RopeState, Shared, resolve};
 use crate::device::Stream;
 use crate::error::ErrorKind;
@@ -153,7 +153,7 @@ fn try_job(shared: &Shared, mut job: Job) -> Option<Job> {
     let service = Service { shared };
     let now = Instant::now();
     let since = job.taken.unwrap_or(now);
-    match resolve::settle(shared, &job.state, job.bucket, job.class, since, &Pace::slices(&service)) {
+    match resolve::settle(shared, &job.state, job.bucket, job.class, since, &Throttle::slices(&service)) {
         Ok(Some(plan)) => job.state.serve(job.bucket, job.class, Arc::new(plan)),
         Ok(None) => {
             if job.taken.is_none() {

@@ -75,7 +75,7 @@ impl Device for Fake {
         Ok(Binary { ptx: source.as_bytes().to_vec(), image: vec![0] })
     }
     fn load(&self, _: &Binary, _: Variant) -> Result<Arc<dyn Kernel>> {
-        self.host.fallback(&self.spec).ok_or_else(crate::engine::pace::cancelled)
+        self.host.fallback(&self.spec).ok_or_else(crate::engine::throttle::cancelled)
     }
     fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>> {
         self.host.alloc(bytes)

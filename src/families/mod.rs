@@ -1,3 +1,4 @@
-//! Kernel families: each says what its kernels are, and the service does the rest.
+//! The families of kernels that the service serves.
 
+pub mod rope;
 pub mod template;

@@ -7,20 +7,13 @@ use sha2::{Digest, Sha256};
 
 use super::portable::Portable;
 use super::variant::{Class, Variant};
+pub use crate::device::Dialect;
+use crate::device::Source;
 use crate::rope::scaling::{Mrope, TableMode};
 use crate::rope::{DType, Direction, PairStyle, PositionForm, RopeSpec, Rounding};
 
 /// The name of every kernel's entry point.
 pub const ENTRY: &str = "rope_kernel";
-
-/// Which of the two kinds of device the text is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Dialect {
-    /// CUDA C++ for NVRTC.
-    Cuda,
-    /// C++ for the system's compiler.
-    Host,
-}
 
 const PARAMS: &str = include_str!("../../templates/params.h");
 const CUDA: &str = include_str!("../../templates/cuda.h");
@@ -40,6 +33,18 @@ pub fn templates_digest() -> &'static str {
         super::key::hex(&hasher.finalize())
     });
     &DIGEST
+}
+
+/// What makes the blocks of a kernel run on the host device, which hands over pointers to the values of its parameters.
+const HOST_BLOCKS: &str = r#"
+extern "C" void rope_kernel_blocks(const void* const* args, const u32*, u32 first, u32 last) {
+    rope_kernel((const RopeParams*)args[0], (const RopeAngles*)args[1], (const RopeShape*)args[2], first, last);
+}
+"#;
+
+/// A kernel's text as a device takes it.
+pub fn source(text: String) -> Source {
+    Source { text, entry: ENTRY.to_owned(), options: Vec::new() }
 }
 
 /// The complete source of one kernel.
@@ -125,6 +130,9 @@ fn assemble(dialect: Dialect, prelude: &[(&str, &dyn std::fmt::Display)]) -> Str
     for (name, body) in [("params.h", PARAMS), device, ("numeric.h", NUMERIC), ("angles.h", ANGLES), ("rope.h", ROPE)] {
         let _ = writeln!(text, "#line 1 \"templates/{name}\"");
         text.push_str(body);
+    }
+    if dialect == Dialect::Host {
+        text.push_str(HOST_BLOCKS);
     }
     text
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::render::Dialect;
+pub use crate::device::{Abilities, Dialect};
 use crate::error::{Error, Result};
 use crate::rope::{DType, PairStyle, RopeSpec};
 
@@ -168,15 +168,6 @@ impl fmt::Display for Variant {
         }
         Ok(())
     }
-}
-
-/// What a device can do that bears on which variants are legal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Abilities {
-    /// Which text it takes.
-    pub dialect: Dialect,
-    /// Programmatic dependent launch: compute capability 9.0 and CUDA 12.3, where graphs can hold such launches.
-    pub overlap: bool,
 }
 
 /// The legal variants for a spec, class and bucket on a device; the first is the default.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::driver::{result, sys};
 
 use super::{Context, OwnStream, failed};
-use crate::device::{Stream, TimedLaunch, Timer};
+use crate::device::{Geometry, Stream, TimedLaunch, Timer};
 use crate::error::Result;
 
 /// Takes launches and copies instead of a stream, each after the one before.
@@ -37,20 +37,21 @@ impl Recorder {
     pub(in crate::device) fn kernel(
         &self,
         function: sys::CUfunction,
-        (blocks, threads): (u32, u32),
-        arguments: &mut [*mut c_void],
+        geometry: &Geometry,
+        arguments: *mut *mut c_void,
         overlap: bool,
     ) -> Result<()> {
+        let ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]) = (geometry.grid, geometry.block);
         let params = sys::CUDA_KERNEL_NODE_PARAMS {
             func: function,
-            gridDimX: blocks,
-            gridDimY: 1,
-            gridDimZ: 1,
-            blockDimX: threads,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: 0,
-            kernelParams: arguments.as_mut_ptr(),
+            gridDimX: grid_x,
+            gridDimY: grid_y,
+            gridDimZ: grid_z,
+            blockDimX: block_x,
+            blockDimY: block_y,
+            blockDimZ: block_z,
+            sharedMemBytes: geometry.shared,
+            kernelParams: arguments,
             extra: std::ptr::null_mut(),
             kern: std::ptr::null_mut(),
             ctx: self.context,

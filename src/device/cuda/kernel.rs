@@ -1,71 +1,32 @@
 //! Loaded kernels and their launch.
 
-use std::ffi::{CString, c_uint, c_void};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::ffi::{CString, c_void};
+use std::sync::Arc;
 
 use cudarc::driver::{result, sys};
 
 use super::{Context, failed};
-use crate::device::{AngleParams, Binary, Kernel, Params, ShapeParams, Stream};
+use crate::device::{Binary, Geometry, Kernel, LaunchAttrs, Stream};
 use crate::error::{Error, ErrorKind, Result};
-use crate::jit::portable::Portable;
-use crate::jit::render::ENTRY;
-use crate::jit::{Class, Variant};
-use crate::rope::RopeSpec;
+
+/// Dynamic shared memory that a kernel may ask for without saying so when it is loaded.
+const USUAL_SHARED: u32 = 48 << 10;
 
 /// Loads a compiled kernel: its cubin, else its PTX.
-pub(super) fn load(context: &Arc<Context>, binary: &Binary, variant: Variant) -> Result<Arc<dyn Kernel>> {
+pub(super) fn load(context: &Arc<Context>, binary: &Binary, entry: &str, attrs: &LaunchAttrs) -> Result<Arc<dyn Kernel>> {
     let _aside = context.aside()?;
-    let raw = load_image(&binary.image).or_else(|refused| {
-        // A cubin of another architecture or a newer toolkit: the driver can still compile the PTX.
-        tracing::debug!("the driver refused the cubin ({refused}), loading its PTX");
-        load_image(&binary.ptx).map_err(|e| {
-            Error::new(ErrorKind::Device, format!("the driver refused the cubin ({refused}) and the PTX ({e})"))
-        })
-    })?;
-    let module = Module::new(raw, context)?;
-    Ok(Arc::new(CudaKernel::new(&Arc::new(module), variant, ShapeParams::default())))
-}
-
-/// The portable kernels of a GPU: those that are loaded are few, and shared by all specs.
-pub(super) struct Portables {
-    /// Whose code is taken; `None` if none is shipped for this GPU.
-    pub arch: Option<&'static str>,
-    loaded: Mutex<Vec<(Portable, Arc<Module>)>>,
-}
-
-impl Portables {
-    pub fn new(arch: Option<&'static str>) -> Self {
-        Self { arch, loaded: Mutex::default() }
-    }
-
-    /// The one that serves a spec and layout class; `None` if none is shipped for this GPU.
-    pub fn load(
-        &self,
-        context: &Arc<Context>,
-        spec: &RopeSpec,
-        class: Class,
-    ) -> Result<Option<(Arc<dyn Kernel>, Variant)>> {
-        let portable = Portable::of(spec, class);
-        let mut all = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        let module = match all.iter().find(|(p, _)| *p == portable) {
-            Some((_, module)) => Arc::clone(module),
-            None => {
-                let started = Instant::now();
-                let Some(code) = self.arch.and_then(|arch| portable.code(arch)) else { return Ok(None) };
-                let unpacked = started.elapsed();
-                let _aside = context.aside()?;
-                let module = Arc::new(Module::new(load_image(&code)?, context)?);
-                tracing::debug!("{portable}: unpacked in {unpacked:?}, loaded after {:?}", started.elapsed());
-                all.push((portable, Arc::clone(&module)));
-                module
-            }
-        };
-        let variant = portable.variant();
-        let shape = ShapeParams::of(spec, class, variant);
-        Ok(Some((Arc::new(CudaKernel::new(&module, variant, shape)), variant)))
-    }
+    let raw = match (binary.image.is_empty(), binary.ptx.is_empty()) {
+        (true, false) => load_image(&binary.ptx)?,
+        _ => load_image(&binary.image).or_else(|refused| {
+            // A cubin of another architecture or a newer toolkit: the driver can still compile the PTX.
+            tracing::debug!("the driver refused the cubin ({refused}), loading its PTX");
+            load_image(&binary.ptx).map_err(|e| {
+                Error::new(ErrorKind::Device, format!("the driver refused the cubin ({refused}) and the PTX ({e})"))
+            })
+        })?,
+    };
+    let module = Module::new(raw, entry, attrs.shared, context)?;
+    Ok(Arc::new(CudaKernel { overlap: attrs.overlap, module }))
 }
 
 /// Loads a cubin or PTX.
@@ -89,10 +50,10 @@ struct Module {
 
 impl Module {
     /// Finds the entry point of what is loaded.
-    fn new(raw: sys::CUmodule, context: &Arc<Context>) -> Result<Self> {
+    fn new(raw: sys::CUmodule, entry: &str, shared: u32, context: &Arc<Context>) -> Result<Self> {
         // From here on it is unloaded when dropped.
         let mut module = Self { raw, function: std::ptr::null_mut(), context: Arc::clone(context) };
-        let name = CString::new(ENTRY).unwrap_or_default();
+        let name = CString::new(entry).unwrap_or_default();
         // SAFETY: the module is loaded.
         module.function =
             unsafe { result::module::get_function(module.raw, name) }.map_err(|e| failed("cuModuleGetFunction", &e))?;
@@ -106,6 +67,17 @@ impl Module {
             )
         }
         .map_err(|e| failed("cuFuncGetAttribute", &e))?;
+        if shared > USUAL_SHARED {
+            // SAFETY: as above.
+            unsafe {
+                result::function::set_function_attribute(
+                    module.function,
+                    sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                    i32::try_from(shared).unwrap_or(i32::MAX),
+                )
+            }
+            .map_err(|e| failed("cuFuncSetAttribute", &e))?;
+        }
         Ok(module)
     }
 }
@@ -125,36 +97,17 @@ impl Drop for Module {
 }
 
 struct CudaKernel {
-    function: sys::CUfunction,
-    threads: c_uint,
     /// May start before the kernel ahead of it on the stream has ended: it waits for that itself.
     overlap: bool,
-    shape: ShapeParams,
-    module: Arc<Module>,
+    module: Module,
 }
-
-impl CudaKernel {
-    fn new(module: &Arc<Module>, variant: Variant, shape: ShapeParams) -> Self {
-        let (threads, overlap) = (variant.threads.into(), variant.overlap);
-        Self { function: module.function, threads, overlap, shape, module: Arc::clone(module) }
-    }
-}
-
-// SAFETY: as for `Module`.
-unsafe impl Send for CudaKernel {}
-// SAFETY: as for `Module`.
-unsafe impl Sync for CudaKernel {}
 
 impl Kernel for CudaKernel {
-    unsafe fn launch(&self, stream: Stream<'_>, blocks: u32, params: &Params, angles: &AngleParams) -> Result<()> {
-        // Most kernels have fewer parameters: the driver looks at as many as there are.
-        let mut arguments = [
-            std::ptr::from_ref(params).cast_mut().cast::<c_void>(),
-            std::ptr::from_ref(angles).cast_mut().cast::<c_void>(),
-            std::ptr::from_ref(&self.shape).cast_mut().cast::<c_void>(),
-        ];
+    unsafe fn launch(&self, stream: Stream<'_>, geometry: &Geometry, args: &[*const c_void]) -> Result<()> {
+        // The driver reads them and what they point to, and looks at as many as the kernel has parameters.
+        let arguments = args.as_ptr().cast_mut().cast::<*mut c_void>();
         if let Some(recorder) = stream.recorder {
-            return recorder.kernel(self.function, (blocks, self.threads), &mut arguments, self.overlap);
+            return recorder.kernel(self.module.function, geometry, arguments, self.overlap);
         }
         let _current = self.module.context.make_current()?;
         let mut attribute = sys::CUlaunchAttribute {
@@ -162,20 +115,21 @@ impl Kernel for CudaKernel {
             pad: [0; 4],
             value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
+        let ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]) = (geometry.grid, geometry.block);
         let config = sys::CUlaunchConfig {
-            gridDimX: blocks,
-            gridDimY: 1,
-            gridDimZ: 1,
-            blockDimX: self.threads,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: 0,
+            gridDimX: grid_x,
+            gridDimY: grid_y,
+            gridDimZ: grid_z,
+            blockDimX: block_x,
+            blockDimY: block_y,
+            blockDimZ: block_z,
+            sharedMemBytes: geometry.shared,
             hStream: stream.raw,
             attrs: &raw mut attribute,
             numAttrs: self.overlap.into(),
         };
         // SAFETY: the driver copies configuration and arguments before it returns; the rest is this function's contract.
-        unsafe { sys::cuLaunchKernelEx(&raw const config, self.function, arguments.as_mut_ptr(), std::ptr::null_mut()) }
+        unsafe { sys::cuLaunchKernelEx(&raw const config, self.module.function, arguments, std::ptr::null_mut()) }
             .result()
             .map_err(|e| failed("cuLaunchKernelEx", &e))
     }

@@ -12,14 +12,10 @@ use std::sync::Arc;
 use cudarc::driver::{DriverError, result, sys};
 
 use super::{
-    Binary, Device, Facts, FaultWord, Kernel, Measuring, Memory, Stream, TimedLaunch, Timer, nvrtc::Nvrtc, range,
-    target,
+    AheadOfTime, Binary, Device, Dialect, Facts, FaultWord, Kernel, LaunchAttrs, Measuring, Memory, Source, Stream,
+    TimedLaunch, Timer, nvrtc::Nvrtc, range, target,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::jit::portable;
-use crate::jit::render::Dialect;
-use crate::jit::{Class, Variant};
-use crate::rope::RopeSpec;
 
 /// A GPU.
 pub struct Cuda {
@@ -28,7 +24,7 @@ pub struct Cuda {
     /// For what is done beside somebody's work.
     stream: Arc<OwnStream>,
     fault_words: memory::FaultWords,
-    portables: kernel::Portables,
+    ahead_of_time: AheadOfTime,
 }
 
 /// The device's primary context, which PyTorch and others share.
@@ -140,14 +136,13 @@ impl Cuda {
         let context = Arc::new(Context { device, raw });
         let stream = Arc::new(OwnStream::new(&context)?);
         let fault_words = memory::FaultWords::new(&context)?;
-        let portables = kernel::Portables::new(portable::arch_for(facts.compute_capability));
-        Ok(Self { context, facts, stream, fault_words, portables })
+        Ok(Self { context, facts, stream, fault_words, ahead_of_time: AheadOfTime::Cubin })
     }
 
     /// Takes the PTX that is shipped for newer GPUs in place of this one's own kernels: to try it where there is none.
     #[must_use]
     pub fn with_portable_ptx(mut self) -> Self {
-        self.portables = kernel::Portables::new(Some(portable::PTX_ARCH));
+        self.ahead_of_time = AheadOfTime::Ptx;
         self
     }
 }
@@ -201,20 +196,16 @@ impl Device for Cuda {
         target::options(&self.facts.arch)
     }
 
-    fn compile(&self, source: &str) -> Result<Binary> {
-        Ok(Nvrtc::get()?.compile(source, &self.compile_options())?.0)
+    fn compile(&self, source: &Source) -> Result<Binary> {
+        Ok(Nvrtc::get()?.compile(&source.text, &self.options_for(source))?.0)
     }
 
-    fn load(&self, binary: &Binary, variant: Variant) -> Result<Arc<dyn Kernel>> {
-        kernel::load(&self.context, binary, variant)
+    fn load(&self, binary: &Binary, entry: &str, attrs: &LaunchAttrs) -> Result<Arc<dyn Kernel>> {
+        kernel::load(&self.context, binary, entry, attrs)
     }
 
-    fn has_portable(&self) -> bool {
-        self.portables.arch.is_some()
-    }
-
-    fn portable(&self, spec: &RopeSpec, class: Class) -> Result<Option<(Arc<dyn Kernel>, Variant)>> {
-        self.portables.load(&self.context, spec, class)
+    fn ahead_of_time(&self) -> Option<AheadOfTime> {
+        Some(self.ahead_of_time)
     }
 
     fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>> {

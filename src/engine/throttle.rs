@@ -20,12 +20,12 @@ const LAUNCH_PART: f64 = 0.125;
 const SLOW_BYTES_PER_NS: f64 = 200.0;
 
 /// The error of work that was cut short.
-pub(super) fn cancelled() -> Error {
+pub fn cancelled() -> Error {
     Error::new(ErrorKind::Unsupported, "cancelled: the engine is dropped")
 }
 
 /// What background work runs beside.
-pub(super) trait Beside {
+pub trait Beside {
     /// Time since some fixed moment.
     fn now(&self) -> Duration;
     /// Waits, or shorter when work is cancelled.
@@ -37,13 +37,13 @@ pub(super) trait Beside {
 }
 
 /// How work on the device is spread over time.
-pub(super) struct Pace<'a> {
+pub struct Throttle<'a> {
     beside: Option<&'a dyn Beside>,
     rested: Cell<Duration>,
     longest: Cell<Duration>,
 }
 
-impl<'a> Pace<'a> {
+impl<'a> Throttle<'a> {
     /// Somebody waits for the work: no rests.
     pub fn full() -> Self {
         Self { beside: None, rested: Cell::default(), longest: Cell::default() }
@@ -127,5 +127,5 @@ impl<'a> Pace<'a> {
 }
 
 #[cfg(test)]
-#[path = "pace_tests.rs"]
+#[path = "throttle_tests.rs"]
 mod tests;

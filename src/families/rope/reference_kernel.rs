@@ -1,19 +1,23 @@
 //! What serves on the host where there is no C++ compiler: the reference, driven by the same arguments as a kernel.
 
+#![allow(unsafe_code)] // reads and writes what a kernel would
+
+use std::ffi::c_void;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{AngleParams, Kernel, Params, Stream, TensorParams};
+use super::params::{AngleParams, Params, TensorParams};
+use crate::device::{Geometry, Kernel, Stream};
 use crate::error::Result;
 use crate::rope::scaling::cos_sin;
 use crate::rope::{DType, PositionForm, RopeSpec, TableWidth, reference};
 
 /// The reference as a kernel.
-pub(super) struct ReferenceKernel {
+pub(crate) struct ReferenceKernel {
     spec: RopeSpec,
 }
 
 impl ReferenceKernel {
-    pub(super) fn new(spec: &RopeSpec) -> Self {
+    pub(crate) fn new(spec: &RopeSpec) -> Self {
         Self {
             spec: RopeSpec { table: crate::rope::TableForm { width: TableWidth::Half, ..spec.table }, ..spec.clone() },
         }
@@ -115,7 +119,9 @@ unsafe fn write_element(dtype: DType, address: u64, index: i64, x: f32) {
 }
 
 impl Kernel for ReferenceKernel {
-    unsafe fn launch(&self, _: Stream<'_>, _: u32, p: &Params, angles: &AngleParams) -> Result<()> {
+    unsafe fn launch(&self, _: Stream<'_>, _: &Geometry, args: &[*const c_void]) -> Result<()> {
+        // SAFETY: this function's contract: the parameters of these kernels.
+        let (p, angles) = unsafe { (&*args[0].cast::<Params>(), &*args[1].cast::<AngleParams>()) };
         for batch in i64::from(p.batch_begin)..i64::from(p.batch_begin) + i64::from(p.sequences) {
             for token in i64::from(p.token_begin)..i64::from(p.token_begin) + i64::from(p.tokens.divisor()) {
                 let axes = if self.spec.mrope.is_some() { 3 } else { 1 };

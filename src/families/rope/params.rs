@@ -19,6 +19,8 @@ pub struct Divider {
 }
 
 impl Divider {
+    const NONE: Self = Self { multiplier: 0, shift: 0, divisor: 0, reserved: 0 };
+
     /// What it divides by.
     pub fn divisor(self) -> u32 {
         self.divisor
@@ -114,6 +116,24 @@ pub struct ShapeParams {
 }
 
 impl ShapeParams {
+    /// For all other kernels.
+    pub const NONE: Self = Self {
+        rotary_dim: 0,
+        rest: 0,
+        num_heads: 0,
+        num_kv_heads: 0,
+        positions: 0,
+        mrope: 0,
+        mrope_sections: [0; 3],
+        backward: 0,
+        per_op: 0,
+        accurate: 0,
+        head_major: 0,
+        lanes: Divider::NONE,
+        groups: Divider::NONE,
+        reserved: 0,
+    };
+
     /// The shape of a spec's calls in a layout class, for the portable kernel that runs as `v`.
     pub fn of(spec: &RopeSpec, class: Class, v: Variant) -> Self {
         let rest = if class.copy_rest { spec.head_dim - spec.rotary_dim } else { 0 };

@@ -45,48 +45,48 @@ const MEASURING: Measuring = Measuring { launches: (8, 128), sample_ns: 400e3, s
 #[test]
 fn the_device_is_given_back_for_as_long_as_it_was_taken() {
     let fake = Fake::new();
-    let pace = Pace::slices(&fake);
+    let throttle = Throttle::slices(&fake);
     for time in [2 * MS, MS / 2, 5 * MS] {
-        pace.slice(|| Ok(fake.work(time))).expect("worked");
+        throttle.slice(|| Ok(fake.work(time))).expect("worked");
     }
-    assert_eq!((fake.now(), pace.rested(), pace.longest()), (15 * MS, 15 * MS / 2, 5 * MS));
+    assert_eq!((fake.now(), throttle.rested(), throttle.longest()), (15 * MS, 15 * MS / 2, 5 * MS));
     // What fails is rested from as well.
-    let failed = pace.slice(|| Err::<(), _>(Error::argument(format!("{:?}", fake.work(MS)), "is wrong")));
+    let failed = throttle.slice(|| Err::<(), _>(Error::argument(format!("{:?}", fake.work(MS)), "is wrong")));
     assert_eq!((failed.expect_err("fails").subject(), fake.now()), (Some("1ms"), 17 * MS));
 }
 
 #[test]
 fn who_is_waited_for_does_not_rest() {
     let fake = Fake { captured: MS, ..Fake::new() };
-    let pace = Pace::full();
-    pace.slice(|| Ok(fake.work(2 * MS))).expect("worked");
-    assert_eq!((fake.now(), pace.rested(), pace.cancelled()), (2 * MS, Duration::ZERO, false));
+    let throttle = Throttle::full();
+    throttle.slice(|| Ok(fake.work(2 * MS))).expect("worked");
+    assert_eq!((fake.now(), throttle.rested(), throttle.cancelled()), (2 * MS, Duration::ZERO, false));
 }
 
 #[test]
 fn nothing_runs_while_a_graph_is_captured() {
     let fake = Fake { captured: 90 * MS, ..Fake::new() };
-    let pace = Pace::slices(&fake);
-    pace.slice(|| {
+    let throttle = Throttle::slices(&fake);
+    throttle.slice(|| {
         assert_eq!(fake.now(), 100 * MS, "the first time that it looks after the capture");
         Ok(fake.work(MS))
     })
     .expect("worked");
-    assert_eq!(pace.rested(), 101 * MS);
+    assert_eq!(throttle.rested(), 101 * MS);
 }
 
 #[test]
 fn a_cancelled_run_does_nothing_more() {
     // During the rest after the second slice.
     let fake = Fake { ends: 7 * MS, ..Fake::new() };
-    let pace = Pace::slices(&fake);
-    pace.slice(|| Ok(fake.work(2 * MS))).expect("worked");
-    pace.slice(|| Ok(fake.work(2 * MS))).expect("what was begun counts");
-    assert!(pace.cancelled() && fake.now() == 7 * MS);
-    assert!(pace.slice(|| -> Result<()> { panic!("after the end") }).is_err());
+    let throttle = Throttle::slices(&fake);
+    throttle.slice(|| Ok(fake.work(2 * MS))).expect("worked");
+    throttle.slice(|| Ok(fake.work(2 * MS))).expect("what was begun counts");
+    assert!(throttle.cancelled() && fake.now() == 7 * MS);
+    assert!(throttle.slice(|| -> Result<()> { panic!("after the end") }).is_err());
     // While it holds off.
     let fake = Fake { captured: Duration::MAX, ends: 30 * MS, ..Fake::new() };
-    assert!(Pace::slices(&fake).slice(|| -> Result<()> { panic!("beside a capture") }).is_err());
+    assert!(Throttle::slices(&fake).slice(|| -> Result<()> { panic!("beside a capture") }).is_err());
     assert_eq!(fake.now(), 30 * MS);
 }
 
@@ -94,7 +94,7 @@ fn a_cancelled_run_does_nothing_more() {
 #[test]
 fn samples_fit_a_slice() {
     let fake = Fake::new();
-    let (slices, full) = (Pace::slices(&fake), Pace::full());
+    let (slices, full) = (Throttle::slices(&fake), Throttle::full());
     for exponent in 0..60 {
         let ns = 500.0 * 1.3f64.powi(exponent);
         let all = 1u64 << 24;
@@ -131,10 +131,10 @@ fn a_launch_that_was_never_timed_moves_no_more_than_the_memory_can() {
     };
     // 4.9 TB/s and 320 GB/s.
     let [h200, t4] = [(6144, 3_201_000), (256, 5_001_000)].map(|(bits, khz)| facts(bits, khz));
-    let slices = Pace::slices(&fake);
+    let slices = Throttle::slices(&fake);
     let bytes = |facts| slices.launch_bytes(facts, &MEASURING);
     assert!((1_200_000_000..1_250_000_000).contains(&bytes(&h200)), "{}", bytes(&h200));
     assert!((79_000_000..81_000_000).contains(&bytes(&t4)), "{}", bytes(&t4));
     assert_eq!(bytes(&facts(0, 0)), 50_000_000);
-    assert_eq!(Pace::full().launch_bytes(&t4, &MEASURING), u64::MAX);
+    assert_eq!(Throttle::full().launch_bytes(&t4, &MEASURING), u64::MAX);
 }
