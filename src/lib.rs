@@ -66,12 +66,11 @@ pub mod cli;
 pub mod device;
 pub mod engine;
 pub mod error;
-pub mod families;
 mod families;
 pub mod jit;
 mod plan;
-mod service;
 pub mod rope;
+mod service;
 pub mod store;
 pub mod tune;
 

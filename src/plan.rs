@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::args::{Args, Operand, Place, Positions, Tables};
 use crate::device::{Geometry, Kernel, Stream};
-use crate::families::rope::params::{AngleParams, Divider, Params, ShapeParams, TensorParams};
 use crate::error::{Error, ErrorKind, Result};
+use crate::families::rope::params::{AngleParams, Divider, Params, ShapeParams, TensorParams};
 use crate::jit::render::Dialect;
 use crate::jit::{Class, Variant};
 use crate::rope::{PositionForm, RopeSpec};

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use dashmap::DashMap;
 use serde::{Deserialize, Serialize};
 
-use super::throttle::cancelled;
 use super::stats::Counters;
+use super::throttle::cancelled;
 use crate::device::{Binary, Device, Kernel};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::key::{Key, KeyFields, source_digest};
@@ -115,7 +115,10 @@ impl Kernels {
                     None => None, // refused, by the driver say
                 },
             };
-            let binary = self.device.compile(&crate::jit::render::source(source.to_owned())).inspect_err(|e| self.note_failure(key, e))?;
+            let binary = self
+                .device
+                .compile(&crate::jit::render::source(source.to_owned()))
+                .inspect_err(|e| self.note_failure(key, e))?;
             self.counters.compiles.add();
             let meta = ArtifactMeta {
                 fields,
@@ -248,7 +251,15 @@ impl Kernels {
     }
 
     fn load(&self, artifact: Key, binary: &Binary, variant: Variant) -> Result<Loaded> {
-        let kernel = if self.device.runs() { Some(self.device.load(binary, crate::jit::render::ENTRY, &crate::device::LaunchAttrs { overlap: variant.overlap, ..Default::default() })?) } else { None };
+        let kernel = if self.device.runs() {
+            Some(self.device.load(
+                binary,
+                crate::jit::render::ENTRY,
+                &crate::device::LaunchAttrs { overlap: variant.overlap, ..Default::default() },
+            )?)
+        } else {
+            None
+        };
         Ok(Loaded { artifact, kernel })
     }
 }

@@ -231,7 +231,9 @@ fn in_its_place(shared: &Shared, spec: &RopeSpec, bucket: Bucket, class: Class, 
         shared.counters.warn_once(format!("not tuned, the kernel for all shapes serves: {e}"));
         return Ok(plan);
     }
-    let reference = || Arc::new(crate::families::rope::reference_kernel::ReferenceKernel::new(spec)) as Arc<dyn crate::device::Kernel>;
+    let reference = || {
+        Arc::new(crate::families::rope::reference_kernel::ReferenceKernel::new(spec)) as Arc<dyn crate::device::Kernel>
+    };
     let Some(kernel) = (shared.dialect == crate::device::Dialect::Host).then(reference) else { return Err(e) };
     shared.counters.warn_once(format!("no kernel can be had, the slow reference serves: {e}"));
     let default = default_variant(shared, spec, class, bucket);

@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use super::throttle::Throttle;
 use crate::args::{Args, CuSeqlens, Made, Offsets, Operand, Place, PositionIds, Positions, Tables, Tensor};
 use crate::device::{Device, Memory, Stream};
-use crate::families::rope::params::AngleParams;
 use crate::error::{Error, ErrorKind, Result};
+use crate::families::rope::params::AngleParams;
 use crate::jit::{Bucket, Class};
 use crate::plan::{Call, Plan};
 use crate::rope::scaling::{RopeParameters, cos_sin_table};
@@ -246,7 +246,13 @@ fn position_numbers(spec: &RopeSpec, tokens: usize) -> Option<Vec<u8>> {
 }
 
 /// Fills memory with random values: a block from the host, copied on over the rest by the device.
-fn fill(device: &dyn Device, memory: &dyn Memory, dtype: DType, noise: &mut Noise, throttle: &Throttle<'_>) -> Result<()> {
+fn fill(
+    device: &dyn Device,
+    memory: &dyn Memory,
+    dtype: DType,
+    noise: &mut Noise,
+    throttle: &Throttle<'_>,
+) -> Result<()> {
     let mut block = vec![0; memory.bytes().min(HOST_PIECE)];
     noise.fill(dtype, &mut block);
     upload(memory, 0, &block, throttle)?;

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::kernels::Loaded;
-use super::throttle::{Throttle, cancelled};
 use super::scratch::{Scratch, bytes_per_token};
+use super::throttle::{Throttle, cancelled};
 use super::{Progress, RopeState, Shared, priors};
 use crate::device::{Stream, Timer};
 use crate::error::{Error, ErrorKind, Result};
@@ -246,7 +246,8 @@ impl<'a> Run<'a> {
         record.bytes = sizes.tokens * bytes_per_token(spec);
         let mut timers = Vec::new();
         for (candidate, plan) in record.candidates.iter_mut().zip(&plans) {
-            let timer = plan.as_ref().map(|plan| sizes.timer_that_fits(shared, &scratch, plan, throttle)).transpose()?;
+            let timer =
+                plan.as_ref().map(|plan| sizes.timer_that_fits(shared, &scratch, plan, throttle)).transpose()?;
             if timer.as_ref().is_some_and(Option::is_none) {
                 candidate.dropped = Some("takes more than twice the default's time".into());
             }
@@ -303,7 +304,13 @@ impl Sizes {
 }
 
 /// The time of a launch by itself: the least of some, since others may come between.
-fn one_launch(shared: &Shared, scratch: &Arc<Scratch>, plan: &Arc<Plan>, tokens: u64, throttle: &Throttle<'_>) -> Result<f64> {
+fn one_launch(
+    shared: &Shared,
+    scratch: &Arc<Scratch>,
+    plan: &Arc<Plan>,
+    tokens: u64,
+    throttle: &Throttle<'_>,
+) -> Result<f64> {
     let mut timer = timer(shared, scratch, plan, Sizes { tokens, launches: 1 }, throttle)?;
     (0..5).try_fold(f64::INFINITY, |least, _| Ok(throttle.slice(|| timer.sample())?.min(least).max(1.0)))
 }
@@ -322,7 +329,12 @@ fn timer(
 }
 
 /// The median time of a device-to-device copy of as many bytes.
-fn copy_ns(shared: &Shared, scratch: &Arc<Scratch>, Sizes { tokens, launches }: Sizes, throttle: &Throttle<'_>) -> Result<f64> {
+fn copy_ns(
+    shared: &Shared,
+    scratch: &Arc<Scratch>,
+    Sizes { tokens, launches }: Sizes,
+    throttle: &Throttle<'_>,
+) -> Result<f64> {
     let (device, scratch) = (Arc::clone(&shared.device), Arc::clone(scratch));
     let copy = move |i, stream: Stream<'_>| scratch.copy(device.as_ref(), stream, i, tokens);
     let mut timer = throttle.slice(|| shared.device.timer(launches, Box::new(copy)))?;

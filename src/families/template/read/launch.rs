@@ -5,7 +5,7 @@ use super::{EXPRESSION, expression};
 use crate::error::{Result, clip};
 use crate::families::template::description::Launch;
 use crate::families::template::expr::{self, Expr};
-use crate::families::template::names::{Meaning, Names, Section};
+use crate::families::template::names::{Meaning, Named, Names, Section};
 
 /// The compiler's options that may be given: none that reads a file, or says for which GPU or into what to compile.
 const OPTIONS: [&str; 12] = [
@@ -28,7 +28,7 @@ pub fn launch(value: &Value<'_>, names: &Names) -> Result<Launch> {
     let grid = axes(&table.require("grid")?, names)?;
     let block = axes(&table.require("block")?, names)?;
     let shared = match table.take("shared") {
-        Some(value) => expression(&value, value.text(EXPRESSION)?, names, |_| Ok(()))?,
+        Some(value) => expression(&value, value.text(EXPRESSION)?, names, known_at_a_call)?,
         None => expr::parse("0", names).map_err(|e| table.error(e.what))?,
     };
     let bucket_value = table.require("bucket")?;
@@ -68,5 +68,13 @@ fn axes(value: &Value<'_>, names: &Names) -> Result<Vec<Expr>> {
     if list.is_empty() || list.len() > 3 {
         return Err(value.error(format!("has {} expressions, and may have 1 to 3", list.len())));
     }
-    list.iter().map(|value| expression(value, value.text(EXPRESSION)?, names, |_| Ok(()))).collect()
+    list.iter().map(|value| expression(value, value.text(EXPRESSION)?, names, known_at_a_call)).collect()
+}
+
+/// All but tensors: of what a call's layout allows, only rules may ask.
+fn known_at_a_call(named: &Named) -> Result<(), &'static str> {
+    match named.meaning {
+        Meaning::Tensor(_) => Err("a tensor; alignments are asked for in 'where' only"),
+        _ => Ok(()),
+    }
 }

@@ -67,8 +67,11 @@ fn family(value: &Value<'_>) -> Result<String> {
 /// The name of a file in the same folder.
 fn file_name(value: &Value<'_>) -> Result<String> {
     let text = value.text("a file's name")?;
-    if text.is_empty() || text.starts_with('.') || text.contains(['/', '\\', '\0']) {
-        return Err(value.error(format!("'{}' is no name of a file beside this one", clip(text))));
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    if text.is_empty() || text.starts_with('.') || !text.bytes().all(plain) {
+        let what =
+            format!("'{}' is no name of a file beside this one, of letters, digits, '.', '_' and '-'", clip(text));
+        return Err(value.error(what));
     }
     Ok(text.to_owned())
 }
@@ -81,7 +84,7 @@ fn add_name(
     meaning: super::names::Meaning,
     names: &mut Names,
 ) -> Result<u8> {
-    const TAKEN: [&str; 5] = ["min", "max", "ceil_div", "sizeof", "align"];
+    const TAKEN: [&str; 7] = ["min", "max", "ceil_div", "sizeof", "align", "infinity", "nan"];
     if !is_name(name) {
         return Err(value.error("is no name: use a-z, 0-9 and _, a letter first, 64 at most"));
     }
@@ -89,7 +92,7 @@ fn add_name(
         return Err(value.error(format!("is a name in {} already", other.section.name())));
     }
     if TAKEN.contains(&name) || super::element::Element::of(name).is_some() {
-        return Err(value.error(format!("'{name}' is a word of expressions and can be no name")));
+        return Err(value.error(format!("'{name}' means something already, and can be no name")));
     }
     names.add(name, section, meaning).ok_or_else(|| {
         value.error(format!("is one name too many: {} in [spec], [tune] and [args] together", super::names::MOST))
