@@ -62,7 +62,7 @@ pub(crate) enum Place {
 }
 
 impl Place {
-    fn cuda(stream: &CudaStream) -> Self {
+    pub(crate) fn cuda(stream: &CudaStream) -> Self {
         Self::Cuda { context: stream.context().cu_ctx() as u64, stream: stream.cu_stream() as u64 }
     }
 

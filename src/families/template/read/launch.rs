@@ -28,7 +28,10 @@ pub fn launch(value: &Value<'_>, names: &Names) -> Result<Launch> {
     let grid = axes(&table.require("grid")?, names)?;
     let block = axes(&table.require("block")?, names)?;
     let shared = match table.take("shared") {
-        Some(value) => expression(&value, value.text(EXPRESSION)?, names, known_at_a_call)?,
+        Some(value) => expression(&value, value.text(EXPRESSION)?, names, |named| match named.section {
+            Section::Args => Err("which only a call knows; shared memory is asked for when a kernel is loaded"),
+            _ => Ok(()),
+        })?,
         None => expr::parse("0", names).map_err(|e| table.error(e.what))?,
     };
     let bucket_value = table.require("bucket")?;

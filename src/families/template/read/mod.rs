@@ -1,6 +1,6 @@
 //! Reads a `.toml`. Every error names the file, the line and the key; what is read is whole and legal.
 
-mod args;
+pub mod args;
 mod keys;
 mod launch;
 mod lists;
@@ -10,6 +10,7 @@ mod tests;
 
 use toml::de::DeTable;
 
+pub use self::args::MOST_DIMENSIONS;
 use self::keys::{Document, Table, Value};
 use super::description::Description;
 use super::expr::{self, Expr};

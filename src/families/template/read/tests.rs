@@ -35,7 +35,7 @@ fn reads_what_is_right() {
     };
     assert_eq!(shape.iter().map(|s| s.text().trim()).collect::<Vec<_>>(), ["rows", "hidden"]);
     assert_eq!(read.names.get(read.launch.bucket_arg).name, "rows");
-    assert_eq!(read.test.numbers[4], [1.0, 7.0, 4096.0]);
+    assert_eq!(read.test.numbers[4], [1.0, 7.0, 64.0]);
     assert_eq!(read.test.numbers[5], [1.0]);
     assert_eq!(read.test.same, Same::Bits);
 }
