@@ -132,7 +132,7 @@ pub trait Trial: Send + Sync {
     ///
     /// # Errors
     /// When it cannot be launched, or did what it must not: the message says why the config is left out.
-    fn outputs(&self, plan: &Arc<Plan>, throttle: &Throttle<'_>) -> Result<Vec<u8>>;
+    fn outputs(&self, plan: &Plan, throttle: &Throttle<'_>) -> Result<Vec<u8>>;
 
     /// Whether outputs are what the default's are, or why they are not.
     fn compare(&self, expected: &[u8], got: &[u8]) -> Result<(), String> {

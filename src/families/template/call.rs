@@ -210,3 +210,7 @@ pub(super) fn element_of(element: ElementOf, values: &Values) -> Element {
             .unwrap_or(Element::F32),
     }
 }
+
+#[cfg(test)]
+#[path = "call_tests.rs"]
+mod tests;

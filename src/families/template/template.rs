@@ -114,3 +114,7 @@ fn text(path: &Path) -> Result<String> {
         Error::new(ErrorKind::Template, "is not UTF-8 text").subject_is(format!("{}:{line}", path.display()))
     })
 }
+
+#[cfg(test)]
+#[path = "template_tests.rs"]
+mod tests;

@@ -17,7 +17,7 @@ use crate::service::family::{Device, Dialect, Memory, Plan};
 /// What a launch uses, all of it kept alive by it.
 pub struct Bounded {
     pub p: Problem,
-    pub plan: Arc<Plan>,
+    pub plan: Plan,
     pub values: Values,
     pub cells: Cells,
 }

@@ -84,7 +84,7 @@ impl Checks {
         &self,
         p: &Problem,
         device: &Arc<dyn Device>,
-        plan: &Arc<Plan>,
+        plan: &Plan,
         throttle: &Throttle<'_>,
     ) -> Result<Vec<u8>> {
         let mut outputs = Vec::new();
@@ -138,6 +138,18 @@ fn total(p: &Problem, values: &Values) -> Result<u64> {
     Ok(tensors + (p.d().args.len() as u64 + 1) * (GUARD as u64 + 1024))
 }
 
+/// The same plan, for a launch that may outlive what was lent.
+fn copy_of(plan: &Plan) -> Plan {
+    let Plan { kernel, config, origin, provenance, attrs } = plan;
+    Plan {
+        kernel: Arc::clone(kernel),
+        config: config.clone(),
+        origin: *origin,
+        provenance: *provenance,
+        attrs: attrs.clone(),
+    }
+}
+
 impl Check {
     fn new(p: &Problem, values: Values, mut cells: Cells, memory: &dyn Memory, seed: u64) -> Result<Self> {
         let start = (memory.address(), 0);
@@ -161,7 +173,7 @@ impl Check {
         &self,
         (p, device): (&Problem, &Arc<dyn Device>),
         (memory, patience): (&Arc<dyn Memory>, Duration),
-        plan: &Arc<Plan>,
+        plan: &Plan,
         pattern: u8,
         throttle: &Throttle<'_>,
     ) -> Result<Vec<u8>> {
@@ -178,7 +190,7 @@ impl Check {
         for (i, piece) in before.chunks(HOST_PIECE).enumerate() {
             throttle.slice(|| memory.upload(i * HOST_PIECE, piece))?;
         }
-        let launch = Bounded { p: p.clone(), plan: Arc::clone(plan), values: self.values, cells: self.cells };
+        let launch = Bounded { p: p.clone(), plan: copy_of(plan), values: self.values, cells: self.cells };
         throttle.slice(|| bounded::run(launch, device, memory, patience, &self.with))?;
         let mut after = vec![0; before.len()];
         for (i, piece) in after.chunks_mut(HOST_PIECE).enumerate() {

@@ -139,14 +139,15 @@ impl family::Trial for Trial {
         )
     }
 
-    fn outputs(&self, plan: &Arc<Plan>, throttle: &Throttle<'_>) -> Result<Vec<u8>> {
+    fn outputs(&self, plan: &Plan, throttle: &Throttle<'_>) -> Result<Vec<u8>> {
         self.alive()?;
         let outputs = self.checks.outputs(&self.p, &self.device, plan, throttle);
         if let Err(e) = &outputs
             && bounded::is_hang(e)
         {
             tracing::error!("{}: '{}' {}; it is never chosen", self.p.spec_text(), plan.config, e.message());
-            std::mem::forget(Arc::clone(plan));
+            // To unload it the driver would wait for it.
+            std::mem::forget(Arc::clone(&plan.kernel));
             self.hangs.store(self.device.dialect() == family::Dialect::Cuda, Ordering::Relaxed);
         }
         outputs

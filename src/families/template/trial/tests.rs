@@ -34,11 +34,11 @@ fn of_spec(template: &Template, spec: &[(&str, &str)], size: u64) -> Problem {
     Problem::new(template, &spec, &values, Bucket::of(size)).expect("is legal")
 }
 
-fn plan(p: &Problem, device: &dyn Device, config: &crate::service::family::Config) -> Arc<Plan> {
+fn plan(p: &Problem, device: &dyn Device, config: &crate::service::family::Config) -> Plan {
     let source = p.source(Dialect::Host, config);
     let binary = device.compile(&source).expect("compiles");
     let kernel = device.load(&binary, &source.entry, &p.attrs(config)).expect("is loaded");
-    Arc::new(Plan::new(p, Some(kernel), config.clone(), Origin::Compiled, Provenance::Default).expect("runs"))
+    Plan::new(p, Some(kernel), config.clone(), Origin::Compiled, Provenance::Default).expect("runs")
 }
 
 /// What is wrong with the default, or with the first candidate that differs from it.
