@@ -6,9 +6,10 @@ use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use ropejit::args::{Args, Operand, Positions, Tables, Tensor};
-use ropejit::jit::lock::{Lock, Locked, Place};
+use ropejit::families::rope::choice_fields;
+use ropejit::jit::lock::{Lock, Locked, Section};
 use ropejit::jit::prior::Priors;
-use ropejit::jit::render::{Dialect, render};
+use ropejit::jit::render::{Dialect, render, source};
 use ropejit::jit::{Abilities, Bucket, Class, KeyFields, variant};
 use ropejit::{DType, DeviceChoice, Engine, Layout, RopeSpec, Stream, Tuning};
 
@@ -20,10 +21,10 @@ fn first_call(c: &mut Criterion) {
     let space = variant::space(&spec, class, bucket, can);
     let v = space[0];
     c.bench_function("choice key", |b| {
-        b.iter(|| KeyFields::choice(black_box(&spec), bucket, class, &space, "device").key());
+        b.iter(|| choice_fields(black_box(&spec), bucket, class, &space, "device").key());
     });
     c.bench_function("render", |b| b.iter(|| render(Dialect::Cuda, black_box(&spec), class, v)));
-    let source = render(Dialect::Cuda, &spec, class, v);
+    let source = source(render(Dialect::Cuda, &spec, class, v));
     c.bench_function("artifact key", |b| {
         b.iter(|| KeyFields::artifact(black_box(&source), &[], "compiler", "sm_90").key());
     });
@@ -33,12 +34,12 @@ fn first_call(c: &mut Criterion) {
 fn priors(c: &mut Criterion) {
     const H200: &str = "NVIDIA H200; cc 9.0; 132 multiprocessors; L2 62914560 B; bus 6144 bit; memory 3201000 kHz";
     let can = Abilities { dialect: Dialect::Cuda, overlap: true };
-    let mut lock = Lock::default();
+    let mut lock = Lock::new(ropejit::jit::render::templates_digest());
     for i in 0..600 {
         let spec = RopeSpec::new(DType::BF16, 128, 1 + i / 15, 8);
         let (class, bucket) = (Class::contiguous(&spec, false, true), Bucket::of(1 << (i % 15)));
         let variant = variant::space(&spec, class, bucket, can)[0];
-        lock.set(Place::new("sm_90", Some(H200)), Locked { spec, class, bucket, variant, line: 0 });
+        lock.set(Section::new("sm_90", Some(H200)), Locked::of(&spec, class, bucket, variant));
     }
     let text = lock.to_string();
     let read = || Priors::parse([("priors", black_box(&*text))]).expect("a lock file");

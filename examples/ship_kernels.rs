@@ -11,11 +11,11 @@ use rayon::prelude::*;
 use ropejit::Error;
 use ropejit::device::{Device as _, Target, nvrtc_version};
 use ropejit::jit::portable::{ARCHS, PTX_ARCH, Portable, sources_digest};
-use ropejit::jit::render::{Dialect, render_portable};
+use ropejit::jit::render::{Dialect, render_portable, source};
 
 fn packed(arch: &str, portable: Portable) -> Result<Vec<u8>, Error> {
     let ptx = arch == PTX_ARCH;
-    let binary = Target::new(&arch.replace("compute_", "sm_"))?.compile(&render_portable(Dialect::Cuda, &portable))?;
+    let binary = Target::new(&arch.replace("compute_", "sm_"))?.compile(&source(render_portable(Dialect::Cuda, &portable)))?;
     let code = if ptx { binary.ptx() } else { binary.image() };
     let mut packer = DeflateEncoder::new(Vec::new(), Compression::best());
     packer

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
 
 use crate::device::Memory;
-use crate::error::{Error, Result};
 use crate::families::rope::params::AngleParams;
+use crate::error::{Error, Result};
 use crate::rope::scaling::TableMode;
 use crate::rope::{DType, Layout};
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
-use ropejit::engine::ChoiceMeta;
+use ropejit::families::read_choice;
 use ropejit::rope::scaling::{RopeParameters, TableMode};
 use ropejit::store::Kind;
 use ropejit::tune::median;
@@ -251,14 +251,14 @@ fn landscape(engine: &Engine, spec: &RopeSpec, tokens: u32, head_major: bool) ->
     let class = ropejit::jit::Class::contiguous(spec, head_major, true);
     let bucket = ropejit::jit::Bucket::of(u64::from(tokens));
     for listed in engine.store().list(Kind::Choice)? {
-        let Some(meta) = listed.entry.ok().and_then(|e| serde_json::from_slice::<ChoiceMeta>(&e.meta).ok()) else {
+        let Some(meta) = listed.entry.ok().and_then(|e| read_choice(&e.meta).ok()) else {
             continue;
         };
         let ours = meta.record.device == engine.facts().name && meta.record.tuned;
-        if ours && &meta.spec == spec && meta.class == class && meta.bucket == bucket {
+        if ours && meta.spec.text() == spec.to_string() && meta.class.text() == class.to_string() && meta.bucket == bucket {
             let copy = meta.record.copy_ns.unwrap_or(0.0);
             let one = |c: &ropejit::jit::Candidate| {
-                Some(Candidate { variant: c.variant.to_string(), ratio: copy / c.median_ns()? })
+                Some(Candidate { variant: c.config.to_string(), ratio: copy / c.median_ns()? })
             };
             return Ok((meta.record.candidates.iter().filter_map(one).collect(), meta.record.took_ms));
         }

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use ropejit::engine::{Prewarmed, read_lock};
-use ropejit::jit::lock::{Lock, Locked, Place, Problem};
+use ropejit::families::rope::Prewarmed;
+use ropejit::families::{families, read_lock};
+use ropejit::jit::lock::{Lock, Locked, Problem, Section};
 use ropejit::{Engine, Error, ErrorKind, Result};
 use serde_json::json;
 
@@ -21,13 +22,13 @@ impl Writer {
     /// Goes on with what the file holds, unless that was made with other templates.
     pub fn open(path: &Path) -> Result<Self> {
         if !path.exists() {
-            return Ok(Self { lock: Lock::default(), outdated: 0 });
+            return Ok(Self { lock: Lock::new(families().templates()), outdated: 0 });
         }
         let lock = read_lock(path)?;
-        if lock.is_of_these_templates() {
+        if lock.is_of(families().templates()) {
             return Ok(Self { lock, outdated: 0 });
         }
-        Ok(Self { lock: Lock::default(), outdated: lock.places().map(|(_, n)| n).sum() })
+        Ok(Self { lock: Lock::new(families().templates()), outdated: lock.sections().map(|(_, n)| n).sum() })
     }
 
     /// Adds what a call will be served by: one that was measured for this device or its model, one that was not for its
@@ -35,9 +36,8 @@ impl Writer {
     pub fn add(&mut self, engine: &Engine, done: &Prewarmed) {
         let facts = engine.facts();
         let identity = facts.identity();
-        let place = Place::new(&facts.arch, (done.tuned || done.prior).then_some(identity.as_str()));
-        let Prewarmed { spec, class, bucket, variant, .. } = done.clone();
-        self.lock.set(place, Locked { spec, class, bucket, variant, line: 0 });
+        let section = Section::new(&facts.arch, (done.tuned || done.prior).then_some(identity.as_str()));
+        self.lock.set(section, Locked::of(&done.spec, done.class, done.bucket, done.variant));
     }
 
     pub fn write(&self, path: &Path) -> Result<()> {
@@ -48,7 +48,7 @@ impl Writer {
         if self.outdated > 0 {
             eprintln!("{}: left out {} choices made with other templates", path.display(), self.outdated);
         }
-        let sections: Vec<String> = self.lock.places().map(|(place, n)| format!("[{place}] {n}")).collect();
+        let sections: Vec<String> = self.lock.sections().map(|(section, n)| format!("[{section}] {n}")).collect();
         eprintln!("{}: choices in {}", path.display(), sections.join(", "));
         Ok(())
     }
@@ -62,11 +62,11 @@ pub fn check(path: &Path, engines: &[Engine], as_json: bool) -> Result<()> {
     for engine in engines {
         let facts = engine.facts();
         let identity = engine.device().runs().then(|| facts.identity());
-        for problem in lock.problems(&facts.arch, identity.as_deref(), engine.device().abilities()) {
+        for problem in lock.problems(&facts.arch, identity.as_deref(), engine.device().abilities(), families()) {
             problems.insert((problem.line, problem.what.clone()), problem);
         }
     }
-    let choices: usize = lock.places().map(|(_, n)| n).sum();
+    let choices: usize = lock.sections().map(|(_, n)| n).sum();
     if as_json {
         let problems: Vec<_> = problems.values().map(|p| json!({ "line": p.line, "what": p.what })).collect();
         let document = json!({ "lock": path, "choices": choices, "problems": problems, "holds": problems.is_empty() });

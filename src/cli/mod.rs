@@ -14,6 +14,7 @@ mod lock;
 mod model;
 mod output;
 mod prewarm;
+mod prewarm_command;
 mod run;
 mod spec;
 mod upkeep;

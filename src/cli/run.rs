@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
-use ropejit::engine::Serving;
+use ropejit::families::rope::Serving;
 use ropejit::{Engine, Error, ErrorKind, Result, Stats, Stream, Tuning};
 use serde::Serialize;
 

@@ -5,25 +5,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Instant;
 
-use dashmap::DashMap;
-
+use super::Engine;
 use super::choices::Choices;
+use super::extensions::Extensions;
 use super::kernels::Kernels;
-use super::lock::Held;
-use super::priors::Source;
+use super::locked::Held;
+use super::policy::{OnProgress, Progress, Tuning};
+use super::shared::Shared;
 use super::stats::Counters;
 use super::worker::Worker;
-use super::{Engine, OnProgress, Progress, Shared, Tuning};
 use crate::device::{self, Device, DeviceChoice};
 use crate::error::{Error, Result};
-use crate::jit::prior::Priors;
+use crate::service::family::Families;
 use crate::store::layers::{Layers, Places};
 use crate::store::{self, Store, memory::Memory, sweep::Bytes};
 
 /// Options of an [`Engine`]. Unset ones come from the environment (`ROPEJIT_DEVICE`, `ROPEJIT_CACHE_DIR`,
 /// `ROPEJIT_CACHE_PATH`, `ROPEJIT_CACHE_MAX_BYTES`, `ROPEJIT_TUNING`, `ROPEJIT_LOCK`), then from the defaults.
-#[derive(Default)]
 pub struct Builder {
+    families: &'static dyn Families,
+    extensions: Extensions,
     device: Option<DeviceChoice>,
     opened: Option<Arc<dyn Device>>,
     arch: Option<String>,
@@ -35,11 +36,32 @@ pub struct Builder {
     without_portable: bool,
     tuning: Option<Tuning>,
     lock_file: Option<PathBuf>,
-    priors: Source,
+    without_priors: bool,
     on_progress: Option<OnProgress>,
 }
 
 impl Builder {
+    /// No option is set yet.
+    pub(crate) fn new(families: &'static dyn Families) -> Self {
+        Self {
+            families,
+            extensions: Extensions::default(),
+            device: None,
+            opened: None,
+            arch: None,
+            cache_dir: None,
+            cache_path: None,
+            cache_max_bytes: None,
+            store: None,
+            in_memory: false,
+            without_portable: false,
+            tuning: None,
+            lock_file: None,
+            without_priors: false,
+            on_progress: None,
+        }
+    }
+
     /// The device; default: the first GPU, else the host.
     #[must_use]
     pub fn device(mut self, device: DeviceChoice) -> Self {
@@ -127,15 +149,14 @@ impl Builder {
     /// candidates are measured here, and cached choices that rest on them are made anew when they would be tuned.
     #[must_use]
     pub fn priors(mut self, on: bool) -> Self {
-        self.priors = if on { Source::Shipped } else { Source::Off };
+        self.without_priors = !on;
         self
     }
 
-    /// Other priors than those that come with the crate, for tests.
-    #[doc(hidden)]
+    /// A value for a family to find in the engine, in place of one that it would make.
     #[must_use]
-    pub fn given_priors(mut self, priors: Priors) -> Self {
-        self.priors = Source::Given(priors);
+    pub(crate) fn extend<T: Send + Sync + 'static>(self, value: T) -> Self {
+        self.extensions.insert(value);
         self
     }
 
@@ -158,7 +179,7 @@ impl Builder {
         };
         let lock_file =
             self.lock_file.or_else(|| std::env::var_os("ROPEJIT_LOCK").filter(|v| !v.is_empty()).map(Into::into));
-        let lock = lock_file.map(Held::read).transpose()?;
+        let lock = lock_file.map(|path| Held::read(path, self.families)).transpose()?;
         let store: Arc<dyn Store> = match self.store {
             Some(store) => store,
             None if self.in_memory => Arc::new(Memory::default()),
@@ -189,24 +210,21 @@ impl Builder {
         let kernels =
             Kernels::new(Arc::clone(&device), Arc::clone(&store), Arc::clone(&counters), Arc::clone(&closing));
         let shared = Arc::new(Shared {
-            portable: !self.without_portable && crate::families::rope::ahead_of_time::serves(device.as_ref()),
             choices: Choices::new(Arc::clone(&store), Arc::clone(&counters), device.as_ref()),
             kernels,
-            dialect: device.dialect(),
-            context: device.context(),
             device,
             store,
             tuning,
             lock,
-            priors: self.priors,
+            priors: !self.without_priors,
+            ahead_of_time: !self.without_portable,
             frozen: AtomicBool::new(false),
             closing,
             opened: Instant::now(),
             captured: AtomicU64::new(0),
             counters,
-            angles: std::sync::Mutex::default(),
-            ahead_of_time: crate::families::rope::ahead_of_time::Loaded::default(),
-            ropes: DashMap::new(),
+            slots: std::sync::Mutex::default(),
+            extensions: self.extensions,
             on_progress: self.on_progress,
         });
         Ok(Engine { worker: Arc::new(Worker::new(&shared)), shared })

@@ -1,4 +1,4 @@
-//! Choices on disk: which variant serves a spec, bucket and class, and why.
+//! Choices on disk: which config serves a problem, and why.
 //!
 //! A choice is looked up for the device first, then for its architecture alone: the second is what a prewarm without the
 //! device leaves behind. A choice names its artifact, so a look-up opens two files at most and asks no compiler.
@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::stats::Counters;
 use crate::device::Device;
+use crate::jit::Bucket;
 use crate::jit::key::{Key, KeyFields};
-use crate::jit::{Abilities, Bucket, Class, Record, Variant, variant};
-use crate::rope::RopeSpec;
+use crate::jit::record::Record;
+use crate::service::family::{Abilities, Config, Problem, Stated};
 use crate::store::{Entry, Kind, Lookup, Miss, Store};
 
 /// What stands in a choice's metadata.
@@ -20,11 +21,11 @@ pub struct ChoiceMeta {
     /// What the key hashes.
     pub fields: KeyFields,
     /// What is computed.
-    pub spec: RopeSpec,
+    pub spec: Stated,
     /// For how many tokens.
     pub bucket: Bucket,
     /// For which layouts.
-    pub class: Class,
+    pub class: Stated,
     /// What kernels are compiled for.
     pub arch: String,
     /// The choice and its reasons.
@@ -32,7 +33,7 @@ pub struct ChoiceMeta {
 }
 
 /// The choices of one device.
-pub(super) struct Choices {
+pub struct Choices {
     store: Arc<dyn Store>,
     counters: Arc<Counters>,
     identity: String,
@@ -47,35 +48,35 @@ impl Choices {
     }
 
     /// The keys that are looked up, in order, with the fields they hash.
-    pub fn fields(&self, spec: &RopeSpec, bucket: Bucket, class: Class) -> [KeyFields; 2] {
-        let space = variant::space(spec, class, bucket, self.can);
-        [&self.identity, &self.arch].map(|device| KeyFields::choice(spec, bucket, class, &space, device))
+    pub fn fields(&self, problem: &dyn Problem) -> [KeyFields; 2] {
+        let space = problem.space(self.can);
+        [&self.identity, &self.arch].map(|device| KeyFields::choice(problem, &space, device))
     }
 
     /// The choice for this device, else for its architecture.
-    pub fn read(&self, spec: &RopeSpec, bucket: Bucket, class: Class) -> Option<Record> {
-        self.fields(spec, bucket, class).iter().find_map(|fields| self.read_one(fields.key()))
+    pub fn read(&self, problem: &dyn Problem) -> Option<Record> {
+        self.fields(problem).iter().find_map(|fields| self.read_one(problem, fields.key()))
     }
 
     /// The choice for this device alone.
-    pub fn read_own(&self, spec: &RopeSpec, bucket: Bucket, class: Class) -> Option<Record> {
-        self.read_one(self.fields(spec, bucket, class)[0].key())
+    pub fn read_own(&self, problem: &dyn Problem) -> Option<Record> {
+        self.read_one(problem, self.fields(problem)[0].key())
     }
 
     /// The choice for its architecture alone.
-    pub fn read_arch(&self, spec: &RopeSpec, bucket: Bucket, class: Class) -> Option<Record> {
-        self.read_one(self.fields(spec, bucket, class)[1].key())
+    pub fn read_arch(&self, problem: &dyn Problem) -> Option<Record> {
+        self.read_one(problem, self.fields(problem)[1].key())
     }
 
-    /// The artifact of a variant, where a choice for this device or its architecture names it.
-    pub fn artifact_of(&self, spec: &RopeSpec, bucket: Bucket, class: Class, variant: Variant) -> Option<Key> {
-        let named = |record: Record| record.candidates.into_iter().find(|c| c.variant == variant)?.artifact;
-        self.fields(spec, bucket, class).iter().find_map(|fields| self.read_one(fields.key()).and_then(named))
+    /// The artifact of a config, where a choice for this device or its architecture names it.
+    pub fn artifact_of(&self, problem: &dyn Problem, config: &Config) -> Option<Key> {
+        let named = |record: Record| record.candidates.into_iter().find(|c| c.config == *config)?.artifact;
+        self.fields(problem).iter().find_map(|fields| self.read_one(problem, fields.key()).and_then(named))
     }
 
     /// The key of the choice for this device.
-    pub fn own_key(&self, spec: &RopeSpec, bucket: Bucket, class: Class) -> Key {
-        self.fields(spec, bucket, class)[0].key()
+    pub fn own_key(&self, problem: &dyn Problem) -> Key {
+        self.fields(problem)[0].key()
     }
 
     /// Whether a choice is kept under a key that leaves nothing to find out. Says nothing of one that cannot be used.
@@ -84,12 +85,12 @@ impl Choices {
         serde_json::from_slice::<ChoiceMeta>(&entry.meta).is_ok_and(|meta| meta.record.is_settled(priors))
     }
 
-    fn read_one(&self, key: Key) -> Option<Record> {
+    fn read_one(&self, problem: &dyn Problem, key: Key) -> Option<Record> {
         match self.store.get(Kind::Choice, key) {
-            Lookup::Hit(entry) => match serde_json::from_slice::<ChoiceMeta>(&entry.meta) {
-                Ok(meta) => Some(meta.record),
-                Err(e) => {
-                    let (path, why) = (self.store.path(Kind::Choice, key), format!("it cannot be read: {e}"));
+            Lookup::Hit(entry) => match read(problem, &entry.meta) {
+                Ok(record) => Some(record),
+                Err(why) => {
+                    let (path, why) = (self.store.path(Kind::Choice, key), format!("it cannot be read: {why}"));
                     self.counters.note_miss(&Miss::Unusable { path, why });
                     None
                 }
@@ -102,12 +103,29 @@ impl Choices {
     }
 
     /// Keeps a choice: one that was measured for this device, one that was not for its architecture.
-    pub fn write(&self, spec: &RopeSpec, bucket: Bucket, class: Class, record: Record, measured: bool) {
-        let fields = self.fields(spec, bucket, class)[usize::from(!measured)].clone();
+    pub fn write(&self, problem: &dyn Problem, record: Record, measured: bool) {
+        let fields = self.fields(problem)[usize::from(!measured)].clone();
         let key = fields.key();
-        let meta = ChoiceMeta { fields, spec: spec.clone(), bucket, class, arch: self.arch.clone(), record };
+        let meta = ChoiceMeta {
+            fields,
+            spec: problem.spec().clone(),
+            bucket: problem.bucket(),
+            class: problem.class().clone(),
+            arch: self.arch.clone(),
+            record,
+        };
         let meta = serde_json::to_vec(&meta).unwrap_or_default();
         let entry = Entry { kind: Kind::Choice, key, meta, ptx: Vec::new(), image: Vec::new() };
         self.counters.keep(self.store.put(&entry));
     }
+}
+
+/// The record of a problem's choice, its configs as the family writes them.
+fn read(problem: &dyn Problem, meta: &[u8]) -> Result<Record, String> {
+    let mut record = serde_json::from_slice::<ChoiceMeta>(meta).map_err(|e| e.to_string())?.record;
+    for candidate in &mut record.candidates {
+        let restated = problem.restate(&candidate.config);
+        candidate.config = restated.ok_or_else(|| format!("'{}' is no variant", candidate.config))?;
+    }
+    Ok(record)
 }

@@ -8,15 +8,12 @@ use std::time::{Duration, Instant};
 use dashmap::DashMap;
 use serde::{Deserialize, Serialize};
 
-use super::stats::Counters;
 use super::throttle::cancelled;
+use super::stats::Counters;
 use crate::device::{Binary, Device, Kernel};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::key::{Key, KeyFields, source_digest};
-use crate::jit::render::render;
-use crate::jit::{Class, Variant};
-use crate::plan::Origin;
-use crate::rope::RopeSpec;
+use crate::service::family::{Config, Origin, Problem, Source, Stated};
 use crate::store::flight::{self, Flight};
 use crate::store::{Entry, Kind, Lookup, Miss, Store};
 
@@ -26,18 +23,22 @@ pub struct ArtifactMeta {
     /// What the key hashes.
     pub fields: KeyFields,
     /// What the kernel computes.
-    pub spec: RopeSpec,
+    pub spec: Stated,
     /// The layout class it was compiled for.
-    pub class: Class,
+    pub class: Stated,
     /// Its tunables.
-    pub variant: Variant,
+    #[serde(rename = "variant")]
+    pub config: Config,
+    /// The family, for entries that have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub family: Option<String>,
     /// The crate's version that compiled it.
     pub made_by: String,
 }
 
 /// A compiled kernel, loaded where the device can run it.
 #[derive(Clone)]
-pub(super) struct Loaded {
+pub struct Loaded {
     pub artifact: Key,
     /// `None` for a device that only compiles.
     pub kernel: Option<Arc<dyn Kernel>>,
@@ -52,13 +53,13 @@ const RETRY_AFTER: Duration = Duration::from_secs(30);
 type Slot = Arc<Mutex<Option<Loaded>>>;
 
 /// All kernels of an engine.
-pub(super) struct Kernels {
+pub struct Kernels {
     device: Arc<dyn Device>,
     store: Arc<dyn Store>,
     counters: Arc<Counters>,
     /// Set when the engine is dropped: nobody waits for what is made.
     closing: Arc<AtomicBool>,
-    /// By the digest of their source; the lock of a slot is held while its kernel is made.
+    /// By their source; the lock of a slot is held while its kernel is made.
     slots: DashMap<String, Slot>,
     /// What could not be compiled or loaded, and when.
     failures: DashMap<Key, (Instant, Error)>,
@@ -74,25 +75,24 @@ impl Kernels {
         Self { device, store, counters, closing, slots: DashMap::new(), failures: DashMap::new() }
     }
 
-    /// The kernel of a variant; compiled if it is nowhere. `named` is the artifact that a choice names: it is looked for
+    /// The kernel of a config; compiled if it is nowhere. `named` is the artifact that a choice names: it is looked for
     /// first, since that asks no compiler for its version.
     pub fn obtain(
         &self,
-        spec: &RopeSpec,
-        class: Class,
-        variant: Variant,
+        problem: &dyn Problem,
+        config: &Config,
         named: Option<Key>,
     ) -> Result<(Loaded, Origin)> {
-        self.in_slot(spec, class, variant, true, |source| {
-            if let Some(loaded) = named.and_then(|key| self.read(key, source, variant)) {
+        self.in_slot(problem, config, true, |source| {
+            if let Some(loaded) = named.and_then(|key| self.read(problem, config, key, source)) {
                 return Ok(Some((loaded, Origin::Disk)));
             }
-            let options = self.device.compile_options();
+            let options = self.device.options_for(source);
             let compiler = self.device.compiler()?;
             let fields = KeyFields::artifact(source, &options, &compiler, &self.device.facts().arch);
             let key = fields.key();
             if named != Some(key)
-                && let Some(loaded) = self.read(key, source, variant)
+                && let Some(loaded) = self.read(problem, config, key, source)
             {
                 return Ok(Some((loaded, Origin::Disk)));
             }
@@ -110,21 +110,19 @@ impl Kernels {
             let turn = match flight {
                 None => return Err(cancelled()),
                 Some(Flight::Make(turn)) => turn,
-                Some(Flight::Made) => match self.read(key, source, variant) {
+                Some(Flight::Made) => match self.read(problem, config, key, source) {
                     Some(loaded) => return Ok(Some((loaded, Origin::Disk))),
                     None => None, // refused, by the driver say
                 },
             };
-            let binary = self
-                .device
-                .compile(&crate::jit::render::source(source.to_owned()))
-                .inspect_err(|e| self.note_failure(key, e))?;
+            let binary = self.device.compile(source).inspect_err(|e| self.note_failure(key, e))?;
             self.counters.compiles.add();
             let meta = ArtifactMeta {
                 fields,
-                spec: spec.clone(),
-                class,
-                variant,
+                spec: problem.spec().clone(),
+                class: problem.class().clone(),
+                config: config.clone(),
+                family: Some(problem.family().to_owned()),
                 made_by: concat!("ropejit ", env!("CARGO_PKG_VERSION")).into(),
             };
             let entry = Entry {
@@ -136,17 +134,17 @@ impl Kernels {
             };
             self.counters.keep(self.store.put(&entry));
             drop(turn);
-            let loaded = self.load(key, &binary, variant).inspect_err(|e| self.note_failure(key, e))?;
+            let loaded = self.load(problem, config, key, source, &binary).inspect_err(|e| self.note_failure(key, e))?;
             Ok(Some((loaded, Origin::Compiled)))
         })
         .and_then(|made| made.ok_or_else(|| Error::new(ErrorKind::Compile, "no kernel was made")))
     }
 
-    /// The kernel of a variant as the artifact `key`, if that is in memory or on disk and still what the variant needs.
+    /// The kernel of a config as the artifact `key`, if that is in memory or on disk and still what the config needs.
     /// Never compiles, nor waits for one who does.
-    pub fn find(&self, spec: &RopeSpec, class: Class, variant: Variant, key: Key) -> Result<Option<(Loaded, Origin)>> {
-        self.in_slot(spec, class, variant, false, |source| {
-            Ok(self.read(key, source, variant).map(|loaded| (loaded, Origin::Disk)))
+    pub fn find(&self, problem: &dyn Problem, config: &Config, key: Key) -> Result<Option<(Loaded, Origin)>> {
+        self.in_slot(problem, config, false, |source| {
+            Ok(self.read(problem, config, key, source).map(|loaded| (loaded, Origin::Disk)))
         })
     }
 
@@ -193,14 +191,14 @@ impl Kernels {
     /// make one of their own.
     fn in_slot(
         &self,
-        spec: &RopeSpec,
-        class: Class,
-        variant: Variant,
+        problem: &dyn Problem,
+        config: &Config,
         wait: bool,
-        make: impl FnOnce(&str) -> Result<Option<(Loaded, Origin)>>,
+        make: impl FnOnce(&Source) -> Result<Option<(Loaded, Origin)>>,
     ) -> Result<Option<(Loaded, Origin)>> {
-        let source = render(self.device.dialect(), spec, class, variant);
-        let slot = Arc::clone(&self.slots.entry(source_digest(&source)).or_default());
+        let source = problem.source(self.device.dialect(), config);
+        let name = [&source_digest(&source.text), &source.entry, &source.options.join(" ")].map(String::as_str).join(" ");
+        let slot = Arc::clone(&self.slots.entry(name).or_default());
         let mut held = match slot.try_lock() {
             Err(TryLockError::WouldBlock) if !wait => return make(&source),
             Err(TryLockError::WouldBlock) => slot.lock().unwrap_or_else(PoisonError::into_inner),
@@ -216,7 +214,7 @@ impl Kernels {
     }
 
     /// Reads an artifact and loads it; `None` if it is not there, not trusted, not this source's, or refused.
-    fn read(&self, key: Key, source: &str, variant: Variant) -> Option<Loaded> {
+    fn read(&self, problem: &dyn Problem, config: &Config, key: Key, source: &Source) -> Option<Loaded> {
         let started = Instant::now();
         let entry = match self.store.get(Kind::Artifact, key) {
             Lookup::Hit(entry) => entry,
@@ -233,14 +231,14 @@ impl Kernels {
             Ok(meta) => meta,
             Err(e) => return unusable(format!("its metadata cannot be read: {e}")),
         };
-        let wanted = KeyFields::artifact(source, &self.device.compile_options(), "", &self.device.facts().arch);
+        let wanted = KeyFields::artifact(source, &self.device.options_for(source), "", &self.device.facts().arch);
         for name in ["source", "options", "arch", "entry"] {
             if meta.fields.get(name) != wanted.get(name) {
                 return unusable(format!("it has another {name} than is wanted"));
             }
         }
         let read = started.elapsed();
-        match self.load(key, &Binary { ptx: entry.ptx, image: entry.image }, variant) {
+        match self.load(problem, config, key, source, &Binary { ptx: entry.ptx, image: entry.image }) {
             Ok(loaded) => {
                 tracing::debug!("artifact {key}: read in {read:?}, loaded after {:?}", started.elapsed());
                 self.counters.disk_hits.add();
@@ -250,16 +248,18 @@ impl Kernels {
         }
     }
 
-    fn load(&self, artifact: Key, binary: &Binary, variant: Variant) -> Result<Loaded> {
-        let kernel = if self.device.runs() {
-            Some(self.device.load(
-                binary,
-                crate::jit::render::ENTRY,
-                &crate::device::LaunchAttrs { overlap: variant.overlap, ..Default::default() },
-            )?)
-        } else {
-            None
-        };
-        Ok(Loaded { artifact, kernel })
+    fn load(
+        &self,
+        problem: &dyn Problem,
+        config: &Config,
+        artifact: Key,
+        source: &Source,
+        binary: &Binary,
+    ) -> Result<Loaded> {
+        if !self.device.runs() {
+            return Ok(Loaded { artifact, kernel: None });
+        }
+        let kernel = self.device.load(binary, &source.entry, &problem.attrs(config))?;
+        Ok(Loaded { artifact, kernel: Some(kernel) })
     }
 }

@@ -35,7 +35,7 @@ pub struct Stats {
 
 /// A counter that threads share.
 #[derive(Default)]
-pub(super) struct Counter(AtomicU64);
+pub struct Counter(AtomicU64);
 
 impl Counter {
     pub fn add(&self) {
@@ -49,7 +49,7 @@ impl Counter {
 
 /// The counters behind [`Stats`]; the hits in memory are counted where calls are made.
 #[derive(Default)]
-pub(super) struct Counters {
+pub struct Counters {
     pub compiles: Counter,
     pub tunings: Counter,
     pub priors: Counter,

@@ -5,43 +5,64 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::kernels::Loaded;
-use super::scratch::{Scratch, bytes_per_token};
+use super::policy::Progress;
+use super::priors;
+use super::shared::Shared;
 use super::throttle::{Throttle, cancelled};
-use super::{Progress, RopeState, Shared, priors};
-use crate::device::{Stream, Timer};
+use crate::device::{Device, Stream, Timer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::jit::{Bucket, Candidate, Class, Record};
-use crate::plan::{Origin, Plan};
+use crate::jit::record::{Candidate, Record};
+use crate::service::family::{Origin, Plan, Problem, Provenance, Same, Trial};
 use crate::tune::{Measure, Policy, search};
 
 /// Progress is saved this often while measuring.
 const SAVE_EVERY: Duration = Duration::from_millis(100);
 
-/// Tunes one spec, bucket and class, keeps the record and returns the winner.
-pub(super) fn tune(
+/// Memory that is never measured in, and the part of what is free beyond it that is.
+const RESERVE: u64 = 256 << 20;
+const PART_OF_FREE: u64 = 4;
+/// In less than this, times of large buckets say nothing.
+const LEAST_SCRATCH: u64 = 32 << 20;
+
+/// Bytes to measure a problem in: a quarter of what is free beyond a reserve of 256 MiB, or the device's limit.
+///
+/// # Errors
+/// [`ErrorKind::OutOfMemory`] where that is too little.
+pub fn room(device: &dyn Device, problem: &dyn Problem) -> Result<u64> {
+    let free = device.free_memory()?.saturating_sub(RESERVE);
+    let limit = device.measuring().scratch_bytes.min(free / PART_OF_FREE);
+    let twice = |size| problem.bytes(size).saturating_mul(2);
+    if limit >= LEAST_SCRATCH.min(twice(problem.bucket().tokens())) && limit >= twice(1) {
+        return Ok(limit);
+    }
+    Err(Error::new(ErrorKind::OutOfMemory, "too little free memory to measure in").subject_is(problem.spec().to_string()))
+}
+
+/// Tunes a problem, keeps the record and returns the winner.
+pub fn tune(
     shared: &Shared,
-    state: &RopeState,
-    class: Class,
-    bucket: Bucket,
+    problem: &dyn Problem,
     budget: Duration,
     throttle: &Throttle<'_>,
 ) -> Result<Plan> {
     let started = Instant::now();
-    let spec = &state.spec;
     let compiler = shared.device.compiler()?;
     let _aside = shared.device.aside()?;
-    let (variants, prior) = priors::candidates(shared, spec, bucket, class);
+    let (configs, prior) = priors::candidates(shared, problem);
     // An earlier run that was cut short has left its samples.
-    let (mut candidates, tokens): (Vec<Candidate>, u64) = match shared.choices.read_own(spec, bucket, class) {
-        Some(r) if !r.tuned && r.candidates.iter().map(|c| c.variant).eq(variants.iter().copied()) => {
-            (r.candidates, r.tokens)
-        }
-        _ => (variants.iter().map(|&v| Candidate::new(v)).collect(), bucket.tokens()),
+    let (mut candidates, tokens): (Vec<Candidate>, u64) = match shared.choices.read_own(problem) {
+        Some(r) if !r.tuned && r.candidates.iter().map(|c| &c.config).eq(&configs) => (r.candidates, r.tokens),
+        _ => (configs.into_iter().map(Candidate::new).collect(), problem.bucket().tokens()),
     };
-    let kernels = compile_all(shared, state, class, bucket, &mut candidates, throttle);
+    let kernels = compile_all(shared, problem, &mut candidates, throttle);
     let facts = shared.device.facts();
+    let tolerance = match problem.same() {
+        Same::Bits => None,
+        Same::Within(tolerance) => Some(tolerance),
+    };
     let record = Record {
         prior,
+        tolerance,
         device: facts.name.clone(),
         driver: facts.driver.clone(),
         compiler,
@@ -50,27 +71,24 @@ pub(super) fn tune(
     let plan = if throttle.cancelled() {
         Err(cancelled())
     } else {
-        measure(shared, state, class, bucket, budget, throttle, &kernels, record, started)
+        measure(shared, problem, budget, throttle, &kernels, record, started)
     };
     release(shared, kernels, throttle);
     plan
 }
 
 /// Times all candidates that were loaded, keeps the record and returns the winner.
-#[allow(clippy::too_many_arguments)]
 fn measure(
     shared: &Shared,
-    state: &RopeState,
-    class: Class,
-    bucket: Bucket,
+    problem: &dyn Problem,
     budget: Duration,
     throttle: &Throttle<'_>,
     kernels: &[Option<Loaded>],
     mut record: Record,
     started: Instant,
 ) -> Result<Plan> {
-    let spec = &state.spec;
-    let mut run = Run::prepare(shared, state, class, bucket, kernels, &mut record, throttle)?;
+    let spec = problem.spec();
+    let mut run = Run::prepare(shared, problem, kernels, &mut record, throttle)?;
     run.started = started;
     let live: Vec<bool> = run.timers.iter().map(Option::is_some).collect();
     let samples = run.record.candidates.iter().map(|c| c.samples_ns.clone()).collect();
@@ -94,16 +112,17 @@ fn measure(
     record.near_ties = outcome.near_ties;
     record.tuned = outcome.complete;
     record.took_ms = started.elapsed().as_secs_f64() * 1e3;
-    let variant = record.candidates[record.winner].variant;
+    let config = record.candidates[record.winner].config.clone();
+    let provenance = record.provenance();
     let tuned = record.tuned;
     tracing::debug!(
-        "{spec}, {} tokens: '{variant}' in {:?}, of that rested {:?}; longest slice {:?}",
-        bucket.tokens(),
+        "{spec}, {} tokens: '{config}' in {:?}, of that rested {:?}; longest slice {:?}",
+        problem.bucket().tokens(),
         started.elapsed(),
         throttle.rested(),
         throttle.longest()
     );
-    shared.choices.write(spec, bucket, class, record, true);
+    shared.choices.write(problem, record, true);
     if tuned {
         shared.counters.tunings.add();
     }
@@ -111,7 +130,7 @@ fn measure(
         .get(outcome.winner)
         .and_then(|loaded| loaded.as_ref()?.kernel.clone())
         .ok_or_else(|| Error::new(ErrorKind::Device, "the winner was not loaded"))?;
-    Ok(Plan::new(spec, class, variant, kernel, Origin::Tuned, tuned))
+    Plan::new(problem, Some(kernel), config, Origin::Tuned, provenance)
 }
 
 /// Unloads the candidates that no plan uses: one at a time, since the driver may wait for the device.
@@ -132,9 +151,7 @@ fn release(shared: &Shared, kernels: Vec<Option<Loaded>>, throttle: &Throttle<'_
 /// Compiles and loads all candidates on as many threads as there are cores, in the background half as many.
 fn compile_all(
     shared: &Shared,
-    state: &RopeState,
-    class: Class,
-    bucket: Bucket,
+    problem: &dyn Problem,
     candidates: &mut [Candidate],
     throttle: &Throttle<'_>,
 ) -> Vec<Option<Loaded>> {
@@ -143,7 +160,7 @@ fn compile_all(
     let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let threads = if throttle.in_slices() { cores.div_ceil(2) } else { cores }.min(total);
-    let wanted: Vec<_> = candidates.iter().map(|c| (c.variant, c.artifact)).collect();
+    let wanted: Vec<_> = candidates.iter().map(|c| (c.config.clone(), c.artifact)).collect();
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
@@ -152,11 +169,11 @@ fn compile_all(
                     if i >= total || shared.closing.load(Relaxed) {
                         return;
                     }
-                    let (variant, named) = wanted[i];
-                    let made = shared.kernels.obtain(&state.spec, class, variant, named).map(|(loaded, _)| loaded);
+                    let (config, named) = &wanted[i];
+                    let made = shared.kernels.obtain(problem, config, *named).map(|(loaded, _)| loaded);
                     *results[i].lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
                     let done = done.fetch_add(1, Relaxed) + 1;
-                    shared.tell(&Progress::Compiled { spec: &state.spec, bucket, done, total });
+                    shared.tell(&Progress::Compiled { spec: problem.spec(), bucket: problem.bucket(), done, total });
                 }
             });
         }
@@ -170,7 +187,7 @@ fn compile_all(
             Some(loaded)
         }
         Some(Err(e)) => {
-            shared.counters.warn_once(format!("candidate '{}' is left out: {e}", candidate.variant));
+            shared.counters.warn_once(format!("candidate '{}' is left out: {e}", candidate.config));
             candidate.dropped = Some(e.to_string());
             None
         }
@@ -182,9 +199,7 @@ fn compile_all(
 /// Candidates ready to be timed.
 struct Run<'a> {
     shared: &'a Shared,
-    state: &'a RopeState,
-    class: Class,
-    bucket: Bucket,
+    problem: &'a dyn Problem,
     record: &'a mut Record,
     timers: Vec<Option<Box<dyn Timer>>>,
     started: Instant,
@@ -195,16 +210,13 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn prepare(
         shared: &'a Shared,
-        state: &'a RopeState,
-        class: Class,
-        bucket: Bucket,
+        problem: &'a dyn Problem,
         kernels: &[Option<Loaded>],
         record: &'a mut Record,
         throttle: &'a Throttle<'a>,
     ) -> Result<Self> {
-        let device = shared.device.as_ref();
-        let spec = &state.spec;
-        let scratch = Arc::new(Scratch::new(device, spec, class, bucket, state.fault.address(), throttle)?);
+        let spec = problem.spec();
+        let trial = problem.trial(&shared.device, room(shared.device.as_ref(), problem)?, throttle)?;
         let mut plans: Vec<Option<Arc<Plan>>> = Vec::new();
         let mut expected: Option<Vec<u8>> = None;
         for (candidate, loaded) in record.candidates.iter_mut().zip(kernels) {
@@ -212,8 +224,9 @@ impl<'a> Run<'a> {
                 plans.push(None);
                 continue;
             };
-            let plan = Plan::new(spec, class, candidate.variant, kernel, Origin::Tuned, true);
-            let output = match scratch.run_small(device, &plan, throttle) {
+            let plan =
+                Plan::new(problem, Some(kernel), candidate.config.clone(), Origin::Tuned, Provenance::Tuned)?;
+            let output = match trial.outputs(&plan, throttle) {
                 Ok(output) => output,
                 Err(e) if throttle.cancelled() => return Err(e),
                 Err(e) => {
@@ -222,14 +235,15 @@ impl<'a> Run<'a> {
                     continue;
                 }
             };
-            let equal = expected.get_or_insert_with(|| output.clone()) == &output;
-            candidate.bit_equal = Some(equal);
-            if !equal {
-                // Our own mistake, or a compiler's: never a kernel to use.
-                tracing::error!("candidate '{}' of {spec} differs in its bits and is left out", candidate.variant);
-                candidate.dropped = Some("its output differs from the default's".into());
+            let expected = expected.get_or_insert_with(|| output.clone());
+            candidate.bit_equal = Some(*expected == output);
+            let same = trial.compare(expected, &output);
+            if let Err(why) = &same {
+                // A mistake of the family, or a compiler's: never a kernel to use.
+                tracing::error!("candidate '{}' of {spec} is left out: {why}", candidate.config);
+                candidate.dropped = Some(why.clone());
             }
-            plans.push(equal.then(|| Arc::new(plan)));
+            plans.push(same.is_ok().then(|| Arc::new(plan)));
         }
         let Some(Some(default)) = plans.first() else {
             // Without the default there is nothing to compare the others with.
@@ -237,25 +251,24 @@ impl<'a> Run<'a> {
             let what = format!("the default variant does not run: {why}");
             return Err(Error::new(ErrorKind::Device, what).subject_is(spec.to_string()));
         };
-        let sizes = Sizes::find(shared, &scratch, default, throttle)?;
+        let sizes = Sizes::find(shared, &trial, default, throttle)?;
         if sizes.tokens != record.tokens {
             // Samples of an earlier run that had more memory, or was in more of a hurry.
             record.candidates.iter_mut().for_each(|c| c.samples_ns.clear());
         }
         record.tokens = sizes.tokens;
-        record.bytes = sizes.tokens * bytes_per_token(spec);
+        record.bytes = problem.bytes(sizes.tokens);
         let mut timers = Vec::new();
         for (candidate, plan) in record.candidates.iter_mut().zip(&plans) {
-            let timer =
-                plan.as_ref().map(|plan| sizes.timer_that_fits(shared, &scratch, plan, throttle)).transpose()?;
+            let timer = plan.as_ref().map(|plan| sizes.timer_that_fits(shared, &trial, plan, throttle)).transpose()?;
             if timer.as_ref().is_some_and(Option::is_none) {
                 candidate.dropped = Some("takes more than twice the default's time".into());
             }
             timers.push(timer.flatten());
         }
-        record.copy_ns = Some(copy_ns(shared, &scratch, sizes, throttle)?);
+        record.copy_ns = Some(copy_ns(shared, &trial, sizes, throttle)?);
         let now = Instant::now();
-        Ok(Self { shared, state, class, bucket, record, timers, started: now, saved: now, throttle })
+        Ok(Self { shared, problem, record, timers, started: now, saved: now, throttle })
     }
 }
 
@@ -268,18 +281,18 @@ struct Sizes {
 
 impl Sizes {
     /// Enough launches to be told from noise. In slices, few enough tokens and launches to fit one.
-    fn find(shared: &Shared, scratch: &Arc<Scratch>, default: &Arc<Plan>, throttle: &Throttle<'_>) -> Result<Self> {
+    fn find(shared: &Shared, trial: &Arc<dyn Trial>, default: &Arc<Plan>, throttle: &Throttle<'_>) -> Result<Self> {
         let measuring = shared.device.measuring();
         let probe = |tokens| {
             if throttle.in_slices() {
-                return one_launch(shared, scratch, default, tokens, throttle);
+                return one_launch(shared, trial, default, tokens, throttle);
             }
             let sizes = Self { tokens, launches: measuring.launches.0 };
-            timer(shared, scratch, default, sizes, throttle)?.sample().map(|ns| ns.max(1.0))
+            timer(shared, trial, default, sizes, throttle)?.sample().map(|ns| ns.max(1.0))
         };
-        let mut ns = probe(scratch.tokens)?;
-        let tokens = throttle.tokens(&measuring, scratch.tokens, ns);
-        if tokens < scratch.tokens {
+        let mut ns = probe(trial.size())?;
+        let tokens = throttle.tokens(&measuring, trial.size(), ns);
+        if tokens < trial.size() {
             ns = probe(tokens)?;
         }
         Ok(Self { tokens, launches: throttle.launches(&measuring, ns) })
@@ -289,54 +302,43 @@ impl Sizes {
     fn timer_that_fits(
         self,
         shared: &Shared,
-        scratch: &Arc<Scratch>,
+        trial: &Arc<dyn Trial>,
         plan: &Arc<Plan>,
         throttle: &Throttle<'_>,
     ) -> Result<Option<Box<dyn Timer>>> {
         if throttle.in_slices() && self.launches > 1 {
-            let ns = one_launch(shared, scratch, plan, self.tokens, throttle)?;
+            let ns = one_launch(shared, trial, plan, self.tokens, throttle)?;
             if ns * self.launches as f64 > shared.device.measuring().slice_ns {
                 return Ok(None);
             }
         }
-        timer(shared, scratch, plan, self, throttle).map(Some)
+        timer(shared, trial, plan, self, throttle).map(Some)
     }
 }
 
 /// The time of a launch by itself: the least of some, since others may come between.
-fn one_launch(
-    shared: &Shared,
-    scratch: &Arc<Scratch>,
-    plan: &Arc<Plan>,
-    tokens: u64,
-    throttle: &Throttle<'_>,
-) -> Result<f64> {
-    let mut timer = timer(shared, scratch, plan, Sizes { tokens, launches: 1 }, throttle)?;
+fn one_launch(shared: &Shared, trial: &Arc<dyn Trial>, plan: &Arc<Plan>, tokens: u64, throttle: &Throttle<'_>) -> Result<f64> {
+    let mut timer = timer(shared, trial, plan, Sizes { tokens, launches: 1 }, throttle)?;
     (0..5).try_fold(f64::INFINITY, |least, _| Ok(throttle.slice(|| timer.sample())?.min(least).max(1.0)))
 }
 
 /// A timer, warm: making it has run its launches once.
 fn timer(
     shared: &Shared,
-    scratch: &Arc<Scratch>,
+    trial: &Arc<dyn Trial>,
     plan: &Arc<Plan>,
     Sizes { tokens, launches }: Sizes,
     throttle: &Throttle<'_>,
 ) -> Result<Box<dyn Timer>> {
-    let (plan, scratch) = (Arc::clone(plan), Arc::clone(scratch));
-    let launch = move |i, stream: Stream<'_>| scratch.launch(&plan, stream, i, 1, tokens as usize);
+    let (plan, trial) = (Arc::clone(plan), Arc::clone(trial));
+    let launch = move |i, stream: Stream<'_>| trial.launch(&plan, stream, i, tokens);
     throttle.slice(|| shared.device.timer(launches, Box::new(launch)))
 }
 
 /// The median time of a device-to-device copy of as many bytes.
-fn copy_ns(
-    shared: &Shared,
-    scratch: &Arc<Scratch>,
-    Sizes { tokens, launches }: Sizes,
-    throttle: &Throttle<'_>,
-) -> Result<f64> {
-    let (device, scratch) = (Arc::clone(&shared.device), Arc::clone(scratch));
-    let copy = move |i, stream: Stream<'_>| scratch.copy(device.as_ref(), stream, i, tokens);
+fn copy_ns(shared: &Shared, trial: &Arc<dyn Trial>, Sizes { tokens, launches }: Sizes, throttle: &Throttle<'_>) -> Result<f64> {
+    let trial = Arc::clone(trial);
+    let copy = move |i, stream: Stream<'_>| trial.copy(stream, i, tokens);
     let mut timer = throttle.slice(|| shared.device.timer(launches, Box::new(copy)))?;
     let samples = (0..5).map(|_| throttle.slice(|| timer.sample())).collect::<Result<Vec<_>>>()?;
     Ok(crate::tune::median(&samples).unwrap_or(0.0))
@@ -361,13 +363,13 @@ impl Measure for Run<'_> {
 
     fn round_done(&mut self, samples: &[Vec<f64>]) -> bool {
         let rounds = samples.iter().map(Vec::len).max().unwrap_or(0);
-        self.shared.tell(&Progress::Measured { spec: &self.state.spec, bucket: self.bucket, rounds });
+        self.shared.tell(&Progress::Measured { spec: self.problem.spec(), bucket: self.problem.bucket(), rounds });
         let stopped = self.stopped();
         if stopped || self.saved.elapsed() >= SAVE_EVERY {
             for (candidate, samples) in self.record.candidates.iter_mut().zip(samples) {
                 candidate.samples_ns.clone_from(samples);
             }
-            self.shared.choices.write(&self.state.spec, self.bucket, self.class, self.record.clone(), true);
+            self.shared.choices.write(self.problem, self.record.clone(), true);
             self.saved = Instant::now();
         }
         !stopped

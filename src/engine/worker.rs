@@ -9,11 +9,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::resolve;
+use super::shared::Shared;
+use super::slots::Slots;
 use super::throttle::{Beside, Throttle};
-use super::{RopeState, Shared, resolve};
 use crate::device::Stream;
 use crate::error::ErrorKind;
-use crate::jit::{Bucket, Class};
+use crate::service::family::Problem;
 
 /// First calls come in bursts, those of a model's layers say: the work that one leaves begins so much later, when most are
 /// through.
@@ -24,12 +26,11 @@ const TAKEN: Duration = Duration::from_millis(100);
 const LOW_MEMORY: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
 /// So long after the last sign of a capture nobody captures any more: captures come in series, and of one only the calls
 /// that find no loaded kernel are seen.
-const QUIET: Duration = Duration::from_secs(1);
+pub(crate) const QUIET: Duration = Duration::from_secs(1);
 
 struct Job {
-    state: Arc<RopeState>,
-    bucket: Bucket,
-    class: Class,
+    problem: Arc<dyn Problem>,
+    slots: Arc<Slots>,
     /// When to try.
     due: Instant,
     /// Since when another process tunes the same.
@@ -59,7 +60,7 @@ impl Queue {
 }
 
 /// The background thread of an engine; dropping it cancels what runs.
-pub(super) struct Worker {
+pub struct Worker {
     shared: Arc<Shared>,
     queue: Arc<(Mutex<Queue>, Condvar)>,
 }
@@ -70,9 +71,9 @@ impl Worker {
     }
 
     /// Queues a tuning run and starts the thread if there is none.
-    pub fn enqueue(&self, state: Arc<RopeState>, bucket: Bucket, class: Class) {
+    pub fn enqueue(&self, problem: Arc<dyn Problem>, slots: Arc<Slots>) {
         let mut queue = lock(&self.queue.0);
-        queue.jobs.push_back(Job { state, bucket, class, due: Instant::now() + BURST, taken: None, low_memory: false });
+        queue.jobs.push_back(Job { problem, slots, due: Instant::now() + BURST, taken: None, low_memory: false });
         if queue.thread.is_none() {
             let (shared, jobs) = (Arc::clone(&self.shared), Arc::clone(&self.queue));
             let thread = std::thread::Builder::new().name("ropejit-tuning".into());
@@ -153,8 +154,8 @@ fn try_job(shared: &Shared, mut job: Job) -> Option<Job> {
     let service = Service { shared };
     let now = Instant::now();
     let since = job.taken.unwrap_or(now);
-    match resolve::settle(shared, &job.state, job.bucket, job.class, since, &Throttle::slices(&service)) {
-        Ok(Some(plan)) => job.state.serve(job.bucket, job.class, Arc::new(plan)),
+    match resolve::settle(shared, job.problem.as_ref(), since, &Throttle::slices(&service)) {
+        Ok(Some(plan)) => job.slots.publish(job.problem.as_ref(), Arc::new(plan)),
         Ok(None) => {
             if job.taken.is_none() {
                 shared.counters.waited.add();
@@ -228,7 +229,3 @@ impl Drop for Done<'_> {
         self.changed.notify_all();
     }
 }
-
-#[cfg(test)]
-#[path = "worker_tests.rs"]
-mod tests;

@@ -1,4 +1,105 @@
-//! The families of kernels that the service serves.
+//! The families of kernels that the service serves: this list is all that knows them all.
 
 pub mod rope;
 pub mod template;
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use crate::device::at_exit;
+use crate::engine::{ArtifactMeta, Builder, ChoiceMeta, Engine, read_lock as read};
+use crate::error::Result;
+use crate::jit::lock::Lock;
+use crate::service::family::{Abilities, Line};
+
+pub use crate::service::family::{Config, Families, Problem, Stated};
+
+/// The list.
+struct All;
+
+impl Families for All {
+    fn read(&self, line: &Line<'_>) -> Result<()> {
+        rope::lines::read(line)
+    }
+
+    fn check(&self, line: &Line<'_>, can: Abilities) -> Result<()> {
+        rope::lines::check(line, can)
+    }
+
+    fn templates(&self) -> &str {
+        crate::jit::render::templates_digest()
+    }
+}
+
+/// All families, for lock files.
+pub fn families() -> &'static dyn Families {
+    &All
+}
+
+/// Reads a lock file.
+///
+/// # Errors
+/// [`ErrorKind::LockFile`](crate::ErrorKind::LockFile), naming file and line, when it is none;
+/// [`ErrorKind::Io`](crate::ErrorKind::Io) when it cannot be read.
+pub fn read_lock(path: &Path) -> Result<Lock> {
+    read(path, families())
+}
+
+/// A choice's metadata, each value in the words of its family.
+///
+/// # Errors
+/// When it is none.
+pub fn read_choice(meta: &[u8]) -> Result<ChoiceMeta, String> {
+    let mut meta: ChoiceMeta = serde_json::from_slice(meta).map_err(|e| e.to_string())?;
+    let family = meta.fields.get("family").unwrap_or_default().to_owned();
+    let own = family == rope::NAME;
+    if own {
+        rope::lines::restate(&mut meta.spec, &mut meta.class, meta.record.candidates.iter_mut().map(|c| &mut c.config))?;
+    }
+    Ok(meta)
+}
+
+/// An artifact's metadata, each value in the words of its family.
+///
+/// # Errors
+/// When it is none.
+pub fn read_artifact(meta: &[u8]) -> Result<ArtifactMeta, String> {
+    let mut meta: ArtifactMeta = serde_json::from_slice(meta).map_err(|e| e.to_string())?;
+    // Entries of releases that had one family do not name it.
+    if meta.family.as_deref().is_none_or(|family| family == rope::NAME) {
+        rope::lines::restate(&mut meta.spec, &mut meta.class, std::iter::once(&mut meta.config))?;
+    }
+    Ok(meta)
+}
+
+static GLOBAL: OnceLock<Engine> = OnceLock::new();
+
+extern "C" fn close_global() {
+    if let Some(engine) = GLOBAL.get() {
+        engine.close();
+    }
+}
+
+impl Engine {
+    /// Options of an engine to be.
+    pub fn builder() -> Builder {
+        Builder::new(families())
+    }
+
+    /// The process's engine, with all options from the environment. It is never dropped; when the process ends, its
+    /// background work does.
+    ///
+    /// # Errors
+    /// As [`Builder::build`], when this call is the first that succeeds.
+    pub fn global() -> Result<&'static Self> {
+        if let Some(engine) = GLOBAL.get() {
+            return Ok(engine);
+        }
+        let engine = Self::builder().build()?;
+        Ok(GLOBAL.get_or_init(|| {
+            // Beside the driver's own end, which comes after this, background work could crash.
+            at_exit(close_global);
+            engine
+        }))
+    }
+}

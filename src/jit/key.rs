@@ -10,8 +10,8 @@
 //! | | `arch` | `sm_90`, …, or the host's architecture |
 //! | | `entry` | name of the entry point |
 //! | choice | `format`, `family`, `templates` | entry format; kernel family; SHA-256 of the templates |
-//! | | `spec` | the whole [`RopeSpec`], as JSON |
-//! | | `bucket` | token bucket |
+//! | | `spec` | the whole spec, as JSON |
+//! | | `bucket` | the size, rounded up to a power of two |
 //! | | `class` | layout legality class |
 //! | | `device` | identity of the device (below), or only its `arch` for a choice made without one |
 //! | | `space` | all candidates, the default first |
@@ -27,10 +27,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::render::{ENTRY, templates_digest};
-use super::variant::{Bucket, Class, Variant};
 use crate::error::{Error, Result};
-use crate::rope::RopeSpec;
+use crate::service::family::{Config, Problem, Source};
 
 /// Version of what an entry contains; part of every key and of the cache's path.
 pub const FORMAT_VERSION: u32 = 1;
@@ -116,31 +114,31 @@ impl KeyFields {
     }
 
     /// The fields of a compiled kernel.
-    pub fn artifact(source: &str, options: &[String], compiler: &str, arch: &str) -> Self {
+    pub fn artifact(source: &Source, options: &[String], compiler: &str, arch: &str) -> Self {
         Self::of(
             "artifact",
             [
                 ("format", FORMAT_VERSION.to_string()),
-                ("source", source_digest(source)),
+                ("source", source_digest(&source.text)),
                 ("options", options.join("\n")),
                 ("compiler", compiler.to_owned()),
                 ("arch", arch.to_owned()),
-                ("entry", ENTRY.to_owned()),
+                ("entry", source.entry.clone()),
             ],
         )
     }
 
     /// The fields of a choice: `device` is a device's identity, or an architecture.
-    pub fn choice(spec: &RopeSpec, bucket: Bucket, class: Class, space: &[Variant], device: &str) -> Self {
+    pub fn choice(problem: &dyn Problem, space: &[Config], device: &str) -> Self {
         Self::of(
             "choice",
             [
                 ("format", FORMAT_VERSION.to_string()),
-                ("family", "rope".to_owned()),
-                ("templates", templates_digest().to_owned()),
-                ("spec", serde_json::to_string(spec).unwrap_or_default()),
-                ("bucket", bucket.tokens().to_string()),
-                ("class", class.to_string()),
+                ("family", problem.family().to_owned()),
+                ("templates", problem.templates().to_owned()),
+                ("spec", problem.spec().compact().to_owned()),
+                ("bucket", problem.bucket().tokens().to_string()),
+                ("class", problem.class().to_string()),
                 ("device", device.to_owned()),
                 ("space", space.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")),
                 ("policy", POLICY_VERSION.to_string()),
@@ -170,24 +168,22 @@ pub fn source_digest(source: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use crate::rope::DType;
 
     #[test]
     fn every_field_changes_the_key() {
-        let spec = RopeSpec::new(DType::BF16, 128, 32, 8);
-        let class = Class::contiguous(&spec, false, true);
-        for base in [
-            KeyFields::artifact("source", &["-a".into(), "-b".into()], "nvrtc 13.0", "sm_90"),
-            KeyFields::choice(&spec, Bucket::of(8192), class, &[], "H200"),
-        ] {
-            let mut seen = std::collections::HashSet::from([base.key()]);
-            for i in 0..base.0.len() {
-                let mut other = base.clone();
-                other.0[i].1.push('x');
-                assert!(seen.insert(other.key()), "{} is not hashed", base.0[i].0);
-            }
+        let source = Source { text: "text".into(), entry: "entry".into(), options: Vec::new() };
+        let base = KeyFields::artifact(&source, &["-a".into(), "-b".into()], "nvrtc 13.0", "sm_90");
+        every_field_counts(&base);
+    }
+
+    pub fn every_field_counts(base: &KeyFields) {
+        let mut seen = std::collections::HashSet::from([base.key()]);
+        for i in 0..base.0.len() {
+            let mut other = base.clone();
+            other.0[i].1.push('x');
+            assert!(seen.insert(other.key()), "{} is not hashed", base.0[i].0);
         }
     }
 

@@ -18,10 +18,9 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt;
 
-use super::render::templates_digest;
-use super::variant::{Abilities, Bucket, Class, Variant, check};
+use super::variant::Bucket;
 use crate::error::{Error, ErrorKind, Result, clip};
-use crate::rope::RopeSpec;
+use crate::service::family::{Abilities, Families, Line};
 
 /// Version of the file's format.
 const VERSION: &str = "1";
@@ -34,21 +33,21 @@ const HEAD: &str = "\
 
 /// Where choices hold: on one kind of device, or, not measured, on all of an architecture.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct Section {
     /// What kernels are compiled for.
     pub arch: String,
     /// Identity of the device that they were measured on.
     pub device: Option<String>,
 }
 
-impl Place {
-    /// A place; what would break its line is left out of the device's name.
+impl Section {
+    /// A section; what would break its line is left out of the device's name.
     pub fn new(arch: &str, device: Option<&str>) -> Self {
         Self { arch: arch.to_owned(), device: device.map(one_line) }
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Section {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.device {
             None => f.write_str(&self.arch),
@@ -64,24 +63,27 @@ fn one_line(device: &str) -> String {
 /// One choice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Locked {
-    /// What is computed.
-    pub spec: RopeSpec,
+    /// What is computed, as its family writes it.
+    pub spec: String,
     /// For which layouts.
-    pub class: Class,
+    pub class: String,
     /// For how many tokens.
     pub bucket: Bucket,
-    /// The variant that serves.
-    pub variant: Variant,
+    /// The config that serves.
+    pub config: String,
     /// The line that says so; 0 for one that was not read from a file.
     pub line: usize,
 }
 
-/// What a choice is looked up by, in the order of the file.
-type Call = (String, String, Bucket);
-
-fn call(spec: &RopeSpec, class: Class, bucket: Bucket) -> Call {
-    (spec.to_string(), class.to_string(), bucket)
+impl Locked {
+    /// The texts that its family reads.
+    pub fn parts(&self) -> Line<'_> {
+        Line { spec: &self.spec, class: &self.class, config: &self.config }
+    }
 }
+
+/// What a choice is looked up by, in the order of the file.
+type Sought = (String, String, Bucket);
 
 /// What no longer holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,23 +98,21 @@ pub struct Problem {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lock {
     templates: (String, usize),
-    places: BTreeMap<Place, BTreeMap<Call, Locked>>,
-}
-
-impl Default for Lock {
-    /// No choices, for this program's templates.
-    fn default() -> Self {
-        Self { templates: (templates_digest().to_owned(), 0), places: BTreeMap::new() }
-    }
+    sections: BTreeMap<Section, BTreeMap<Sought, Locked>>,
 }
 
 impl Lock {
+    /// No choices, for templates of this digest.
+    pub fn new(templates: &str) -> Self {
+        Self { templates: (templates.to_owned(), 0), sections: BTreeMap::new() }
+    }
+
     /// Reads the text of a file that errors call `name`.
     ///
     /// # Errors
     /// [`ErrorKind::LockFile`] with `name:line` as its subject.
-    pub fn parse(name: &str, text: &str) -> Result<Self> {
-        Parser { lock: Self::default(), version: false, templates: false, place: None, last: None }.read(text).map_err(
+    pub fn parse(name: &str, text: &str, families: &dyn Families) -> Result<Self> {
+        Parser { lock: Self::new(""), families, version: false, templates: false, section: None }.read(text).map_err(
             |(line, what)| {
                 let error = Error::new(ErrorKind::LockFile, what).subject_is(format!("{name}:{line}"));
                 error.hint(format!(
@@ -122,9 +122,9 @@ impl Lock {
         )
     }
 
-    /// Whether its choices were made with this program's templates.
-    pub fn is_of_these_templates(&self) -> bool {
-        self.templates.0 == templates_digest()
+    /// Whether its choices were made with templates of this digest.
+    pub fn is_of(&self, templates: &str) -> bool {
+        self.templates.0 == templates
     }
 
     /// The choice for a device, else for its architecture.
@@ -132,68 +132,68 @@ impl Lock {
         &self,
         arch: &str,
         device: &str,
-        spec: &RopeSpec,
-        class: Class,
+        spec: &str,
+        class: &str,
         bucket: Bucket,
-    ) -> Option<(&Place, &Locked)> {
-        let call = call(spec, class, bucket);
-        [Place::new(arch, Some(device)), Place::new(arch, None)]
+    ) -> Option<(&Section, &Locked)> {
+        let sought = (spec.to_owned(), class.to_owned(), bucket);
+        [Section::new(arch, Some(device)), Section::new(arch, None)]
             .iter()
-            .filter_map(|place| self.places.get_key_value(place))
-            .find_map(|(place, lines)| Some((place, lines.get(&call)?)))
+            .filter_map(|section| self.sections.get_key_value(section))
+            .find_map(|(section, lines)| Some((section, lines.get(&sought)?)))
     }
 
     /// The choices for all devices of an architecture: what is compiled where the device is not there.
-    pub fn of_arch(&self, arch: &str, spec: &RopeSpec, class: Class, bucket: Bucket) -> Vec<&Locked> {
-        let call = call(spec, class, bucket);
-        self.places.iter().filter(|(place, _)| place.arch == arch).filter_map(|(_, lines)| lines.get(&call)).collect()
+    pub fn of_arch(&self, arch: &str, spec: &str, class: &str, bucket: Bucket) -> Vec<&Locked> {
+        let sought = (spec.to_owned(), class.to_owned(), bucket);
+        self.sections.iter().filter(|(section, _)| section.arch == arch).filter_map(|(_, lines)| lines.get(&sought)).collect()
     }
 
     /// Adds a choice, or replaces the one for the same call.
-    pub fn set(&mut self, place: Place, locked: Locked) {
-        let call = call(&locked.spec, locked.class, locked.bucket);
-        self.places.entry(place).or_default().insert(call, locked);
+    pub fn set(&mut self, section: Section, locked: Locked) {
+        let sought = (locked.spec.clone(), locked.class.clone(), locked.bucket);
+        self.sections.entry(section).or_default().insert(sought, locked);
     }
 
     /// Its sections, with the number of choices in each.
-    pub fn places(&self) -> impl Iterator<Item = (&Place, usize)> {
-        self.places.iter().map(|(place, lines)| (place, lines.len()))
+    pub fn sections(&self) -> impl Iterator<Item = (&Section, usize)> {
+        self.sections.iter().map(|(section, lines)| (section, lines.len()))
     }
 
     /// Its choices, with where they hold.
-    pub fn choices(&self) -> impl Iterator<Item = (&Place, &Locked)> {
-        self.places.iter().flat_map(|(place, lines)| lines.values().map(move |locked| (place, locked)))
+    pub fn choices(&self) -> impl Iterator<Item = (&Section, &Locked)> {
+        self.sections.iter().flat_map(|(section, lines)| lines.values().map(move |locked| (section, locked)))
     }
 
     /// What no longer holds on a device, or, without its identity, on an architecture.
-    pub fn problems(&self, arch: &str, device: Option<&str>, can: Abilities) -> Vec<Problem> {
+    pub fn problems(&self, arch: &str, device: Option<&str>, can: Abilities, families: &dyn Families) -> Vec<Problem> {
         let mut all = Vec::new();
-        if !self.is_of_these_templates() {
+        if !self.is_of(families.templates()) {
             let (made, line) = &self.templates;
             let what = format!(
                 "made with templates {}, this program has {}: the kernels have changed since",
                 &made[..12], // hexadecimal digits, checked when it was read
-                &templates_digest()[..12]
+                &families.templates()[..12]
             );
             all.push(Problem { line: *line, what });
         }
-        let concerned = |place: &Place| {
-            place.arch == arch && (place.device.is_none() || device.is_none() || place.device == device.map(one_line))
+        let concerned = |section: &Section| {
+            section.arch == arch && (section.device.is_none() || device.is_none() || section.device == device.map(one_line))
         };
         let mut found = false;
-        for lines in self.places.iter().filter(|(place, _)| concerned(place)).map(|(_, lines)| lines) {
+        for lines in self.sections.iter().filter(|(section, _)| concerned(section)).map(|(_, lines)| lines) {
             found |= !lines.is_empty();
             for locked in lines.values() {
-                if let Err(e) = check(&locked.spec, locked.class, locked.variant, can) {
+                if let Err(e) = families.check(&locked.parts(), can) {
                     let what = format!("not legal here: {}: {}", e.subject().unwrap_or_default(), e.message());
                     all.push(Problem { line: locked.line, what });
                 }
             }
         }
         if !found {
-            let there: Vec<_> = self.places.keys().map(|p| format!("[{p}]")).collect();
+            let there: Vec<_> = self.sections.keys().map(|p| format!("[{p}]")).collect();
             let there = if there.is_empty() { "none".to_owned() } else { there.join(", ") };
-            let what = format!("no choices for {}; there are {there}", Place::new(arch, device));
+            let what = format!("no choices for {}; there are {there}", Section::new(arch, device));
             all.push(Problem { line: 0, what });
         }
         all.sort_by_key(|p| p.line);
@@ -205,26 +205,25 @@ impl fmt::Display for Lock {
     /// The text of its file.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{HEAD}version = {VERSION}\ntemplates = {}\n", self.templates.0)?;
-        for (place, lines) in self.places.iter().filter(|(_, lines)| !lines.is_empty()) {
-            writeln!(f, "\n[{place}]")?;
+        for (section, lines) in self.sections.iter().filter(|(_, lines)| !lines.is_empty()) {
+            writeln!(f, "\n[{section}]")?;
             for ((spec, class, bucket), locked) in lines {
-                writeln!(f, "{spec} | {class} | {} = {}", bucket.tokens(), locked.variant)?;
+                writeln!(f, "{spec} | {class} | {} = {}", bucket.tokens(), locked.config)?;
             }
         }
         Ok(())
     }
 }
 
-struct Parser {
+struct Parser<'a> {
     lock: Lock,
+    families: &'a dyn Families,
     version: bool,
     templates: bool,
-    place: Option<Place>,
-    /// The spec of the line before: lines are sorted, and most share it.
-    last: Option<(String, RopeSpec)>,
+    section: Option<Section>,
 }
 
-impl Parser {
+impl Parser<'_> {
     /// The lock, or the line that is wrong and why.
     fn read(mut self, text: &str) -> Result<Lock, (usize, String)> {
         let mut last = 1;
@@ -260,23 +259,23 @@ impl Parser {
         }
         if let Some(name) = line.strip_prefix('[') {
             let name = name.strip_suffix(']').ok_or("a section's name ends with ']'")?;
-            let place = match name.split_once(": ") {
-                Some((arch, device)) => Place::new(arch, Some(device)),
-                None => Place::new(name, None),
+            let section = match name.split_once(": ") {
+                Some((arch, device)) => Section::new(arch, Some(device)),
+                None => Section::new(name, None),
             };
-            if place.to_string() != name || place.arch.is_empty() || place.arch.contains([':', ' ']) {
+            if section.to_string() != name || section.arch.is_empty() || section.arch.contains([':', ' ']) {
                 return Err("a section is named like [sm_90], or [sm_90: identity of a device]".into());
             }
-            if self.lock.places.insert(place.clone(), BTreeMap::new()).is_some() {
-                return Err(format!("[{place}] begins a second time"));
+            if self.lock.sections.insert(section.clone(), BTreeMap::new()).is_some() {
+                return Err(format!("[{section}] begins a second time"));
             }
-            self.place = Some(place);
+            self.section = Some(section);
             return Ok(());
         }
-        let (call, locked) = self.choice(line, number)?;
-        let place = self.place.as_ref().ok_or("a choice must stand in a section such as [sm_90]")?;
-        let lines = self.lock.places.entry(place.clone()).or_default();
-        match lines.entry(call) {
+        let (sought, locked) = self.choice(line, number)?;
+        let section = self.section.as_ref().ok_or("a choice must stand in a section such as [sm_90]")?;
+        let lines = self.lock.sections.entry(section.clone()).or_default();
+        match lines.entry(sought) {
             Entry::Vacant(free) => {
                 free.insert(locked);
                 Ok(())
@@ -286,35 +285,19 @@ impl Parser {
     }
 
     /// A choice, and what it is looked up by: one value has one text, so that needs not be written anew.
-    fn choice(&mut self, line: &str, number: usize) -> Result<(Call, Locked), String> {
+    fn choice(&mut self, line: &str, number: usize) -> Result<(Sought, Locked), String> {
         let form = || format!("'{}' is not of the form 'spec | layout | tokens = variant'", clip(line));
-        let (call, variant) = line.rsplit_once(" = ").ok_or_else(form)?;
-        let mut parts = call.split(" | ");
-        let (Some(name), Some(class), Some(tokens), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+        let (sought, config) = line.rsplit_once(" = ").ok_or_else(form)?;
+        let mut parts = sought.split(" | ");
+        let (Some(spec), Some(class), Some(tokens), None) = (parts.next(), parts.next(), parts.next(), parts.next())
         else {
             return Err(form());
         };
         let why = |e: Error| format!("{}: {}", e.subject().unwrap_or_default(), e.message());
-        let spec: RopeSpec = match &self.last {
-            Some((last, spec)) if last == name => spec.clone(),
-            _ => {
-                let spec: RopeSpec = name.parse().map_err(why)?;
-                self.last = Some((name.to_owned(), spec.clone()));
-                spec
-            }
-        };
         let bucket = tokens.parse().map_err(why)?;
-        let locked = Locked {
-            spec,
-            class: class.parse().map_err(why)?,
-            bucket,
-            variant: variant.parse().map_err(why)?,
-            line: number,
-        };
-        Ok(((name.to_owned(), class.to_owned(), bucket), locked))
+        self.families.read(&Line { spec, class, config }).map_err(why)?;
+        let [spec, class, config] = [spec, class, config].map(str::to_owned);
+        let locked = Locked { spec: spec.clone(), class: class.clone(), bucket, config, line: number };
+        Ok(((spec, class, bucket), locked))
     }
 }
-
-#[cfg(test)]
-#[path = "lock_tests.rs"]
-mod tests;

@@ -10,7 +10,7 @@ pub mod portable;
 pub mod prior;
 pub mod record;
 pub mod render;
-mod text;
+pub(crate) mod text;
 pub mod variant;
 
 pub use key::{Key, KeyFields};

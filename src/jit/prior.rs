@@ -20,9 +20,11 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use super::lock::Lock;
+use super::render::templates_digest;
 use super::variant::{Abilities, Bucket, Class, Hint, Variant, may_compute, space, widest_piece};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::rope::{PairStyle, PositionForm, RopeSpec, Rounding};
+use crate::service::family::{Families, Line};
 
 /// The lock files that come with the crate: a name for errors, and the text.
 const SHIPPED: &[(&str, &str)] = &[("nvidia-h200.lock", include_str!("../../cache/priors/nvidia-h200.lock"))];
@@ -71,18 +73,27 @@ impl Priors {
     pub fn parse<'a>(texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self> {
         let mut known: Vec<Known> = Vec::new();
         for (name, text) in texts {
-            let lock = Lock::parse(name, text)?;
-            let current = lock.is_of_these_templates();
+            let lock = Lock::parse(name, text, &AsTheyStand)?;
+            let current = lock.is_of(templates_digest());
+            // Lines are sorted, and most share the spec of the one before.
+            let mut last: Option<(&str, RopeSpec)> = None;
             let mut places = BTreeMap::new();
-            for (place, locked) in lock.choices() {
+            for (section, locked) in lock.choices() {
                 // Choices for an architecture were not measured.
-                let Some(model) = place.device.as_deref().and_then(Model::of) else { continue };
-                let at = *places.entry(place).or_insert_with(|| {
+                let Some(model) = section.device.as_deref().and_then(Model::of) else { continue };
+                let at = *places.entry(section).or_insert_with(|| {
                     known.push(Known { model, current, choices: Vec::new() });
                     known.len() - 1
                 });
-                let work = Work::of(&locked.spec, locked.class, locked.bucket);
-                known[at].choices.push(Choice { work, variant: locked.variant });
+                let at_line = |e: Error| e.subject_is(format!("{name}:{}", locked.line));
+                let spec = match last.take() {
+                    Some((text, spec)) if text == locked.spec => spec,
+                    _ => locked.spec.parse().map_err(at_line)?,
+                };
+                let class = locked.class.parse().map_err(at_line)?;
+                let variant = locked.config.parse().map_err(at_line)?;
+                known[at].choices.push(Choice { work: Work::of(&spec, class, locked.bucket), variant });
+                last = Some((&locked.spec, spec));
             }
         }
         Ok(Self { known })
@@ -145,6 +156,23 @@ impl Priors {
         }
         // Where no choice names another candidate than the default, nothing was learnt about this space.
         (few.len() > 1 && few.len() < all.len()).then_some((&known.model.name, few))
+    }
+}
+
+/// Reads no line: here each is read once, by what follows.
+struct AsTheyStand;
+
+impl Families for AsTheyStand {
+    fn read(&self, _: &Line<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    fn check(&self, _: &Line<'_>, _: Abilities) -> Result<()> {
+        Ok(())
+    }
+
+    fn templates(&self) -> &str {
+        templates_digest()
     }
 }
 

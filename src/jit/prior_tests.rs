@@ -1,5 +1,5 @@
 use super::*;
-use crate::jit::lock::{Locked, Place};
+use crate::jit::lock::{Locked, Section};
 use crate::jit::render::Dialect;
 use crate::rope::scaling::TableMode;
 use crate::rope::{DType, Direction, PositionForm, Rounding, TableWidth};
@@ -21,10 +21,10 @@ fn candidates(spec: &RopeSpec, tokens: u64) -> Vec<Variant> {
 
 /// A lock file's text: for each spec and token count, which of its candidates was chosen on a device.
 fn text(device: &str, choices: &[(&RopeSpec, u64, usize)]) -> String {
-    let mut lock = Lock::default();
+    let mut lock = Lock::new(templates_digest());
     for &(spec, tokens, index) in choices {
         let (class, bucket, variant) = (class(spec), Bucket::of(tokens), candidates(spec, tokens)[index]);
-        lock.set(Place::new("sm_90", Some(device)), Locked { spec: spec.clone(), class, bucket, variant, line: 0 });
+        lock.set(Section::new("sm_90", Some(device)), Locked::of(spec, class, bucket, variant));
     }
     lock.to_string()
 }
@@ -157,12 +157,12 @@ fn the_most_similar_gpu_orders() {
 #[test]
 fn the_shipped_ones_are_lock_files_of_these_templates() {
     for (name, text) in SHIPPED {
-        let lock = Lock::parse(name, text).unwrap_or_else(|e| panic!("{e}"));
-        if lock.places().next().is_some() {
-            assert!(lock.is_of_these_templates(), "cache/priors/{name} was measured with other templates");
+        let lock = Lock::parse(name, text, crate::families::families()).unwrap_or_else(|e| panic!("{e}"));
+        if lock.sections().next().is_some() {
+            assert!(lock.is_of(templates_digest()), "cache/priors/{name} was measured with other templates");
         }
         let known = Priors::parse([(*name, *text)]).expect("read above").known;
-        let measured = lock.choices().filter(|(place, _)| place.device.is_some()).count();
+        let measured = lock.choices().filter(|(section, _)| section.device.is_some()).count();
         assert_eq!(known.iter().map(|k| k.choices.len()).sum::<usize>(), measured, "a device's identity is not read");
     }
     shipped();

@@ -1,17 +1,18 @@
-//! What a choice leaves behind: which variant was chosen for a key, and why.
+//! What a choice leaves behind: which config was chosen for a key, and why.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use super::key::Key;
-use super::variant::Variant;
+use crate::service::family::{Config, Provenance};
 
 /// One candidate of a tuning run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Candidate {
-    /// The variant.
-    pub variant: Variant,
+    /// Its tunables.
+    #[serde(rename = "variant")]
+    pub config: Config,
     /// The compiled kernel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub artifact: Option<Key>,
@@ -28,8 +29,8 @@ pub struct Candidate {
 
 impl Candidate {
     /// A candidate of which nothing is known yet.
-    pub fn new(variant: Variant) -> Self {
-        Self { variant, artifact: None, samples_ns: Vec::new(), bit_equal: None, dropped: None }
+    pub fn new(config: Config) -> Self {
+        Self { config, artifact: None, samples_ns: Vec::new(), bit_equal: None, dropped: None }
     }
 
     /// The median of its samples, in nanoseconds.
@@ -60,7 +61,11 @@ pub struct Record {
     /// What shipped choices had to do with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prior: Option<Prior>,
-    /// The candidates, the default first; where a prior chose, its variant alone.
+    /// The tolerance within which candidates agree, in words: within a process the first choice stays, so that results do. Absent
+    /// where all give the same bits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tolerance: Option<String>,
+    /// The candidates, the default first; where a prior chose, its config alone.
     pub candidates: Vec<Candidate>,
     /// Indices of the candidates that were inside the noise of the best.
     #[serde(default)]
@@ -95,6 +100,7 @@ impl Record {
             winner: 0,
             tuned: false,
             prior: None,
+            tolerance: None,
             candidates,
             near_ties: Vec::new(),
             copy_ns: None,
@@ -127,6 +133,15 @@ impl Record {
             (true, _) => "tuned",
             (_, true) => "prior",
             _ => "default",
+        }
+    }
+
+    /// Why a kernel of its choice serves.
+    pub fn provenance(&self) -> Provenance {
+        match (self.tuned, self.is_prior()) {
+            (true, _) => Provenance::Tuned,
+            (_, true) => Provenance::Prior,
+            _ => Provenance::Default,
         }
     }
 

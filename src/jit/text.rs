@@ -94,7 +94,7 @@ impl FromStr for Bucket {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;

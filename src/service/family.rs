@@ -12,7 +12,9 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 
 pub use super::stated::{Stated, words};
-pub use crate::device::{Abilities, Device, Dialect, Geometry, Kernel, LaunchAttrs, Memory, Source, Stream};
+pub use crate::device::{
+    Abilities, Device, Dialect, Geometry, Kernel, LaunchAttrs, Memory, Source, Stream,
+};
 pub use crate::engine::throttle::Throttle;
 pub use crate::jit::Bucket;
 
@@ -252,7 +254,10 @@ impl Plan {
         provenance: Provenance,
     ) -> Result<Self> {
         let kernel = kernel.ok_or_else(|| {
-            Error::new(crate::ErrorKind::DeviceUnavailable, "this engine compiles for another machine and runs nothing")
+            Error::new(
+                crate::ErrorKind::DeviceUnavailable,
+                "this engine compiles for another machine and runs nothing",
+            )
         })?;
         let attrs = problem.attrs(&config);
         Ok(Self { kernel, config, origin, provenance, attrs })

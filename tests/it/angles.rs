@@ -135,8 +135,8 @@ fn candidates_that_compute_and_that_read_are_bit_equal() {
     for listed in engine.store().list(Kind::Choice).expect("listed") {
         let meta: ChoiceMeta = serde_json::from_slice(&listed.entry.expect("sound").meta).expect("readable");
         for candidate in meta.record.candidates.iter().filter(|_| meta.record.tuned) {
-            assert_eq!(candidate.bit_equal, Some(true), "{}: {:?}", candidate.variant, candidate.dropped);
-            tableless += usize::from(candidate.variant.tableless);
+            assert_eq!(candidate.bit_equal, Some(true), "{}: {:?}", candidate.config, candidate.dropped);
+            tableless += usize::from(candidate.config.to::<ropejit::jit::Variant>().expect("a variant").tableless);
         }
     }
     assert_eq!(engine.stats().tunings, 2);

@@ -136,8 +136,8 @@ fn every_candidate_of_every_tuning_is_bit_equal_and_the_winner_is_right() {
         let meta: ChoiceMeta = serde_json::from_slice(&listed.entry.expect("sound").meta).expect("readable");
         assert!(meta.record.tuned && meta.record.copy_ns.is_some());
         for c in &meta.record.candidates {
-            assert_eq!(c.bit_equal, Some(true), "{} for {}: {:?}", c.variant, meta.spec, c.dropped);
-            assert!(!c.samples_ns.is_empty(), "{} was not measured", c.variant);
+            assert_eq!(c.bit_equal, Some(true), "{} for {}: {:?}", c.config, meta.spec, c.dropped);
+            assert!(!c.samples_ns.is_empty(), "{} was not measured", c.config);
         }
     }
 }

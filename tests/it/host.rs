@@ -6,8 +6,10 @@ use ropejit::{
 };
 
 use ropejit::engine::ChoiceMeta;
+use ropejit::families::Stated;
+use ropejit::families::rope::choice_fields;
 use ropejit::jit::render::Dialect;
-use ropejit::jit::{Abilities, Bucket, Candidate, Class, KeyFields, Record, Variant, variant};
+use ropejit::jit::{Abilities, Bucket, Candidate, Class, Record, Variant, variant};
 use ropejit::store::{Entry, Kind};
 
 use crate::cases::{Case, Data, Order, assert_bits, assert_near, run};
@@ -119,9 +121,9 @@ fn the_grid_is_bit_exact_and_near_f64() {
 /// Makes the engine serve a variant: a choice that names it, as a tuning run would leave behind.
 fn choose(engine: &Engine, spec: &RopeSpec, bucket: Bucket, class: Class, v: Variant) {
     let space = variant::space(spec, class, bucket, engine.device().abilities());
-    let fields = KeyFields::choice(spec, bucket, class, &space, &engine.facts().identity());
-    let record = Record { tuned: true, ..Record::new(bucket.tokens(), vec![Candidate::new(v)]) };
-    let meta = ChoiceMeta { fields, spec: spec.clone(), bucket, class, arch: String::new(), record };
+    let fields = choice_fields(spec, bucket, class, &space, &engine.facts().identity());
+    let record = Record { tuned: true, ..Record::new(bucket.tokens(), vec![Candidate::new(Stated::of(&v))]) };
+    let meta = ChoiceMeta { fields, spec: Stated::of(spec), bucket, class: Stated::of(&class), arch: String::new(), record };
     let key = meta.fields.key();
     let meta = serde_json::to_vec(&meta).expect("JSON");
     let entry = Entry { kind: Kind::Choice, key, meta, ptx: Vec::new(), image: Vec::new() };

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ropejit::jit::lock::{Lock, Locked, Place};
+use ropejit::jit::lock::{Lock, Locked, Section};
 use ropejit::jit::{Bucket, Class, Variant, variant};
 use ropejit::{DType, DeviceChoice, Engine, ErrorKind, Origin, RopeSpec, Tuning};
 
@@ -35,9 +35,9 @@ fn file(folder: &Path, device: bool, variant: Variant) -> PathBuf {
     let host = Engine::builder().device(DeviceChoice::Host).in_memory().build().expect("opens");
     let (spec, identity) = (small(5).spec, host.facts().identity());
     let class = Class::contiguous(&spec, false, true);
-    let mut lock = Lock::default();
-    let place = Place::new(&host.facts().arch, device.then_some(&*identity));
-    lock.set(place, Locked { spec, class, bucket: Bucket::of(5), variant, line: 0 });
+    let mut lock = Lock::new(ropejit::jit::render::templates_digest());
+    let place = Section::new(&host.facts().arch, device.then_some(&*identity));
+    lock.set(place, Locked::of(&spec, class, Bucket::of(5), variant));
     let path = folder.join("rope.lock");
     fs_err::write(&path, lock.to_string()).expect("written");
     path

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use ropejit::jit::lock::{Lock, Locked, Place};
+use ropejit::jit::lock::{Lock, Locked, Section};
 use ropejit::jit::{Bucket, Class};
 use ropejit::{DType, RopeSpec};
 
@@ -47,7 +47,7 @@ fn a_lock_file_is_written_kept_and_tested() {
     shell.ok(&prewarm(&["--tokens", "8,1", "--lock", &path])).says(&["choices in [", "] 2"]);
     let first = fs_err::read_to_string(&path).expect("written");
     let choices = |text: &str| text.lines().filter(|l| l.contains(" | ")).count();
-    assert_eq!((choices(&first), Lock::parse("f", &first).expect("reads").to_string()), (2, first.clone()));
+    assert_eq!((choices(&first), Lock::parse("f", &first, ropejit::families::families()).expect("reads").to_string()), (2, first.clone()));
     // The same choices are the same bytes, and others are added.
     shell.ok(&prewarm(&["--tokens", "1,8", "--lock", &path]));
     assert_eq!(fs_err::read_to_string(&path).expect("written"), first);
@@ -136,14 +136,14 @@ fn a_lock_file_of_a_gpu_is_compiled_where_there_is_none() {
     }
     let spec = RopeSpec::new(DType::BF16, 64, 4, 2);
     let class = Class::contiguous(&spec, false, true);
-    let mut lock = Lock::default();
+    let mut lock = Lock::new(ropejit::jit::render::templates_digest());
     for (device, variant) in
         [("NVIDIA H200; cc 9.0", "t256 v8 h1 wb/cs pdl"), ("NVIDIA H100; cc 9.0", "t64 v4 h2 cs/cs pdl pf")]
     {
         let variant = variant.parse().expect("a variant");
         for bucket in [1, 8].map(Bucket::of) {
-            let locked = Locked { spec: spec.clone(), class, bucket, variant, line: 0 };
-            lock.set(Place::new("sm_90", Some(device)), locked);
+            let locked = Locked::of(&spec, class, bucket, variant);
+            lock.set(Section::new("sm_90", Some(device)), locked);
         }
     }
     let path = shell.at("rope.lock").display().to_string();

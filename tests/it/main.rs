@@ -22,3 +22,4 @@ mod nvrtc;
 mod portable;
 mod priors;
 mod structure;
+mod templates;

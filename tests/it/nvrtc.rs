@@ -45,7 +45,7 @@ fn every_variant_compiles_without_fma_or_spill() {
                 scope.spawn(|| {
                     while let Some(source) = sources.get(next.fetch_add(1, Relaxed)) {
                         let (binary, log) = target
-                            .compile_with(source, &["--ptxas-options=-v"])
+                            .compile_with(&ropejit::jit::render::source(source.clone()), &["--ptxas-options=-v"])
                             .unwrap_or_else(|e| panic!("{arch}: {e}"));
                         let ptx = String::from_utf8_lossy(binary.ptx());
                         assert!(!ptx.contains("fma.") && !ptx.contains("mad.f"), "{arch}: fused operations\n{source}");

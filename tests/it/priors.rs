@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use ropejit::engine::{Builder, ChoiceMeta};
-use ropejit::jit::lock::{Lock, Locked, Place};
+use ropejit::jit::lock::{Lock, Locked, Section};
 use ropejit::jit::prior::Priors;
 use ropejit::jit::{Bucket, Class, Prior, Record, Variant, variant};
 use ropejit::store::Kind;
@@ -26,9 +26,9 @@ fn text(name: Option<&str>) -> (String, Variant) {
     if let Some(name) = name {
         name.clone_into(&mut facts.name);
     }
-    let mut lock = Lock::default();
-    let place = Place::new(&facts.arch, Some(&facts.identity()));
-    lock.set(place, Locked { spec, class, bucket: Bucket::of(5), variant, line: 0 });
+    let mut lock = Lock::new(ropejit::jit::render::templates_digest());
+    let place = Section::new(&facts.arch, Some(&facts.identity()));
+    lock.set(place, Locked::of(&spec, class, Bucket::of(5), variant));
     (lock.to_string(), variant)
 }
 
@@ -133,7 +133,7 @@ fn on_an_unknown_device_few_candidates_are_measured() {
     assert_eq!(works(&engine, &small()), Origin::Tuned);
     assert_eq!(work(&engine), [2, 1, 0]);
     let few = record(&engine);
-    let variants: Vec<Variant> = few.candidates.iter().map(|c| c.variant).collect();
+    let variants: Vec<Variant> = few.candidates.iter().map(|c| c.config.to().expect("a variant")).collect();
     assert_eq!((variants, few.tuned), (vec![space(&engine)[0], variant], true));
     assert_eq!(few.prior, Some(Prior::Ordered("Another".into())));
     // It stands, but for those who want all measured.

@@ -145,7 +145,7 @@ mod tests {
         let class = Class::contiguous(spec, false, true);
         let can = variant::Abilities { dialect: ropejit::jit::render::Dialect::Cuda, overlap: true };
         let space = variant::space(spec, class, Bucket::of(tokens), can);
-        KeyFields::choice(spec, Bucket::of(tokens), class, &space, device)
+        ropejit::families::rope::choice_fields(spec, Bucket::of(tokens), class, &space, device)
     }
 
     #[test]

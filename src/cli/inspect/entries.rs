@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use ropejit::engine::{ArtifactMeta, ChoiceMeta};
+use ropejit::families::{read_artifact, read_choice};
 use ropejit::jit::Candidate;
 use ropejit::store::layers::Layers;
 use ropejit::store::{Head, Kind, Listed, Store, default_read_only, default_root};
-use ropejit::{Error, ErrorKind, Result, RopeSpec};
+use ropejit::families::Stated;
+use ropejit::{Error, ErrorKind, Result};
 use serde::Serialize;
 
 /// The cache folder that the environment names, else the user's.
@@ -60,10 +62,10 @@ pub enum Meta {
 }
 
 fn meta(entry: &Head) -> std::result::Result<Meta, String> {
-    let failed = |e: serde_json::Error| format!("its metadata cannot be read: {e}");
+    let failed = |e: String| format!("its metadata cannot be read: {e}");
     match entry.kind {
-        Kind::Artifact => serde_json::from_slice(&entry.meta).map(|m| Meta::Artifact(Box::new(m))).map_err(failed),
-        Kind::Choice => serde_json::from_slice(&entry.meta).map(|m| Meta::Choice(Box::new(m))).map_err(failed),
+        Kind::Artifact => read_artifact(&entry.meta).map(|m| Meta::Artifact(Box::new(m))).map_err(failed),
+        Kind::Choice => read_choice(&entry.meta).map(|m| Meta::Choice(Box::new(m))).map_err(failed),
     }
 }
 
@@ -85,7 +87,7 @@ pub struct Row {
     pub device: Option<String>,
     pub arch: Option<String>,
     #[serde(serialize_with = "as_text")]
-    pub spec: Option<RopeSpec>,
+    pub spec: Option<Stated>,
     pub tokens: Option<u64>,
     pub layout: Option<String>,
     pub variant: Option<String>,
@@ -103,7 +105,7 @@ pub struct Row {
 }
 
 #[allow(clippy::ref_option)] // as serde calls it
-fn as_text<S: serde::Serializer>(spec: &Option<RopeSpec>, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+fn as_text<S: serde::Serializer>(spec: &Option<Stated>, serializer: S) -> std::result::Result<S::Ok, S::Error> {
     spec.as_ref().map(ToString::to_string).serialize(serializer)
 }
 
@@ -130,11 +132,11 @@ pub fn row(listed: &Listed<Head>) -> Row {
             row.arch = m.fields.get("arch").map(String::from);
             row.spec = Some(m.spec);
             row.layout = Some(m.class.to_string());
-            row.variant = Some(m.variant.to_string());
+            row.variant = Some(m.config.to_string());
         }
         Ok(Meta::Choice(m)) => {
             let chosen = m.record.chosen();
-            row.variant = chosen.map(|c| c.variant.to_string());
+            row.variant = chosen.map(|c| c.config.to_string());
             row.of_copy = chosen.and_then(Candidate::median_ns).zip(m.record.copy_ns).map(|(ns, copy)| copy / ns);
             row.device = Some(m.record.device.clone());
             row.arch = Some(m.arch);

@@ -111,11 +111,11 @@ impl List {
     }
 
     fn lets_through(&self, row: &Row) -> bool {
-        let spec = row.spec.as_ref();
+        let field = |name: &str| row.spec.as_ref()?.json().get(name);
         let filters = [
             self.kind.is_none_or(|kind| (kind == KindArg::Choice) == (row.kind == "choice")),
-            self.dtype.is_none_or(|dtype| spec.is_some_and(|s| s.dtype == dtype)),
-            self.head_dim.is_none_or(|dim| spec.is_some_and(|s| s.head_dim == dim)),
+            self.dtype.is_none_or(|dtype| field("dtype") == Some(&json!(dtype))),
+            self.head_dim.is_none_or(|dim| field("head_dim") == Some(&json!(dim))),
             self.arch.as_ref().is_none_or(|arch| row.arch.as_ref() == Some(arch)),
             self.device.as_ref().is_none_or(|name| row.device.as_ref().is_some_and(|d| contains(d, name))),
             self.tokens.is_none_or(|n| row.tokens == Some(Bucket::of(n).tokens())),

@@ -61,7 +61,7 @@ pub fn draw(r: &Record) -> Option<String> {
         let note = if c.bit_equal == Some(false) { "bits differ" } else { verdict(r, i) };
         let title = format!(
             "{}: median {}, {} samples{}{note}",
-            c.variant,
+            c.config,
             output::us(median / 1e3),
             c.samples_ns.len(),
             if note.is_empty() { "" } else { ", " }
@@ -75,7 +75,7 @@ pub fn draw(r: &Record) -> Option<String> {
             escape(&title),
             LEFT - 10.0,
             y + 4.0,
-            escape(&c.variant.to_string()),
+            escape(&c.config.to_string()),
             x(low),
             y - 4.0,
             (x(high) - x(low)).max(1.0)
@@ -126,7 +126,7 @@ mod tests {
     fn every_sample_is_drawn_and_what_was_chosen_is_marked() {
         let candidate = |text: &str, samples: &[f64]| Candidate {
             samples_ns: samples.to_vec(),
-            ..Candidate::new(text.parse().expect("a variant"))
+            ..Candidate::new(ropejit::families::Stated::new(serde_json::Value::Null, text))
         };
         let mut r = Record::new(
             8,

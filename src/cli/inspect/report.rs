@@ -100,7 +100,7 @@ impl Choice {
         let chosen = self.meta.record.chosen();
         json!({
             "key": self.key, "spec": spec, "layout": layout, "device": device, "tokens": self.meta.bucket.tokens(),
-            "tuned": self.meta.record.tuned, "choice": self.meta.record.how(), "variant": chosen.map(|c| c.variant.to_string()),
+            "tuned": self.meta.record.tuned, "choice": self.meta.record.how(), "variant": chosen.map(|c| c.config.to_string()),
             "median_ns": chosen.and_then(Candidate::median_ns), "copy_ns": self.meta.record.copy_ns,
             "of_copy": self.of_copy,
         })
@@ -203,7 +203,7 @@ fn page(cache: &str, choices: &[Choice]) -> String {
 fn section(html: &mut String, choice: &Choice) {
     let (spec, layout, device) = choice.place();
     let r = &choice.meta.record;
-    let variant = r.chosen().map_or_else(String::new, |c| c.variant.to_string());
+    let variant = r.chosen().map_or_else(String::new, |c| c.config.to_string());
     let how = told_how(r);
     let copy = r.copy_ns.map_or_else(String::new, |ns| format!(", copy of {} bytes {}", r.bytes, output::us(ns / 1e3)));
     let _ = write!(
@@ -227,7 +227,7 @@ fn section(html: &mut String, choice: &Choice) {
         .candidates
         .iter()
         .filter(|c| c.median_ns().is_none())
-        .filter_map(|c| Some(format!("{}: {}", c.variant, c.dropped.as_ref()?)))
+        .filter_map(|c| Some(format!("{}: {}", c.config, c.dropped.as_ref()?)))
         .collect();
     if !dropped.is_empty() {
         let _ = writeln!(html, "<p class=\"faint\">Not measured: {}</p>", escape(&dropped.join("; ")));

@@ -147,7 +147,7 @@ fn show_artifact(listed: &Listed<Head>, head: &Head, m: &ArtifactMeta, as_json: 
     if as_json {
         return output::json(&output::without_engine(json!({
             "key": head.key, "kind": "artifact", "path": listed.path, "spec": m.spec.to_string(),
-            "arch": m.fields.get("arch"), "layout": m.class.to_string(), "variant": m.variant.to_string(),
+            "arch": m.fields.get("arch"), "layout": m.class.to_string(), "variant": m.config.to_string(),
             "ptx_bytes": head.ptx_bytes, "image_bytes": head.image_bytes, "made_by": m.made_by, "fields": m.fields,
         })));
     }
@@ -156,7 +156,7 @@ fn show_artifact(listed: &Listed<Head>, head: &Head, m: &ArtifactMeta, as_json: 
         ("file", listed.path.display().to_string()),
         ("spec", m.spec.to_string()),
         ("layout", m.class.to_string()),
-        ("variant", m.variant.to_string()),
+        ("variant", m.config.to_string()),
         ("made by", m.made_by.clone()),
         ("PTX", format!("{} bytes", head.ptx_bytes)),
         ("image", format!("{} bytes", head.image_bytes)),
@@ -243,7 +243,7 @@ fn show_choice(listed: &Listed<Head>, head: &Head, m: &ChoiceMeta, as_json: bool
             .enumerate()
             .map(|(i, c)| {
                 json!({
-                    "variant": c.variant.to_string(), "median_ns": c.median_ns(), "bit_equal": c.bit_equal,
+                    "variant": c.config.to_string(), "median_ns": c.median_ns(), "bit_equal": c.bit_equal,
                     "samples_ns": c.samples_ns, "artifact": c.artifact, "dropped": c.dropped,
                     "winner": i == r.winner, "near_tie": r.near_ties.contains(&i),
                     "of_copy": c.median_ns().zip(r.copy_ns).map(|(ns, copy)| copy / ns),
@@ -299,7 +299,7 @@ fn show_choice(listed: &Listed<Head>, head: &Head, m: &ChoiceMeta, as_json: bool
         };
         let time = c.median_ns().map_or_else(|| "–".into(), |ns| output::us(ns / 1e3));
         let ratio = c.median_ns().zip(r.copy_ns).map_or_else(|| "–".into(), |(ns, copy)| format!("{:.3}", copy / ns));
-        vec![c.variant.to_string(), verdict(r, i).to_owned(), equal.into(), c.samples_ns.len().to_string(), time, ratio]
+        vec![c.config.to_string(), verdict(r, i).to_owned(), equal.into(), c.samples_ns.len().to_string(), time, ratio]
     });
     output::table(&["variant", "verdict", "bits", "samples", "median", "of copy"], rows.collect(), 3)?;
     if r.candidates.iter().any(|c| !c.samples_ns.is_empty()) {
@@ -307,7 +307,7 @@ fn show_choice(listed: &Listed<Head>, head: &Head, m: &ChoiceMeta, as_json: bool
     }
     for c in order.iter().map(|&i| &r.candidates[i]).filter(|c| !c.samples_ns.is_empty()) {
         let samples: Vec<String> = c.samples_ns.iter().map(|ns| format!("{:.2}", ns / 1e3)).collect();
-        output::line(&format!("  {}: {}", c.variant, samples.join(" ")))?;
+        output::line(&format!("  {}: {}", c.config, samples.join(" ")))?;
     }
     hashed(&m.fields)
 }

@@ -1,15 +1,15 @@
 //! `ropejit inspect why`
 
 use clap::Args;
-use ropejit::engine::prewarm_command;
-use ropejit::jit::render::render;
-use ropejit::jit::{Bucket, Candidate, Class, Key, KeyFields, Record, Variant, variant};
+use ropejit::families::{Config, Problem, Stated, rope};
+use ropejit::jit::{Bucket, Candidate, Class, Key, KeyFields, Record};
 use ropejit::store::{Kind, Lookup, Miss, Store as _};
 use ropejit::{Engine, Result, RopeSpec};
 use serde::Serialize;
 use serde_json::json;
 
 use super::super::output;
+use super::super::prewarm_command::prewarm_command;
 use super::super::spec::{self, SpecArgs};
 use super::difference::{Difference, differences, distance};
 use super::entries::{Cache, Meta, check, short};
@@ -84,13 +84,13 @@ struct Nearest {
     differences: Vec<Difference>,
 }
 
-/// One call to look up.
-struct Call<'a> {
+/// One problem to look up.
+struct LookUp<'a> {
     engine: &'a Engine,
     cache: &'a Cache,
-    spec: &'a RopeSpec,
-    bucket: Bucket,
-    class: Class,
+    problem: &'a dyn Problem,
+    /// The command that fills the cache for it.
+    fill: String,
 }
 
 impl Why {
@@ -105,8 +105,10 @@ impl Why {
         for chosen in self.spec.choose(self.tokens)? {
             for class in self.classes(&chosen.spec) {
                 let bucket = Bucket::of(self.tokens);
-                let call = Call { engine: &engine, cache, spec: &chosen.spec, bucket, class };
-                answers.push(call.answer(self.arch.as_deref())?);
+                let arch = self.arch.as_ref().map_or_else(String::new, |arch| format!(" --arch {arch}"));
+                let fill = format!("{}{arch}", prewarm_command(&chosen.spec, bucket, class));
+                let problem = rope::problem(&chosen.spec, class, bucket);
+                answers.push(LookUp { engine: &engine, cache, problem: problem.as_ref(), fill }.answer()?);
             }
         }
         if as_json {
@@ -132,46 +134,41 @@ impl Why {
     }
 }
 
-impl Call<'_> {
-    fn answer(&self, arch: Option<&str>) -> Result<Answer> {
-        let facts = self.engine.facts();
-        let space = variant::space(self.spec, self.class, self.bucket, self.engine.device().abilities());
-        let wanted = [facts.identity(), facts.arch.clone()]
-            .map(|device| KeyFields::choice(self.spec, self.bucket, self.class, &space, &device));
+impl LookUp<'_> {
+    fn answer(&self) -> Result<Answer> {
+        let (facts, problem) = (self.engine.facts(), self.problem);
+        let space = problem.space(self.engine.device().abilities());
+        let wanted = [facts.identity(), facts.arch.clone()].map(|device| KeyFields::choice(problem, &space, &device));
         // Where the device is not there, only what holds for its architecture is made.
         let wanted = if self.engine.device().runs() { &wanted[..] } else { &wanted[1..] };
         let (choice, records) = self.choice(wanted)?;
-        let chosen = records.first().and_then(Record::chosen).filter(|c| self.is_legal(c.variant));
-        let locked = self.engine.locked(self.spec, self.bucket, self.class);
-        let artifact = if let Some((variant, _)) = &locked {
+        let chosen = records.first().and_then(Record::chosen).filter(|c| self.is_legal(&c.config));
+        let locked = self.engine.locked_config(problem);
+        let artifact = if let Some((config, _)) = &locked {
             let candidates = records.iter().flat_map(|r| &r.candidates);
-            let named = candidates.filter(|c| c.variant == *variant).find_map(|c| c.artifact);
-            self.artifact(*variant, named)?
+            let named = candidates.filter(|c| c.config == *config).find_map(|c| c.artifact);
+            self.artifact(config, named)?
         } else {
-            self.artifact(chosen.map_or(space[0], |c| c.variant), chosen.and_then(|c| c.artifact))?
+            self.artifact(chosen.map_or(&space[0], |c| &c.config), chosen.and_then(|c| c.artifact))?
         };
         // What a lock file decides needs no choice, but the choice says which artifact it is.
         let hit = choice.hit && artifact.hit;
-        let command = || {
-            let arch = arch.map_or_else(String::new, |arch| format!(" --arch {arch}"));
-            format!("{}{arch}", prewarm_command(self.spec, self.bucket, self.class))
-        };
         Ok(Answer {
-            spec: self.spec.to_string(),
-            tokens: self.bucket.tokens(),
-            layout: self.class.to_string(),
+            spec: problem.spec().to_string(),
+            tokens: problem.bucket().tokens(),
+            layout: problem.class().to_string(),
             device: facts.name.clone(),
             arch: facts.arch.clone(),
             hit,
-            lock: locked.map(|(variant, at)| format!("{at} names {variant}")),
+            lock: locked.map(|(config, at)| format!("{at} names {config}")),
             choice,
             artifact,
-            hint: (!hit).then(command),
+            hint: (!hit).then(|| self.fill.clone()),
         })
     }
 
-    fn is_legal(&self, v: Variant) -> bool {
-        variant::check(self.spec, self.class, v, self.engine.device().abilities()).is_ok()
+    fn is_legal(&self, config: &Config) -> bool {
+        self.problem.check(config, self.engine.device().abilities()).is_ok()
     }
 
     /// Looks the choice up, for the device and then its architecture; also what was found in that order.
@@ -182,7 +179,7 @@ impl Call<'_> {
             match self.cache.store.get(Kind::Choice, key) {
                 Lookup::Hit(entry) => match check(&entry.into()) {
                     Ok(Meta::Choice(meta)) => {
-                        let usable = meta.record.chosen().filter(|c| self.is_legal(c.variant));
+                        let usable = meta.record.chosen().filter(|c| self.is_legal(&c.config));
                         match usable {
                             // A call takes the first that can be read, and no other where that is not legal.
                             Some(c) if records.is_empty() => found = Some(told(key, &meta.record, c)),
@@ -208,7 +205,7 @@ impl Call<'_> {
             for wanted in wanted {
                 let differences = differences(wanted, &meta.fields);
                 // Of two as near, the one with more nearly as many tokens.
-                let near = (distance(&differences), self.bucket.index().abs_diff(meta.bucket.index()) as u32);
+                let near = (distance(&differences), self.problem.bucket().index().abs_diff(meta.bucket.index()) as u32);
                 if !differences.is_empty() && nearest.as_ref().is_none_or(|(d, b, _)| near < (*d, *b)) {
                     let what = meta.record.chosen().map_or_else(String::new, |c| told(head.key, &meta.record, c));
                     nearest = Some((near.0, near.1, Nearest { key: head.key, what, differences }));
@@ -219,15 +216,15 @@ impl Call<'_> {
         Ok((Looked { hit: false, keys, what, nearest: nearest.map(|(_, _, nearest)| nearest) }, records))
     }
 
-    /// Looks the kernel of a variant up: the one that a choice names, else the one that this compiler would make.
-    fn artifact(&self, variant: Variant, named: Option<Key>) -> Result<Looked> {
+    /// Looks the kernel of a config up: the one that a choice names, else the one that this compiler would make.
+    fn artifact(&self, config: &Config, named: Option<Key>) -> Result<Looked> {
         let device = self.engine.device();
-        let source = render(device.dialect(), self.spec, self.class, variant);
+        let source = self.problem.source(device.dialect(), config);
         let compiler = device.compiler();
         let known = compiler.is_ok();
         let fields = KeyFields::artifact(
             &source,
-            &device.compile_options(),
+            &device.options_for(&source),
             &compiler.unwrap_or_default(),
             &device.facts().arch,
         );
@@ -243,7 +240,7 @@ impl Call<'_> {
                             continue;
                         }
                         let by = meta.fields.get("compiler").unwrap_or_default();
-                        let what = format!("{variant}, compiled by {by}");
+                        let what = format!("{config}, compiled by {by}");
                         return Ok(Looked { hit: true, keys: vec![key], what, nearest: None });
                     }
                     Ok(Meta::Choice(_)) => problems.push(format!("{key}: it is no artifact")),
@@ -253,19 +250,19 @@ impl Call<'_> {
                 Lookup::Miss(miss) => problems.push(miss.to_string()),
             }
         }
-        let wanted = with_meta(&fields, self.spec, self.class, variant);
+        let wanted = with_meta(&fields, self.problem.spec(), self.problem.class(), config);
         let mut nearest: Option<Nearest> = None;
         for (listed, meta) in self.cache.artifacts()? {
             let Ok(head) = &listed.entry else { continue };
-            let mut differences = differences(&wanted, &with_meta(&meta.fields, &meta.spec, meta.class, meta.variant));
+            let mut differences = differences(&wanted, &with_meta(&meta.fields, &meta.spec, &meta.class, &meta.config));
             // Without a compiler its version is not known, and does not count.
             differences.retain(|d| known || d.field != "compiler");
             if nearest.as_ref().is_none_or(|n| distance(&differences) < distance(&n.differences)) {
-                nearest = Some(Nearest { key: head.key, what: meta.variant.to_string(), differences });
+                nearest = Some(Nearest { key: head.key, what: meta.config.to_string(), differences });
             }
         }
         let mut what =
-            format!("{variant}: {}", if problems.is_empty() { "not in the cache".into() } else { problems.join("; ") });
+            format!("{config}: {}", if problems.is_empty() { "not in the cache".into() } else { problems.join("; ") });
         if !known {
             what.push_str(" (no compiler is here, so its key is not known)");
         }
@@ -278,15 +275,15 @@ fn told(key: Key, record: &Record, chosen: &Candidate) -> String {
         "default" => "default, not tuned",
         how => how,
     };
-    format!("{}: {}, {how}", short(&key.to_string()), chosen.variant)
+    format!("{}: {}, {how}", short(&key.to_string()), chosen.config)
 }
 
 /// An artifact's fields, and what its source is rendered from: that explains why a source differs.
-fn with_meta(fields: &KeyFields, spec: &RopeSpec, class: Class, variant: Variant) -> KeyFields {
+fn with_meta(fields: &KeyFields, spec: &Stated, class: &Stated, config: &Config) -> KeyFields {
     let mut all = fields.clone();
-    all.0.push(("spec".into(), serde_json::to_string(spec).unwrap_or_default()));
+    all.0.push(("spec".into(), spec.compact().to_owned()));
     all.0.push(("class".into(), class.to_string()));
-    all.0.push(("variant".into(), variant.to_string()));
+    all.0.push(("variant".into(), config.to_string()));
     all
 }
 

@@ -8,6 +8,7 @@ pub(super) use graph::Recorder;
 
 use std::ffi::c_int;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use cudarc::driver::{DriverError, result, sys};
 
@@ -258,6 +259,11 @@ impl Device for Cuda {
         self.stream.wait("a kernel or a copy")
     }
 
+    fn wait_for(&self, patience: Duration) -> Result<bool> {
+        let _aside = self.context.aside()?;
+        self.stream.wait_for(patience)
+    }
+
     fn synchronize(&self) -> Result<()> {
         let _current = self.context.make_current()?;
         result::ctx::synchronize().map_err(|e| failed("a kernel", &e))
@@ -292,6 +298,21 @@ impl OwnStream {
     fn wait(&self, what: &str) -> Result<()> {
         // SAFETY: the stream lives as long as `self`.
         unsafe { result::stream::synchronize(self.raw) }.map_err(|e| failed(what, &e))
+    }
+
+    /// Whether all that was put on it is done before so long.
+    fn wait_for(&self, patience: Duration) -> Result<bool> {
+        /// How long to leave the processor to others between two looks.
+        const PAUSE: Duration = Duration::from_micros(20);
+        let started = Instant::now();
+        loop {
+            // SAFETY: the stream lives as long as `self`.
+            match unsafe { sys::cuStreamQuery(self.raw) } {
+                sys::CUresult::CUDA_ERROR_NOT_READY if started.elapsed() > patience => return Ok(false),
+                sys::CUresult::CUDA_ERROR_NOT_READY => std::thread::sleep(PAUSE),
+                done => return done.result().map(|()| true).map_err(|e| failed("a kernel or a copy", &e)),
+            }
+        }
     }
 
     fn new(context: &Arc<Context>) -> Result<Self> {

@@ -17,7 +17,7 @@ use crate::device::{Dialect, Stream};
 use crate::engine::Engine;
 use crate::engine::slots::Slots;
 use crate::error::{Error, ErrorKind, Result};
-use crate::service::family::{self, Bucket, Origin, Plan, Provenance};
+use crate::service::family::{self, Bucket, Origin, Provenance};
 
 /// What the family keeps in an engine.
 #[derive(Default)]
@@ -69,7 +69,10 @@ impl OnEngine {
     ///
     /// # Errors
     /// When a key is unknown, missing, or has a value that it may not have.
-    pub fn spec<K: AsRef<str>, V: AsRef<str>>(&self, values: impl IntoIterator<Item = (K, V)>) -> Result<TemplateKernel> {
+    pub fn spec<K: AsRef<str>, V: AsRef<str>>(
+        &self,
+        values: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<TemplateKernel> {
         let values: Vec<(K, V)> = values.into_iter().collect();
         let spec = self.template.description().spec(values.iter().map(|(k, v)| (k.as_ref(), v.as_ref())))?;
         let kept = self.engine.shared().extensions.get_or_make(InEngine::default);
@@ -126,6 +129,10 @@ impl TemplateKernel {
             return Ok(Origin::Memory);
         }
         let class = self.state.class(self.engine.shared(), &call)?;
+        // Now that its alignments are known to be of this class, others may have filled the slot.
+        if self.launch_loaded(stream, &call)? {
+            return Ok(Origin::Memory);
+        }
         let problem = self.state.problem(&class, call.bucket)?;
         let plan = self.engine.resolve(&problem, &class.slots, stream, self.engine.shared().tuning())?;
         call.launch(self.state.template.description(), &plan, stream)?;
@@ -147,8 +154,13 @@ impl TemplateKernel {
     /// When an argument does not fit.
     pub fn serving(&self, stream: Stream<'_>, args: &[Arg<'_>]) -> Result<Option<Serving>> {
         let call = self.call(stream, args)?;
-        let plan = self.state.loaded(&call, |plan| Some((plan.config.text().to_owned(), plan.origin, plan.provenance)));
-        Ok(plan.map(|(config, origin, provenance)| Serving { config, origin, provenance }))
+        let class = self.state.class(self.engine.shared(), &call)?;
+        let plan = class.slots.at(call.bucket, 0).plan_to_keep();
+        Ok(plan.map(|plan| Serving {
+            config: plan.config.text().to_owned(),
+            origin: plan.origin,
+            provenance: plan.provenance,
+        }))
     }
 
     fn call(&self, stream: Stream<'_>, args: &[Arg<'_>]) -> Result<Call> {
@@ -193,21 +205,14 @@ impl State {
         Ok(Arc::new(Problem::new(&self.template, &self.spec, &class.values, bucket)?))
     }
 
-    /// What `f` says of the plan that is loaded for a call.
-    fn loaded<T>(&self, call: &Call, f: impl Fn(&Plan) -> Option<T>) -> Option<T> {
-        let classes = self.classes.load();
-        let (_, class) = classes.iter().find(|(code, _)| *code == call.class)?;
-        let plan = class.slots.at(call.bucket, 0).plan();
-        f(plan.as_deref()?)
-    }
-
     fn class(&self, shared: &crate::engine::shared::Shared, call: &Call) -> Result<Arc<Class>> {
         self.class_of(shared, call.class, call.values())
     }
 
     /// The class of these alignments, which others may share.
     fn class_of(&self, shared: &crate::engine::shared::Shared, code: u64, values: &Values) -> Result<Arc<Class>> {
-        let known = |all: &[(u64, Arc<Class>)]| all.iter().find(|(c, _)| *c == code).map(|(_, class)| Arc::clone(class));
+        let known =
+            |all: &[(u64, Arc<Class>)]| all.iter().find(|(c, _)| *c == code).map(|(_, class)| Arc::clone(class));
         let _adding = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
         let all = self.classes.load_full();
         if let Some(class) = known(&all) {

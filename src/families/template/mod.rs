@@ -1,4 +1,10 @@
 //! Kernels of users, each from one `.toml` and one `.cu`.
+//!
+//! [`Template::load`] reads and checks both. [`Engine::template`](crate::Engine::template) puts it on an engine's device,
+//! [`OnEngine::spec`] gives the kernel of one spec, and [`TemplateKernel::launch`] launches it. The service does the rest, as
+//! for any family: compiled kernels and choices are cached, candidates are compared with the default and tuned.
+//!
+//! `docs/your-own-kernels.md` says what the two files hold.
 
 pub(crate) mod argument;
 mod call;
@@ -6,10 +12,10 @@ mod description;
 mod element;
 mod expr;
 mod fill;
-//mod handle;
+mod handle;
 mod kernel_text;
 mod names;
-//mod prewarm;
+mod prewarm;
 mod problem;
 mod read;
 mod source;
@@ -21,4 +27,6 @@ mod trial;
 
 pub use argument::{Arg, ElementType};
 pub use element::Element;
+pub use handle::{OnEngine, Serving, TemplateKernel};
+pub use prewarm::PrewarmedTemplate;
 pub use template::Template;

@@ -1,47 +1,11 @@
 //! The way from a call's arguments to a launch: what every call does, so no hash, lock, allocation, sync or log.
 
-use std::sync::Arc;
-
 use crate::args::{Args, Operand, Place, Positions, Tables};
-use crate::device::{Geometry, Kernel, Stream};
+use super::params::{AngleParams, Divider, Params, ShapeParams, TensorParams};
 use crate::error::{Error, ErrorKind, Result};
-use crate::families::rope::params::{AngleParams, Divider, Params, ShapeParams, TensorParams};
-use crate::jit::render::Dialect;
 use crate::jit::{Class, Variant};
 use crate::rope::{PositionForm, RopeSpec};
-
-/// Where a kernel came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum Origin {
-    /// It was loaded already.
-    Memory,
-    /// Read from the cache folder.
-    Disk,
-    /// Shipped with the crate.
-    Embedded,
-    /// Compiled by this call, not tuned.
-    Compiled,
-    /// Compiled and tuned by this process.
-    Tuned,
-    /// The reference: nothing could be compiled.
-    Reference,
-}
-
-/// A loaded kernel, ready to launch.
-pub(crate) struct Plan {
-    pub kernel: Arc<dyn Kernel>,
-    pub variant: Variant,
-    pub origin: Origin,
-    /// Whether the variant was chosen by measuring.
-    pub tuned: bool,
-    /// Whether it is a prior's: measured on another GPU of the model.
-    pub prior: bool,
-    /// Threads' worth of work per token.
-    units_per_token: u32,
-    threads: u32,
-}
+use crate::service::family::{Dialect, Geometry, LaunchAttrs, Plan, Stream};
 
 /// A call, checked against its spec. Made of [`Args`] only, so what it points to is valid while they live.
 pub(crate) struct Call<'a> {
@@ -52,69 +16,72 @@ pub(crate) struct Call<'a> {
     angles: &'a AngleParams,
 }
 
-impl Plan {
-    pub fn new(
-        spec: &RopeSpec,
-        class: Class,
-        variant: Variant,
-        kernel: Arc<dyn Kernel>,
-        origin: Origin,
-        tuned: bool,
-    ) -> Self {
-        let lanes = variant.lanes(spec, class);
-        let groups = (spec.num_heads + spec.num_kv_heads) / u32::from(variant.heads);
-        let (units_per_token, threads) = (groups * lanes, variant.threads.into());
-        Self { kernel, variant, origin, tuned, prior: false, units_per_token, threads }
-    }
-
-    /// Launches a call: once, unless it has more work than 2^31 threads.
-    pub fn launch(&self, stream: Stream<'_>, call: &Call<'_>) -> Result<()> {
-        const MOST: u64 = (1 << 31) - 1;
-        let tokens_at_once = (MOST / u64::from(self.units_per_token)) as u32;
-        let (batch_step, token_step) = if call.total_tokens() <= u64::from(tokens_at_once) {
-            (call.batch, call.tokens)
-        } else if call.tokens <= tokens_at_once {
-            (tokens_at_once / call.tokens, call.tokens)
-        } else {
-            (1, tokens_at_once)
-        };
-        let mut params = call.params;
-        for batch in (0..call.batch).step_by(batch_step as usize) {
-            for token in (0..call.tokens).step_by(token_step as usize) {
-                let tokens = token_step.min(call.tokens - token);
-                params.batch_begin = batch;
-                params.sequences = batch_step.min(call.batch - batch);
-                params.token_begin = token;
-                params.tokens = Divider::new(tokens);
-                params.units = params.sequences * tokens * self.units_per_token;
-                let blocks = params.units.div_ceil(self.threads);
-                self.launch_blocks(stream, blocks, &params, call.angles)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// `params` are those of a [`Call`], or have no work.
-    #[allow(unsafe_code)]
-    fn launch_blocks(&self, stream: Stream<'_>, blocks: u32, params: &Params, angles: &AngleParams) -> Result<()> {
-        let args = [
-            std::ptr::from_ref(params).cast(),
-            std::ptr::from_ref(angles).cast(),
-            std::ptr::from_ref(&ShapeParams::NONE).cast(),
-        ];
-        // SAFETY: tensors, tables and positions are valid: a `Call` is made of `Args`, which consist of safe borrows that are
-        // still alive, or of parts for whose life on the stream the caller has vouched. The kernel was compiled for the
-        // call's spec and class. With no unit of work it reads and writes nothing.
-        unsafe { self.kernel.launch(stream, &Geometry::row(blocks, self.threads), &args) }
-    }
+/// What launching a variant's kernel needs.
+pub(crate) fn attrs(spec: &RopeSpec, class: Class, variant: Variant) -> LaunchAttrs {
+    let lanes = variant.lanes(spec, class);
+    let groups = (spec.num_heads + spec.num_kv_heads) / u32::from(variant.heads);
+    let numbers = Box::new([(groups * lanes).into(), variant.threads.into()]);
+    LaunchAttrs { overlap: variant.overlap, shared: 0, numbers }
 }
 
-impl Plan {
-    /// Launches as many blocks as a call of `tokens` tokens has, which find no work.
-    pub fn launch_nothing(&self, stream: Stream<'_>, tokens: u64) -> Result<()> {
-        let blocks = (tokens * u64::from(self.units_per_token)).div_ceil(self.threads.into()) as u32;
-        self.launch_blocks(stream, blocks, &Params::default(), &AngleParams::NONE)
+/// Of a plan of this family: threads' worth of work per token, and threads of a block.
+fn work(plan: &Plan) -> (u32, u32) {
+    (plan.attrs.numbers[0] as u32, plan.attrs.numbers[1] as u32)
+}
+
+/// Launches a call: once, unless it has more work than 2^31 threads.
+pub(crate) fn launch(plan: &Plan, stream: Stream<'_>, call: &Call<'_>) -> Result<()> {
+    const MOST: u64 = (1 << 31) - 1;
+    let (units_per_token, threads) = work(plan);
+    let tokens_at_once = (MOST / u64::from(units_per_token)) as u32;
+    let (batch_step, token_step) = if call.total_tokens() <= u64::from(tokens_at_once) {
+        (call.batch, call.tokens)
+    } else if call.tokens <= tokens_at_once {
+        (tokens_at_once / call.tokens, call.tokens)
+    } else {
+        (1, tokens_at_once)
+    };
+    let mut params = call.params;
+    for batch in (0..call.batch).step_by(batch_step as usize) {
+        for token in (0..call.tokens).step_by(token_step as usize) {
+            let tokens = token_step.min(call.tokens - token);
+            params.batch_begin = batch;
+            params.sequences = batch_step.min(call.batch - batch);
+            params.token_begin = token;
+            params.tokens = Divider::new(tokens);
+            params.units = params.sequences * tokens * units_per_token;
+            let blocks = params.units.div_ceil(threads);
+            launch_blocks(plan, stream, Geometry::row(blocks, threads), &params, call.angles)?;
+        }
     }
+    Ok(())
+}
+
+/// Launches as many blocks as a call of `tokens` tokens has, which find no work.
+pub(crate) fn launch_nothing(plan: &Plan, stream: Stream<'_>, tokens: u64) -> Result<()> {
+    let (units_per_token, threads) = work(plan);
+    let blocks = (tokens * u64::from(units_per_token)).div_ceil(threads.into()) as u32;
+    launch_blocks(plan, stream, Geometry::row(blocks, threads), &Params::default(), &AngleParams::NONE)
+}
+
+/// `params` are those of a [`Call`] of the plan's spec and class, or have no work.
+#[allow(unsafe_code)]
+fn launch_blocks(
+    plan: &Plan,
+    stream: Stream<'_>,
+    geometry: Geometry,
+    params: &Params,
+    angles: &AngleParams,
+) -> Result<()> {
+    let args = [
+        std::ptr::from_ref(params).cast(),
+        std::ptr::from_ref(angles).cast(),
+        std::ptr::from_ref(&ShapeParams::NONE).cast(),
+    ];
+    // SAFETY: tensors, tables and positions are valid: a `Call` is made of `Args`, which consist of safe borrows that are still
+    // alive, or of parts for whose life on the stream the caller has vouched. The kernel was compiled for the call's spec
+    // and class. With no unit of work it reads and writes nothing.
+    unsafe { plan.kernel.launch(stream, &geometry, &args) }
 }
 
 impl<'a> Call<'a> {

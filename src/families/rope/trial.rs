@@ -1,14 +1,14 @@
 //! Memory to measure on: never the caller's tensors, bounded in size, rotated past the last-level cache.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
-use super::throttle::Throttle;
+use super::launch::{Call, launch};
+use super::params::AngleParams;
 use crate::args::{Args, CuSeqlens, Made, Offsets, Operand, Place, PositionIds, Positions, Tables, Tensor};
-use crate::device::{Device, Memory, Stream};
-use crate::error::{Error, ErrorKind, Result};
-use crate::families::rope::params::AngleParams;
-use crate::jit::{Bucket, Class};
-use crate::plan::{Call, Plan};
+use crate::error::{Error, Result};
+use crate::jit::Class;
+use crate::service::family::{Bucket, Device, Memory, Plan, Stream, Throttle, Trial};
 use crate::rope::scaling::{RopeParameters, cos_sin_table};
 use crate::rope::{DType, Layout, PositionForm, RopeSpec};
 
@@ -25,17 +25,12 @@ const LARGE_STARTS: usize = 2 << 20;
 const HOST_PIECE: usize = 4 << 20;
 /// Bytes at most that the device copies in one piece: half a millisecond where memory moves 250 GB/s.
 const DEVICE_PIECE: usize = 64 << 20;
-/// Memory that is never measured in, and the part of what is free beyond it that is.
-const RESERVE: u64 = 256 << 20;
-const PART_OF_FREE: u64 = 4;
-/// In less than this, times of large buckets say nothing.
-const LEAST_SCRATCH: u64 = 32 << 20;
-
 /// Tokens at most whose bits are compared.
 const COMPARED: usize = 194;
 
 /// Tensors, tables and positions for the calls of one measurement.
 pub(super) struct Scratch {
+    device: Arc<dyn Device>,
     /// `sets` times (q in, k in, q out, k out).
     data: Box<dyn Memory>,
     tables: Box<dyn Memory>,
@@ -45,8 +40,8 @@ pub(super) struct Scratch {
     spec: RopeSpec,
     class: Class,
     fault: u64,
-    pub tokens: u64,
-    pub sets: usize,
+    tokens: u64,
+    sets: usize,
     /// Where k starts in a half.
     k_starts: usize,
     /// Bytes of a half: the inputs of a set, or its outputs.
@@ -59,34 +54,20 @@ pub(super) fn bytes_per_token(spec: &RopeSpec) -> u64 {
     2 * elements * spec.dtype.size() as u64
 }
 
-/// Bytes to measure in, for a bucket: a quarter of what is free beyond a reserve of 256 MiB, or the device's limit.
-///
-/// # Errors
-/// [`ErrorKind::OutOfMemory`] where that is too little.
-pub(super) fn room(device: &dyn Device, spec: &RopeSpec, bucket: Bucket) -> Result<u64> {
-    let free = device.free_memory()?.saturating_sub(RESERVE);
-    let limit = device.measuring().scratch_bytes.min(free / PART_OF_FREE);
-    let least = LEAST_SCRATCH.min((2 * bytes_per_token(spec)).saturating_mul(bucket.tokens()));
-    if limit >= least && limit >= 2 * bytes_per_token(spec) {
-        return Ok(limit);
-    }
-    Err(Error::new(ErrorKind::OutOfMemory, "too little free memory to measure in").subject_is(spec.to_string()))
-}
-
 impl Scratch {
     /// Allocates for the bucket's tokens, or fewer where memory is low or their launch would not fit a slice.
     ///
     /// # Errors
     /// [`ErrorKind::OutOfMemory`] when memory is too low to measure in.
     pub fn new(
-        device: &dyn Device,
+        device: &Arc<dyn Device>,
         spec: &RopeSpec,
         class: Class,
         bucket: Bucket,
         fault: u64,
+        limit: u64,
         throttle: &Throttle<'_>,
     ) -> Result<Self> {
-        let limit = room(device, spec, bucket)?;
         let per_token = bytes_per_token(spec);
         let launch = throttle.launch_bytes(device.facts(), &device.measuring());
         let tokens = bucket.tokens().min(limit / (2 * per_token)).min((launch / per_token).max(1));
@@ -101,8 +82,8 @@ impl Scratch {
         let table_bytes = 2 * (tokens as usize * width * spec.table.dtype.size()).next_multiple_of(256);
         let tables = throttle.slice(|| device.alloc(table_bytes))?;
         let mut noise = Noise(0x9e37_79b9_7f4a_7c15);
-        fill(device, data.as_ref(), spec.dtype, &mut noise, throttle)?;
-        fill(device, tables.as_ref(), spec.table.dtype, &mut noise, throttle)?;
+        fill(device.as_ref(), data.as_ref(), spec.dtype, &mut noise, throttle)?;
+        fill(device.as_ref(), tables.as_ref(), spec.table.dtype, &mut noise, throttle)?;
         let angles = engine_angles(spec, tables.as_ref())?;
         let ids = position_numbers(spec, tokens as usize);
         let ids = ids
@@ -112,11 +93,12 @@ impl Scratch {
                 Ok::<_, Error>(memory)
             })
             .transpose()?;
-        Ok(Self { data, tables, ids, angles, spec: spec.clone(), class, fault, tokens, sets, k_starts, half })
+        let device = Arc::clone(device);
+        Ok(Self { device, data, tables, ids, angles, spec: spec.clone(), class, fault, tokens, sets, k_starts, half })
     }
 
     /// Launches `plan` on set `set` with `batch` sequences of `tokens` tokens.
-    pub fn launch(&self, plan: &Plan, stream: Stream<'_>, set: usize, batch: usize, tokens: usize) -> Result<()> {
+    fn launch_on(&self, plan: &Plan, stream: Stream<'_>, set: usize, [batch, tokens]: [usize; 2]) -> Result<()> {
         let spec = &self.spec;
         let dim = spec.head_dim as usize;
         let layout = |heads: u32| {
@@ -156,7 +138,7 @@ impl Scratch {
             positions,
         };
         match Call::new(spec, &args, Place::Raw, self.fault)? {
-            Some(call) => plan.launch(stream, &call),
+            Some(call) => launch(plan, stream, &call),
             None => Err(Error::argument("tokens", "there is nothing to measure")),
         }
     }
@@ -177,16 +159,26 @@ impl Scratch {
     fn in_place(&self) -> bool {
         self.spec.rotary_dim < self.spec.head_dim && !self.class.copy_rest
     }
+}
 
-    /// Copies the inputs of `tokens` tokens of a set to its outputs: the same bytes, moved by the device itself.
-    pub fn copy(&self, device: &dyn Device, stream: Stream<'_>, set: usize, tokens: u64) -> Result<()> {
-        let base = set % self.sets * 2 * self.half;
-        let bytes = (tokens * bytes_per_token(&self.spec) / 2) as usize;
-        device.copy((self.data.as_ref(), base + self.half), (self.data.as_ref(), base), bytes, stream)
+impl Trial for Scratch {
+    fn size(&self) -> u64 {
+        self.tokens
     }
 
-    /// Launches `plan` on a few tokens and returns all bits of its output; what it does not write stays poisoned.
-    pub fn run_small(&self, device: &dyn Device, plan: &Plan, throttle: &Throttle<'_>) -> Result<Vec<u8>> {
+    fn launch(&self, plan: &Plan, stream: Stream<'_>, set: usize, size: u64) -> Result<()> {
+        self.launch_on(plan, stream, set, [1, size as usize])
+    }
+
+    /// Copies the inputs of a set to its outputs: the same bytes, moved by the device itself.
+    fn copy(&self, stream: Stream<'_>, set: usize, size: u64) -> Result<()> {
+        let base = set % self.sets * 2 * self.half;
+        let bytes = (size * bytes_per_token(&self.spec) / 2) as usize;
+        self.device.copy((self.data.as_ref(), base + self.half), (self.data.as_ref(), base), bytes, stream)
+    }
+
+    /// Launches on a few tokens.
+    fn outputs(&self, plan: &Plan, throttle: &Throttle<'_>) -> Result<Vec<u8>> {
         let tokens = self.tokens.min(COMPARED as u64) as usize;
         let two = tokens >= 2 && self.spec.positions != PositionForm::CuSeqlens;
         let (batch, per_sequence) = if two { (2, tokens / 2) } else { (1, tokens) };
@@ -204,8 +196,8 @@ impl Scratch {
             upload(self.data.as_ref(), *at, output, throttle)?;
         }
         throttle.slice(|| {
-            self.launch(plan, device.stream(), 0, batch, per_sequence)?;
-            device.wait()
+            self.launch_on(plan, self.device.stream(), 0, [batch, per_sequence])?;
+            self.device.wait()
         })?;
         for ((at, _), output) in parts.iter().zip(&mut outputs) {
             for (i, piece) in output.chunks_mut(HOST_PIECE).enumerate() {
@@ -246,13 +238,7 @@ fn position_numbers(spec: &RopeSpec, tokens: usize) -> Option<Vec<u8>> {
 }
 
 /// Fills memory with random values: a block from the host, copied on over the rest by the device.
-fn fill(
-    device: &dyn Device,
-    memory: &dyn Memory,
-    dtype: DType,
-    noise: &mut Noise,
-    throttle: &Throttle<'_>,
-) -> Result<()> {
+fn fill(device: &dyn Device, memory: &dyn Memory, dtype: DType, noise: &mut Noise, throttle: &Throttle<'_>) -> Result<()> {
     let mut block = vec![0; memory.bytes().min(HOST_PIECE)];
     noise.fill(dtype, &mut block);
     upload(memory, 0, &block, throttle)?;

@@ -13,11 +13,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwapOption;
 
-use super::{Engine, Rope, Tuning, resolve};
+use super::handle::Rope;
+use super::in_engine::InEngine;
+use super::launch::launch;
+use super::params::AngleParams;
 use crate::args::{Args, Made, Operand, Place, Positions, Tables, Tensor};
 use crate::device::Memory;
+use crate::engine::{Engine, Tuning};
 use crate::error::{Error, ErrorKind, Result};
-use crate::families::rope::params::AngleParams;
 use crate::jit::Bucket;
 use crate::rope::scaling::{RopeParameters, Scaling, TableMode};
 use crate::rope::{DType, Layout, RopeSpec};
@@ -130,7 +133,7 @@ impl Angles {
             },
         };
         // All tables that were made are kept as long as the set that `made` borrows from.
-        let place = Place::Own { context: self.maker.shared.context };
+        let place = Place::Own { context: self.maker.engine.device().context() };
         Ok(Tables::made(table.memory.address(), place, table.rows as usize, width, made))
     }
 
@@ -143,7 +146,7 @@ impl Angles {
         let row_bytes = 4 * u64::from(self.kept.parameters.rotary_dim);
         let rows = rows.max(FIRST_ROWS).checked_next_power_of_two().unwrap_or(u64::MAX);
         let bytes = rows.saturating_mul(row_bytes);
-        let device = self.maker.shared.device.as_ref();
+        let device = self.maker.engine.device().as_ref();
         if bytes > MOST_TABLE_BYTES || bytes > device.free_memory()? / 4 {
             return Ok(None);
         }
@@ -155,10 +158,10 @@ impl Angles {
     }
 
     fn make(&self, set: &Set, table: &Table) -> Result<()> {
-        let shared = self.maker.shared.as_ref();
+        let (shared, device) = (self.maker.engine.shared(), self.maker.engine.device());
         let width = self.kept.parameters.rotary_dim as usize;
         let unit: Vec<u8> = (0..width).flat_map(|i| if i < width / 2 { 1f32 } else { 0f32 }.to_ne_bytes()).collect();
-        let input = shared.device.alloc(unit.len())?;
+        let input = device.alloc(unit.len())?;
         input.upload(0, &unit)?;
         let layout = Layout::bshd(1, table.rows as usize, 1, width);
         let same_row = Layout { strides: [0, 0, 0, 1], ..layout };
@@ -171,18 +174,16 @@ impl Angles {
             tables: Tables::computed(width / 2, Made { mode: self.kept.mode, angles: Cow::Borrowed(&set.angles) }),
             positions: Positions::Offset(0),
         };
-        let stream = shared.device.stream();
+        let stream = device.stream();
         let Some(call) = self.maker.call(stream, &args)? else { return Ok(()) };
         let policy = if shared.tuning() == Tuning::Frozen { Tuning::Frozen } else { Tuning::Never };
-        let plan = resolve::resolve(&self.maker, stream, maker_bucket(), call.class, policy).map_err(|e| {
+        let plan = self.maker.resolve(stream, maker_bucket(), call.class, policy).map_err(|e| {
             if e.kind() != ErrorKind::NotCached {
                 return e;
             }
-            e.hint(
-                "prewarm a spec with these angles (ropejit prewarm --angles …): it brings the kernel that makes tables",
-            )
+            e.hint("prewarm a spec with these angles: it brings the kernel that makes tables")
         })?;
-        plan.launch(stream, &call)?;
+        launch(&plan, stream, &call)?;
         // A download waits for the device's own stream: from here on every stream may read the table.
         table.memory.download(0, &mut [0; 4])
     }
@@ -195,7 +196,8 @@ impl Engine {
     /// # Errors
     /// When the parameters give no frequencies, or more than 256.
     pub fn angles(&self, parameters: &RopeParameters, mode: TableMode) -> Result<Angles> {
-        let mut all = self.shared.angles.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept_here = InEngine::of(self);
+        let mut all = kept_here.angles.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = match all.iter().find(|k| k.mode == mode && k.parameters == *parameters) {
             Some(kept) => Arc::clone(kept),
             None => {

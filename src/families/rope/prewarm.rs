@@ -2,10 +2,33 @@
 
 use std::collections::BTreeSet;
 
-use super::{Engine, Prewarmed, angles, resolve};
+use super::angles;
+use super::in_engine::InEngine;
+use super::problem::{RopeProblem, variant_of};
+use crate::engine::Engine;
 use crate::error::Result;
-use crate::jit::{Bucket, Class};
+use crate::jit::{Bucket, Class, Variant};
 use crate::rope::RopeSpec;
+use crate::service::family::{Origin, Provenance};
+
+/// What a prewarm has done for one spec, bucket and class.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prewarmed {
+    /// What is computed.
+    pub spec: RopeSpec,
+    /// For how many tokens.
+    pub bucket: Bucket,
+    /// For which layouts.
+    pub class: Class,
+    /// The variant that will serve.
+    pub variant: Variant,
+    /// Whether it was chosen by measuring.
+    pub tuned: bool,
+    /// Whether it was chosen by measuring another GPU of the model: a choice that comes with the crate.
+    pub prior: bool,
+    /// Where it came from: [`Origin::Disk`] when there was nothing to do.
+    pub origin: Origin,
+}
 
 impl Engine {
     /// Compiles, tunes (where the device can run and `tune` says so) and keeps what calls with these specs and numbers of
@@ -42,19 +65,38 @@ impl Engine {
         let mut classes = vec![true, false];
         classes.retain(|&out| out || spec.rotary_dim < spec.head_dim);
         for &out in &classes {
-            done.extend(resolve::prewarm(self, spec, bucket, Class::contiguous(spec, head_major, out), tune)?);
+            done.extend(self.prewarm_call(spec, bucket, Class::contiguous(spec, head_major, out), tune)?);
         }
         if let Some(mode) = spec.angles {
             // For what has no table: lengths with frequencies of their own, and tables, which are made so.
             let tableless =
                 |spec: &RopeSpec, head_major, out| Class { table_word: 0, ..Class::contiguous(spec, head_major, out) };
             for &out in &classes {
-                done.extend(resolve::prewarm(self, spec, bucket, tableless(spec, head_major, out), tune)?);
+                done.extend(self.prewarm_call(spec, bucket, tableless(spec, head_major, out), tune)?);
             }
             let maker = angles::maker_spec(spec.rotary_dim, mode);
             let class = tableless(&maker, false, true);
-            done.extend(resolve::prewarm(self, &maker, angles::maker_bucket(), class, false)?);
+            done.extend(self.prewarm_call(&maker, angles::maker_bucket(), class, false)?);
         }
         Ok(())
+    }
+
+    /// Makes sure that calls of a spec, bucket and class find everything in the cache.
+    fn prewarm_call(&self, spec: &RopeSpec, bucket: Bucket, class: Class, tune: bool) -> Result<Vec<Prewarmed>> {
+        let problem = RopeProblem::new(spec, class, bucket, InEngine::of(self));
+        // Where nothing is tuned there is nothing to serve from either.
+        let rope = (tune && self.device().runs()).then(|| self.rope(spec)).transpose()?;
+        let slots = rope.as_ref().map(|rope| rope.state.slots.as_ref());
+        let done = self.prewarm_problem(&problem, slots, tune)?;
+        let prewarmed = done.into_iter().map(|done| Prewarmed {
+            spec: spec.clone(),
+            bucket,
+            class,
+            variant: variant_of(&done.config),
+            tuned: done.provenance.is_tuned(),
+            prior: done.provenance == Provenance::Prior,
+            origin: done.origin,
+        });
+        Ok(prewarmed.collect())
     }
 }

@@ -1,7 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::jit::render::Dialect;
+use crate::error::ErrorKind;
+use crate::families::families;
+use crate::jit::lock::{Lock, Section};
+use crate::jit::render::{Dialect, templates_digest};
 use crate::jit::text::tests::{classes, variants};
 use crate::rope::DType;
 
@@ -12,18 +15,29 @@ fn spec() -> RopeSpec {
     RopeSpec::new(DType::BF16, 128, 32, 8)
 }
 
+fn class() -> Class {
+    Class::contiguous(&spec(), false, true)
+}
+
 fn locked(tokens: u64, variant: &str) -> Locked {
-    let (class, variant) = (Class::contiguous(&spec(), false, true), variant.parse().expect("a variant"));
-    Locked { spec: spec(), class, bucket: Bucket::of(tokens), variant, line: 0 }
+    Locked::of(&spec(), class(), Bucket::of(tokens), variant.parse().expect("a variant"))
+}
+
+fn parse(name: &str, text: &str) -> Result<Lock> {
+    Lock::parse(name, text, families())
+}
+
+fn threads(locked: &Locked) -> u16 {
+    locked.config.parse::<Variant>().expect("a variant").threads
 }
 
 /// Choices for the GPU, for its architecture and for a host.
 fn sample() -> Lock {
-    let mut lock = Lock::default();
-    lock.set(Place::new("x86_64", Some("a host")), locked(8, "t128 v8 h1 wb/wb"));
-    lock.set(Place::new("sm_90", None), locked(8192, "t128 v8 h1 wb/cs keep pdl"));
-    lock.set(Place::new("sm_90", Some(GPU)), locked(8192, "t256 v8 h1 wb/cs keep pdl"));
-    lock.set(Place::new("sm_90", Some(GPU)), locked(16, "t64 v8 h1 wb/wb pdl pf"));
+    let mut lock = Lock::new(templates_digest());
+    lock.set(Section::new("x86_64", Some("a host")), locked(8, "t128 v8 h1 wb/wb"));
+    lock.set(Section::new("sm_90", None), locked(8192, "t128 v8 h1 wb/cs keep pdl"));
+    lock.set(Section::new("sm_90", Some(GPU)), locked(8192, "t256 v8 h1 wb/cs keep pdl"));
+    lock.set(Section::new("sm_90", Some(GPU)), locked(16, "t64 v8 h1 wb/wb pdl pf"));
     lock
 }
 
@@ -48,22 +62,22 @@ fn the_text_is_sorted_and_reads_back() {
             &format!("{spec} | 8 = t128 v8 h1 wb/wb"),
         ]
     );
-    let back = Lock::parse("rope.lock", &text).expect("reads back");
+    let back = parse("rope.lock", &text).expect("reads back");
     assert_eq!(back.to_string(), text);
-    assert_eq!(Lock::parse("f", &text.replace('\n', "\r\n")).expect("an editor's line ends").to_string(), text);
+    assert_eq!(parse("f", &text.replace('\n', "\r\n")).expect("an editor's line ends").to_string(), text);
 }
 
 #[test]
 fn the_device_comes_before_its_architecture() {
     let lock = sample();
-    let class = Class::contiguous(&spec(), false, true);
+    let (spec, class) = (spec().to_string(), class().to_string());
     let find = |arch, device, tokens| {
-        lock.find(arch, device, &spec(), class, Bucket::of(tokens)).map(|(_, l)| l.variant.threads)
+        lock.find(arch, device, &spec, &class, Bucket::of(tokens)).map(|(_, l)| threads(l))
     };
     assert_eq!([find("sm_90", GPU, 8192), find("sm_90", "another", 8192)], [Some(256), Some(128)]);
     assert_eq!([find("sm_90", GPU, 16), find("sm_90", "another", 16), find("sm_80", GPU, 16)], [Some(64), None, None]);
-    let of_arch: Vec<_> = lock.of_arch("sm_90", &spec(), class, Bucket::of(8192));
-    assert_eq!(of_arch.iter().map(|l| l.variant.threads).collect::<Vec<_>>(), [128, 256]);
+    let of_arch: Vec<_> = lock.of_arch("sm_90", &spec, &class, Bucket::of(8192));
+    assert_eq!(of_arch.iter().map(|l| threads(l)).collect::<Vec<_>>(), [128, 256]);
 }
 
 #[test]
@@ -86,7 +100,7 @@ fn what_is_wrong_is_named_by_file_and_line() {
         (body(&format!("[sm_90]\n{}", good.replace("8 =", "9 ="))), 4, "is not a bucket"),
         (body(&format!("[sm_90]\n{}", good.replace("wb/wb", "wb/xx"))), 4, "is not a variant"),
     ] {
-        let e = Lock::parse("rope.lock", &text).expect_err(part);
+        let e = parse("rope.lock", &text).expect_err(part);
         assert_eq!((e.kind(), e.subject()), (ErrorKind::LockFile, Some(&*format!("rope.lock:{line}"))), "{e}");
         assert!(e.message().contains(part) && e.advice().is_some_and(|h| h.contains("--lock rope.lock")), "{e}");
     }
@@ -94,23 +108,23 @@ fn what_is_wrong_is_named_by_file_and_line() {
 
 #[test]
 fn what_no_longer_holds_is_told() {
-    let read = |text: &str| Lock::parse("f", text).expect("reads");
+    let read = |text: &str| parse("f", text).expect("reads");
     let lock = read(&sample().to_string());
-    assert_eq!(lock.problems("sm_90", Some(GPU), CAN), []);
-    assert_eq!(lock.problems("sm_90", None, CAN), []);
-    assert_eq!(lock.problems("sm_90", Some("another"), CAN), [], "the architecture's choices hold for it");
+    assert_eq!(lock.problems("sm_90", Some(GPU), CAN, families()), []);
+    assert_eq!(lock.problems("sm_90", None, CAN, families()), []);
+    assert_eq!(lock.problems("sm_90", Some("another"), CAN, families()), [], "the architecture's choices hold for it");
 
-    let other = lock.problems("sm_80", None, CAN);
+    let other = lock.problems("sm_80", None, CAN, families());
     assert_eq!((other.len(), other[0].line), (1, 0));
     assert!(other[0].what.starts_with("no choices for sm_80; there are [sm_90], [sm_90: NVIDIA"), "{other:?}");
 
-    let old = lock.problems("sm_90", Some(GPU), Abilities { overlap: false, ..CAN });
+    let old = lock.problems("sm_90", Some(GPU), Abilities { overlap: false, ..CAN }, families());
     assert_eq!(old.iter().map(|p| p.line).collect::<Vec<_>>(), [7, 10, 11], "{old:?}");
     assert!(old.iter().all(|p| p.what.contains("not legal here: variant.overlap: needs compute capability")));
 
     let stale = read(&sample().to_string().replace(templates_digest(), &"0".repeat(64)));
-    assert!(!stale.is_of_these_templates());
-    let problems = stale.problems("x86_64", Some("a host"), CAN);
+    assert!(!stale.is_of(templates_digest()));
+    let problems = stale.problems("x86_64", Some("a host"), CAN, families());
     assert_eq!((problems.len(), problems[0].line), (1, 4), "{problems:?}");
 }
 
@@ -120,28 +134,28 @@ proptest! {
         lines in prop::collection::vec((variants(), classes(), 0u32..30, 0usize..3, 1u32..=256), 0..20),
         device in "\\PC{0,40}",
     ) {
-        let mut lock = Lock::default();
-        for (variant, class, bucket, place, half) in lines {
-            let place = [None, Some("plain"), Some(&*device)][place];
+        let mut lock = Lock::new(templates_digest());
+        for (variant, class, bucket, section, half) in lines {
+            let section = [None, Some("plain"), Some(&*device)][section];
             let spec = RopeSpec::new(DType::F16, 2 * half, 4, 2);
             let bucket = Bucket::of(1 << bucket);
-            lock.set(Place::new("sm_90", place.filter(|d| !d.trim().is_empty())), Locked { spec, class, bucket, variant, line: 0 });
+            lock.set(Section::new("sm_90", section.filter(|d| !d.trim().is_empty())), Locked::of(&spec, class, bucket, variant));
         }
         let text = lock.to_string();
-        prop_assert_eq!(Lock::parse("f", &text).expect("reads back").to_string(), text);
+        prop_assert_eq!(parse("f", &text).expect("reads back").to_string(), text);
     }
 
     #[test]
     fn any_text_is_read_or_refused(text in "\\PC{0,200}", at in any::<prop::sample::Index>(), cut in any::<prop::sample::Index>()) {
-        let _ = Lock::parse("f", &text);
+        let _ = parse("f", &text);
         let mut near = sample().to_string(); // ASCII
         near.truncate(cut.index(near.len() + 1));
         near.insert_str(at.index(near.len() + 1), &text);
         for text in [near.clone(), body(&near), near.replace(' ', "\n"), near.replace('=', "|")] {
-            if let Ok(lock) = Lock::parse("f", &text) {
-                let _ = lock.problems("sm_90", Some(GPU), CAN);
+            if let Ok(lock) = parse("f", &text) {
+                let _ = lock.problems("sm_90", Some(GPU), CAN, families());
                 let again = lock.to_string();
-                prop_assert_eq!(Lock::parse("f", &again).expect("what is written is read").to_string(), again);
+                prop_assert_eq!(parse("f", &again).expect("what is written is read").to_string(), again);
             }
         }
     }

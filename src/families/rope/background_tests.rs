@@ -1,16 +1,21 @@
 //! Background tuning on a fake GPU: kernels are the reference, compiling takes as long as a test says, memory and captures
 //! are what it says.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
-use super::super::{Engine, Tuning, resolve};
-use super::*;
+use super::problem::problem;
+use super::reference_kernel::ReferenceKernel;
 use crate::device::host::Host;
-use crate::device::{Binary, Device, Facts, FaultWord, Kernel, Measuring, Memory, TimedLaunch, Timer};
+use crate::device::{
+    Binary, Device, Dialect, Facts, FaultWord, Kernel, LaunchAttrs, Measuring, Memory, Source, Stream, TimedLaunch, Timer,
+};
+use crate::engine::{Engine, QUIET, Tuning};
 use crate::error::Result;
-use crate::jit::Variant;
-use crate::jit::render::Dialect;
+use crate::jit::{Bucket, Class};
 use crate::rope::{DType, RopeSpec};
+use crate::service::family::{Plan, Problem};
 use crate::store::disk::Disk;
 use crate::store::flight::Claim;
 use crate::store::{Kind, Store, memory};
@@ -69,13 +74,13 @@ impl Device for Fake {
     fn compile_options(&self) -> Vec<String> {
         Vec::new()
     }
-    fn compile(&self, source: &str) -> Result<Binary> {
+    fn compile(&self, source: &Source) -> Result<Binary> {
         self.compiles.fetch_add(1, Relaxed);
         std::thread::sleep(self.compile);
-        Ok(Binary { ptx: source.as_bytes().to_vec(), image: vec![0] })
+        Ok(Binary { ptx: source.text.as_bytes().to_vec(), image: vec![0] })
     }
-    fn load(&self, _: &Binary, _: Variant) -> Result<Arc<dyn Kernel>> {
-        self.host.fallback(&self.spec).ok_or_else(crate::engine::throttle::cancelled)
+    fn load(&self, _: &Binary, _: &str, _: &LaunchAttrs) -> Result<Arc<dyn Kernel>> {
+        Ok(Arc::new(ReferenceKernel::new(&self.spec)))
     }
     fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>> {
         self.host.alloc(bytes)
@@ -111,9 +116,14 @@ fn engine(fake: &Arc<Fake>, folder: Option<&std::path::Path>) -> Engine {
 }
 
 /// What a first call does: a kernel serves, and its tuning is queued.
-fn call(engine: &Engine, fake: &Fake, tokens: u64) -> Result<Arc<crate::plan::Plan>> {
+fn call(engine: &Engine, fake: &Fake, tokens: u64) -> Result<Arc<Plan>> {
     let rope = engine.rope(&fake.spec)?;
-    resolve::resolve(&rope, Stream::DEFAULT, Bucket::of(tokens), class(fake), Tuning::Background)
+    rope.resolve(Stream::DEFAULT, Bucket::of(tokens), class(fake), Tuning::Background)
+}
+
+/// The problem of such a call.
+fn problem_of(fake: &Fake, tokens: u64) -> Arc<dyn Problem> {
+    problem(&fake.spec, class(fake), Bucket::of(tokens))
 }
 
 fn class(fake: &Fake) -> Class {
@@ -162,7 +172,7 @@ fn dropped_while_another_process_tunes_or_compiles_the_same() {
     let folder = tempfile::tempdir().expect("a folder");
     let other = Disk::open(folder.path()).expect("opens");
     let waiting = engine(&fake, Some(folder.path()));
-    let key = waiting.shared.choices.own_key(&fake.spec, Bucket::of(8), class(&fake));
+    let key = waiting.shared().choices.own_key(problem_of(&fake, 8).as_ref());
     let claim = other.claim(Kind::Choice, key);
     assert!(matches!(claim, Claim::Mine(_)));
     call(&waiting, &fake, 8).expect("served");
@@ -182,9 +192,10 @@ fn dropped_while_another_process_tunes_or_compiles_the_same() {
     let claims: Vec<Claim> = rest.map(|&key| other.claim(Kind::Artifact, key)).collect();
     assert!(claims.len() > 2 && claims.iter().all(|c| matches!(c, Claim::Mine(_))));
     let waiting = engine(&fake, Some(folder.path()));
-    let state = waiting.state(&fake.spec).expect("valid");
+    let rope = waiting.rope(&fake.spec).expect("valid");
     assert!(other.remove(Kind::Choice, key).expect("removed"));
-    waiting.worker.enqueue(state, Bucket::of(8), class(&fake));
+    waiting.tune_in_background(&problem_of(&fake, 8), &rope.state.slots);
+    drop(rope);
     std::thread::sleep(Duration::from_millis(150)); // the default's lock is held: it waits for that
     let took = time_to_drop(waiting);
     assert!(took < PROMPT, "{took:?}");
@@ -209,7 +220,7 @@ fn nothing_is_measured_while_a_graph_is_captured() {
     fake.capturing.store(true, Relaxed);
     // A call that is captured is served by what is loaded, and seen.
     call(&engine, &fake, 16).expect("served");
-    assert!(engine.shared.since_capture().is_some());
+    assert!(engine.shared().since_capture().is_some());
     std::thread::sleep(Duration::from_millis(600));
     let (samples, resumed) = (fake.samples.load(Relaxed), Instant::now());
     fake.capturing.store(false, Relaxed);
@@ -224,7 +235,7 @@ fn another_process_that_tunes_keeps_nothing_else_waiting() {
     let fake = Fake::new(Duration::ZERO);
     let folder = tempfile::tempdir().expect("a folder");
     let engine = engine(&fake, Some(folder.path()));
-    let key = engine.shared.choices.own_key(&fake.spec, Bucket::of(8), class(&fake));
+    let key = engine.shared().choices.own_key(problem_of(&fake, 8).as_ref());
     let other = Disk::open(folder.path()).expect("opens");
     let claim = other.claim(Kind::Choice, key);
     assert!(matches!(claim, Claim::Mine(_)));
@@ -244,13 +255,13 @@ fn low_memory_puts_tuning_off_and_fails_no_call() {
     let fake = Fake::new(Duration::ZERO);
     let engine = engine(&fake, None);
     fake.free.store(200 << 20, Relaxed);
-    assert!(!call(&engine, &fake, 8).expect("served").tuned);
+    assert!(!call(&engine, &fake, 8).expect("served").provenance.is_tuned());
     engine.wait_tuned();
     assert_eq!((engine.stats().tunings, fake.compiles.load(Relaxed)), (0, 1));
     // A call that asks to wait for its tuning is served as well.
     let rope = engine.rope(&fake.spec).expect("valid");
-    let plan = resolve::resolve(&rope, Stream::DEFAULT, Bucket::of(4), class(&fake), Tuning::BLOCKING);
-    assert!(!plan.expect("served").tuned);
+    let plan = rope.resolve(Stream::DEFAULT, Bucket::of(4), class(&fake), Tuning::BLOCKING);
+    assert!(!plan.expect("served").provenance.is_tuned());
     drop(rope);
     fake.free.store(8 << 30, Relaxed);
     until("tuned", || tuned(&engine, &fake, 8));
@@ -269,32 +280,31 @@ fn losers_do_not_stay_loaded_and_what_has_served_does() {
     engine.wait_tuned();
     assert!(tuned(&engine, &fake, 8));
     let winner = engine.rope(&fake.spec).expect("valid").serving(8, false).expect("loaded").variant;
-    let kept = if winner == default.variant { 1 } else { 2 };
-    assert_eq!(engine.shared.kernels.loaded(), kept);
+    let kept = if crate::service::family::Stated::of(&winner) == default.config { 1 } else { 2 };
+    assert_eq!(engine.shared().kernels.loaded(), kept);
     // A graph that was captured with the default launches it still.
     drop(default);
-    let state = engine.state(&fake.spec).expect("valid");
-    assert_eq!(state.replaced.lock().expect("sound").len(), 1);
+    assert_eq!(engine.rope(&fake.spec).expect("valid").state.slots.replaced(), 1);
     // A second tuning gets its candidates from the cache.
     let compiles = engine.stats().compiles;
     call(&engine, &fake, 4).expect("served");
     engine.wait_tuned();
     assert!(tuned(&engine, &fake, 4));
     assert_eq!(engine.stats().compiles, compiles, "both buckets have the same candidates");
-    assert!(engine.shared.kernels.loaded() <= kept + 1);
+    assert!(engine.shared().kernels.loaded() <= kept + 1);
 }
 
 #[test]
 fn a_call_that_only_looks_does_not_wait_for_a_compiler() {
     let fake = Fake::new(Duration::from_secs(1));
     let engine = engine(&fake, None);
-    let (kernels, class) = (&engine.shared.kernels, class(&fake));
-    let variant = crate::jit::variant::space(&fake.spec, class, Bucket::of(8), fake.abilities())[0];
+    let (kernels, problem) = (&engine.shared().kernels, problem_of(&fake, 8));
+    let config = problem.space(fake.abilities()).swap_remove(0);
     std::thread::scope(|scope| {
-        scope.spawn(|| kernels.obtain(&fake.spec, class, variant, None).expect("compiled"));
+        scope.spawn(|| kernels.obtain(problem.as_ref(), &config, None).expect("compiled"));
         until("compiling", || fake.compiles.load(Relaxed) == 1);
         let (started, key) = (Instant::now(), crate::jit::Key::from_bytes([0; 32]));
-        assert!(kernels.find(&fake.spec, class, variant, key).expect("looked for").is_none());
+        assert!(kernels.find(problem.as_ref(), &config, key).expect("looked for").is_none());
         assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
     });
 }
@@ -307,7 +317,7 @@ fn calls_are_answered_while_a_prewarm_tunes() {
     std::thread::scope(|scope| {
         scope.spawn(|| engine.prewarm(std::slice::from_ref(&fake.spec), &[8], false, true).expect("tuned"));
         until("compiling", || fake.compiles.load(Relaxed) >= 1);
-        assert!(!call(&engine, &fake, 8).expect("served").tuned);
+        assert!(!call(&engine, &fake, 8).expect("served").provenance.is_tuned());
     });
     assert!(tuned(&engine, &fake, 8));
     engine.wait_tuned();

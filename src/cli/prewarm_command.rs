@@ -1,0 +1,50 @@
+//! The command that fills the cache for a call.
+
+use ropejit::jit::{Bucket, Class};
+use ropejit::rope::scaling::TableMode;
+use ropejit::{DType, Direction, PairStyle, PositionForm, RopeSpec, Rounding, TableWidth};
+
+/// The command that fills the cache for a spec, bucket and class.
+pub fn prewarm_command(spec: &RopeSpec, bucket: Bucket, class: Class) -> String {
+    let mut command = format!(
+        "ropejit prewarm --dtype {} --head-dim {} --num-heads {} --num-kv-heads {} --tokens {}",
+        spec.dtype,
+        spec.head_dim,
+        spec.num_heads,
+        spec.num_kv_heads,
+        bucket.tokens()
+    );
+    let mut flag = |on: bool, text: &str| {
+        if on {
+            command.push(' ');
+            command.push_str(text);
+        }
+    };
+    flag(spec.rotary_dim < spec.head_dim, &format!("--rotary-dim {}", spec.rotary_dim));
+    flag(spec.style == PairStyle::Interleaved, "--style interleaved");
+    flag(spec.direction == Direction::Backward, "--backward");
+    flag(spec.rounding == Rounding::PerOp, "--rounding per-op");
+    flag(spec.table.dtype != DType::F32, "--table same");
+    flag(spec.table.width == TableWidth::Full, "--table-width full");
+    let positions = match spec.positions {
+        PositionForm::Implicit => None,
+        PositionForm::Ids32 => Some("ids32"),
+        PositionForm::Ids64 => Some("ids64"),
+        PositionForm::Offsets32 => Some("offsets32"),
+        PositionForm::Offsets64 => Some("offsets64"),
+        PositionForm::CuSeqlens => Some("cu-seqlens"),
+    };
+    let angles = match spec.angles {
+        Some(TableMode::F32) => "--angles f32",
+        Some(TableMode::Accurate) => "--angles accurate",
+        None => "",
+    };
+    flag(spec.angles.is_some(), angles);
+    flag(positions.is_some(), &format!("--positions {}", positions.unwrap_or_default()));
+    flag(
+        spec.mrope.is_some(),
+        "--model CONFIG.json   (in place of the numbers: three position axes come from a model)",
+    );
+    flag(class.head_major, "--bhsd");
+    command
+}

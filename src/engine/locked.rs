@@ -1,0 +1,131 @@
+//! Problems that a lock file decides: the config that it names is obtained, whatever was measured here, and nothing is tuned.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use super::shared::Shared;
+use crate::error::{Error, ErrorKind, Result};
+use crate::jit::lock::{Lock, Locked, MAX_BYTES};
+use crate::service::family::{Config, Families, Problem};
+
+/// Reads a lock file.
+///
+/// # Errors
+/// [`ErrorKind::LockFile`], naming file and line, when it is none; [`ErrorKind::Io`] when it cannot be read.
+pub fn read_lock(path: &Path, families: &dyn Families) -> Result<Lock> {
+    let name = path.display().to_string();
+    let failed = |e| {
+        Error::io(path, "the lock file cannot be read", e)
+            .hint("name a file that `ropejit prewarm --lock FILE` has written, or none")
+    };
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(failed)?;
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    let bad = |what: String| {
+        Err(Error::new(ErrorKind::LockFile, what)
+            .subject_is(&*name)
+            .hint("name a file that `ropejit prewarm --lock FILE` has written"))
+    };
+    if bytes.len() as u64 > MAX_BYTES {
+        return bad(format!("more than {MAX_BYTES} bytes are no lock file"));
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => Lock::parse(&name, &text, families),
+        Err(e) => bad(format!("not a text: {}", e.utf8_error())),
+    }
+}
+
+/// The lock file of an engine.
+pub struct Held {
+    path: PathBuf,
+    lock: Lock,
+}
+
+/// A line of it that decides a problem.
+pub struct Decided<'a> {
+    held: &'a Held,
+    locked: &'a Locked,
+    /// The choice was measured on this device or its model.
+    pub measured: bool,
+}
+
+impl Held {
+    /// Reads it; warns where its choices are for other templates, which costs speed, not correctness.
+    pub fn read(path: PathBuf, families: &dyn Families) -> Result<Self> {
+        let lock = read_lock(&path, families)?;
+        if !lock.is_of(families.templates()) {
+            tracing::warn!(
+                "{}: made with other templates; its variants are used, but others may be faster now: ropejit prewarm … \
+                 --lock {0}",
+                path.display()
+            );
+        }
+        Ok(Self { path, lock })
+    }
+
+    /// The line that decides a problem, if one does.
+    pub fn decides(&self, shared: &Shared, problem: &dyn Problem) -> Option<Decided<'_>> {
+        let facts = shared.device.facts();
+        let (spec, class) = (problem.spec().text(), problem.class().text());
+        let (section, locked) = self.lock.find(&facts.arch, &facts.identity(), spec, class, problem.bucket())?;
+        Some(Decided { held: self, locked, measured: section.device.is_some() })
+    }
+
+    /// The lines for all devices of the architecture.
+    pub fn all_of_arch(&self, shared: &Shared, problem: &dyn Problem) -> Vec<Decided<'_>> {
+        let (arch, spec, class) = (&shared.device.facts().arch, problem.spec().text(), problem.class().text());
+        let all = self.lock.of_arch(arch, spec, class, problem.bucket());
+        all.into_iter().map(|locked| Decided { held: self, locked, measured: false }).collect()
+    }
+
+    /// Names the file in an error.
+    pub fn not_in_it(&self, shared: &Shared, problem: &dyn Problem) -> Error {
+        let (file, facts) = (self.path.display(), shared.device.facts());
+        let what = format!(
+            "{file} has no choice for {} tokens, layout {}, {} ({}), and tuning is frozen",
+            problem.bucket().tokens(),
+            problem.class(),
+            facts.name,
+            facts.arch
+        );
+        let hint = format!("prewarm it without the lock file, and write the file again ({file})");
+        Error::new(ErrorKind::NotCached, what).subject_is(problem.spec().to_string()).hint(hint)
+    }
+}
+
+impl Decided<'_> {
+    /// Where it stands.
+    pub fn at(&self) -> String {
+        format!("{}:{}", self.held.path.display(), self.locked.line)
+    }
+
+    /// The config that it names, if it is one.
+    pub fn named(&self, problem: &dyn Problem) -> Option<Config> {
+        problem.parse(&self.locked.config).ok()
+    }
+
+    /// The config that it names, if that is legal here.
+    pub fn config(&self, shared: &Shared, problem: &dyn Problem) -> Result<Config> {
+        let config = problem.parse(&self.locked.config)?;
+        problem.check(&config, shared.device.abilities()).map_err(|e| {
+            let what = format!("the variant is not legal on {}: {}", shared.device.facts().name, e.message());
+            let file = self.held.path.display();
+            Error::new(ErrorKind::LockFile, what).subject_is(self.at()).hint(format!(
+                "ropejit prewarm --check {file} shows all such lines, ropejit prewarm … --lock {file} writes them anew"
+            ))
+        })?;
+        Ok(config)
+    }
+
+    /// Says that what it names is not in the cache.
+    pub fn not_cached(&self, shared: &Shared, problem: &dyn Problem) -> Error {
+        let root = shared.store.root().map_or_else(|| "memory".into(), |r| r.display().to_string());
+        let what = format!(
+            "{} names '{}', which is not in the cache ({root}), and tuning is frozen",
+            self.at(),
+            self.locked.config
+        );
+        let hint = format!("prewarm it with the lock file: ROPEJIT_LOCK={}", self.held.path.display());
+        Error::new(ErrorKind::NotCached, what).subject_is(problem.spec().to_string()).hint(hint)
+    }
+}
