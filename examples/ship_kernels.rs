@@ -10,8 +10,8 @@ use flate2::write::DeflateEncoder;
 use rayon::prelude::*;
 use ropejit::Error;
 use ropejit::device::{Device as _, Target, nvrtc_version};
-use ropejit::jit::portable::{ARCHS, PTX_ARCH, Portable, sources_digest};
-use ropejit::jit::render::{Dialect, render_portable, source};
+use ropejit::jit::portable::{ARCHS, PTX_ARCH, Portable, render_portable, sources_digest};
+use ropejit::jit::render::{Dialect, source};
 
 fn packed(arch: &str, portable: Portable) -> Result<Vec<u8>, Error> {
     let ptx = arch == PTX_ARCH;

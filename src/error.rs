@@ -1,7 +1,9 @@
 //! The one error type of the crate: what went wrong, where (argument, path or key), why, and what to do about it.
 
+use std::any::Any;
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 /// The result of every fallible operation of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -51,12 +53,13 @@ struct Inner {
     message: String,
     hint: Option<String>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    detail: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Error {
     /// An error of this kind with a message that says what is wrong.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self(Box::new(Inner { kind, subject: None, message: message.into(), hint: None, source: None }))
+        Self(Box::new(Inner { kind, subject: None, message: message.into(), hint: None, source: None, detail: None }))
     }
 
     /// An argument that is wrong: `argument` is its name as the caller wrote it.
@@ -83,6 +86,18 @@ impl Error {
         self
     }
 
+    /// Keeps what the error is about, for those who can say more of it than a text does.
+    #[must_use]
+    pub(crate) fn about<T: Any + Send + Sync>(mut self, detail: T) -> Self {
+        self.0.detail = Some(Arc::new(detail));
+        self
+    }
+
+    /// What the error is about, where it says that with a value of this type.
+    pub fn detail<T: Any>(&self) -> Option<&T> {
+        self.0.detail.as_deref()?.downcast_ref()
+    }
+
     /// Keeps the error underneath.
     #[must_use]
     pub fn caused_by(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
@@ -92,10 +107,10 @@ impl Error {
 
     /// The same error once more, with its cause as text: for a failure that is remembered.
     pub(crate) fn again(&self) -> Self {
-        let Inner { kind, subject, message, hint, source } = self.0.as_ref();
+        let Inner { kind, subject, message, hint, source, detail } = self.0.as_ref();
         let source = source.as_ref().map(|s| s.to_string().into());
         let (subject, message, hint) = (subject.clone(), message.clone(), hint.clone());
-        Self(Box::new(Inner { kind: *kind, subject, message, hint, source }))
+        Self(Box::new(Inner { kind: *kind, subject, message, hint, source, detail: detail.clone() }))
     }
 
     /// The class of the failure.

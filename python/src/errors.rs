@@ -11,6 +11,7 @@ pyo3::create_exception!(ropejit, NotCachedError, RopejitError, "Frozen, and what
 
 /// The exception that Python's users expect for a kind of error.
 pub fn raise(e: Error) -> PyErr {
+    let e = ropejit::cli::advice::advised(e);
     let text = e.to_string();
     match e.kind() {
         ErrorKind::InvalidArgument | ErrorKind::Config => PyValueError::new_err(text),

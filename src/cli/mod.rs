@@ -5,6 +5,7 @@
 // Help is plain text: `[B,H,S,D]` is a layout there, not a link.
 #![allow(rustdoc::broken_intra_doc_links)]
 
+pub mod advice;
 mod bench;
 mod bench_picture;
 mod demo;
@@ -107,6 +108,7 @@ pub fn run(program: Vec<OsString>, arguments: impl IntoIterator<Item = OsString>
     match done {
         Ok(()) => 0,
         Err(e) => {
+            let e = advice::advised(e);
             eprintln!("error: {e}");
             // A model's configuration is an argument too.
             let usage = matches!(e.kind(), ErrorKind::InvalidArgument | ErrorKind::Config);

@@ -5,15 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Instant;
 
-use super::Engine;
 use super::choices::Choices;
 use super::extensions::Extensions;
+use super::handle::Engine;
 use super::kernels::Kernels;
 use super::locked::Held;
 use super::policy::{OnProgress, Progress, Tuning};
 use super::shared::Shared;
 use super::stats::Counters;
-use super::worker::Worker;
 use crate::device::{self, Device, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::service::family::Families;
@@ -227,7 +226,7 @@ impl Builder {
             extensions: self.extensions,
             on_progress: self.on_progress,
         });
-        Ok(Engine { worker: Arc::new(Worker::new(&shared)), shared })
+        Ok(Engine::new(&shared))
     }
 }
 

@@ -3,10 +3,11 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use super::shared::Shared;
+use super::missing::missing;
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::lock::{Lock, Locked, MAX_BYTES};
-use crate::service::family::{Config, Families, Problem};
+use crate::service::family::{Config, Device, Families, Problem};
+use crate::store::Store;
 
 /// Reads a lock file.
 ///
@@ -16,7 +17,7 @@ pub fn read_lock(path: &Path, families: &dyn Families) -> Result<Lock> {
     let name = path.display().to_string();
     let failed = |e| {
         Error::io(path, "the lock file cannot be read", e)
-            .hint("name a file that `ropejit prewarm --lock FILE` has written, or none")
+            .hint("name a lock file that a prewarm has written, or none")
     };
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path).map_err(failed)?;
@@ -24,7 +25,7 @@ pub fn read_lock(path: &Path, families: &dyn Families) -> Result<Lock> {
     let bad = |what: String| {
         Err(Error::new(ErrorKind::LockFile, what)
             .subject_is(&*name)
-            .hint("name a file that `ropejit prewarm --lock FILE` has written"))
+            .hint("name a lock file that a prewarm has written"))
     };
     if bytes.len() as u64 > MAX_BYTES {
         return bad(format!("more than {MAX_BYTES} bytes are no lock file"));
@@ -55,8 +56,7 @@ impl Held {
         let lock = read_lock(&path, families)?;
         if !lock.is_of(families.templates()) {
             tracing::warn!(
-                "{}: made with other templates; its variants are used, but others may be faster now: ropejit prewarm … \
-                 --lock {0}",
+                "{}: made with other templates; its variants are used, but others may be faster now: write it again",
                 path.display()
             );
         }
@@ -64,23 +64,23 @@ impl Held {
     }
 
     /// The line that decides a problem, if one does.
-    pub fn decides(&self, shared: &Shared, problem: &dyn Problem) -> Option<Decided<'_>> {
-        let facts = shared.device.facts();
+    pub fn decides(&self, device: &dyn Device, problem: &dyn Problem) -> Option<Decided<'_>> {
+        let facts = device.facts();
         let (spec, class) = (problem.spec().text(), problem.class().text());
         let (section, locked) = self.lock.find(&facts.arch, &facts.identity(), spec, class, problem.bucket())?;
         Some(Decided { held: self, locked, measured: section.device.is_some() })
     }
 
     /// The lines for all devices of the architecture.
-    pub fn all_of_arch(&self, shared: &Shared, problem: &dyn Problem) -> Vec<Decided<'_>> {
-        let (arch, spec, class) = (&shared.device.facts().arch, problem.spec().text(), problem.class().text());
+    pub fn all_of_arch(&self, device: &dyn Device, problem: &dyn Problem) -> Vec<Decided<'_>> {
+        let (arch, spec, class) = (&device.facts().arch, problem.spec().text(), problem.class().text());
         let all = self.lock.of_arch(arch, spec, class, problem.bucket());
         all.into_iter().map(|locked| Decided { held: self, locked, measured: false }).collect()
     }
 
     /// Names the file in an error.
-    pub fn not_in_it(&self, shared: &Shared, problem: &dyn Problem) -> Error {
-        let (file, facts) = (self.path.display(), shared.device.facts());
+    pub fn not_in_it(&self, device: &dyn Device, problem: &dyn Problem) -> Error {
+        let (file, facts) = (self.path.display(), device.facts());
         let what = format!(
             "{file} has no choice for {} tokens, layout {}, {} ({}), and tuning is frozen",
             problem.bucket().tokens(),
@@ -88,8 +88,7 @@ impl Held {
             facts.name,
             facts.arch
         );
-        let hint = format!("prewarm it without the lock file, and write the file again ({file})");
-        Error::new(ErrorKind::NotCached, what).subject_is(problem.spec().to_string()).hint(hint)
+        missing(what, problem, Some(&self.path), false)
     }
 }
 
@@ -105,27 +104,23 @@ impl Decided<'_> {
     }
 
     /// The config that it names, if that is legal here.
-    pub fn config(&self, shared: &Shared, problem: &dyn Problem) -> Result<Config> {
+    pub fn config(&self, device: &dyn Device, problem: &dyn Problem) -> Result<Config> {
         let config = problem.parse(&self.locked.config)?;
-        problem.check(&config, shared.device.abilities()).map_err(|e| {
-            let what = format!("the variant is not legal on {}: {}", shared.device.facts().name, e.message());
-            let file = self.held.path.display();
-            Error::new(ErrorKind::LockFile, what).subject_is(self.at()).hint(format!(
-                "ropejit prewarm --check {file} shows all such lines, ropejit prewarm … --lock {file} writes them anew"
-            ))
+        problem.check(&config, device.abilities()).map_err(|e| {
+            let what = format!("the variant is not legal on {}: {}", device.facts().name, e.message());
+            Error::new(ErrorKind::LockFile, what).subject_is(self.at()).hint("correct the line, or write the file again")
         })?;
         Ok(config)
     }
 
     /// Says that what it names is not in the cache.
-    pub fn not_cached(&self, shared: &Shared, problem: &dyn Problem) -> Error {
-        let root = shared.store.root().map_or_else(|| "memory".into(), |r| r.display().to_string());
+    pub fn not_cached(&self, store: &dyn Store, problem: &dyn Problem) -> Error {
+        let root = store.root().map_or_else(|| "memory".into(), |r| r.display().to_string());
         let what = format!(
             "{} names '{}', which is not in the cache ({root}), and tuning is frozen",
             self.at(),
             self.locked.config
         );
-        let hint = format!("prewarm it with the lock file: ROPEJIT_LOCK={}", self.held.path.display());
-        Error::new(ErrorKind::NotCached, what).subject_is(problem.spec().to_string()).hint(hint)
+        missing(what, problem, Some(&self.held.path), true)
     }
 }

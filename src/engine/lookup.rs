@@ -26,16 +26,16 @@ pub struct Named<'a> {
 /// When the lock file's line cannot be used, or is missing where tuning is frozen.
 pub fn named<'a>(shared: &'a Shared, problem: &dyn Problem, tuning: Tuning) -> Result<Option<Named<'a>>> {
     let Some(held) = &shared.lock else { return Ok(cached(shared, problem, tuning)) };
-    match held.decides(shared, problem) {
+    match held.decides(shared.device.as_ref(), problem) {
         Some(line) => locked(shared, problem, line).map(Some),
-        None if tuning == Tuning::Frozen => Err(held.not_in_it(shared, problem)),
+        None if tuning == Tuning::Frozen => Err(held.not_in_it(shared.device.as_ref(), problem)),
         None => Ok(cached(shared, problem, tuning)),
     }
 }
 
 /// What a line of the lock file names.
 pub fn locked<'a>(shared: &Shared, problem: &dyn Problem, line: Decided<'a>) -> Result<Named<'a>> {
-    let config = line.config(shared, problem)?;
+    let config = line.config(shared.device.as_ref(), problem)?;
     let artifact = shared.choices.artifact_of(problem, &config);
     Ok(Named { config, artifact, provenance: Provenance::Locked { measured: line.measured }, line: Some(line) })
 }
@@ -83,7 +83,7 @@ pub fn obtain(
         (false, None) => None,
     };
     match (found, &named.line) {
-        (None, Some(line)) if tuning == Tuning::Frozen => Err(line.not_cached(shared, problem)),
+        (None, Some(line)) if tuning == Tuning::Frozen => Err(line.not_cached(shared.store.as_ref(), problem)),
         (Some((loaded, origin)), Some(_)) => {
             if named.artifact != Some(loaded.artifact) {
                 note(shared, problem, &named.config, &loaded);

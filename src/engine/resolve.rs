@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::missing::missing;
 use super::policy::{BUDGET, Tuning};
 use super::shared::Shared;
 use super::slots::Slots;
@@ -162,19 +163,14 @@ fn in_its_place(shared: &Shared, problem: &dyn Problem, e: Error) -> Result<Plan
 fn not_cached(shared: &Shared, problem: &dyn Problem) -> Error {
     let [own, arch] = shared.choices.fields(problem).map(|f| f.key());
     let root = shared.store.root().map_or_else(|| "memory".into(), |r| r.display().to_string());
-    Error::new(
-        ErrorKind::NotCached,
-        format!(
-            "not in the cache ({root}) for {} tokens, layout {}, {} ({}), and tuning is frozen; looked for choice \
-             {own} and {arch}",
-            problem.bucket().tokens(),
-            problem.class(),
-            shared.device.facts().name,
-            shared.device.facts().arch
-        ),
-    )
-    .subject_is(problem.spec().to_string())
-    .hint("prewarm this spec, number of tokens and layout, where tuning is not frozen")
+    let what = format!(
+        "not in the cache ({root}) for {} tokens, layout {}, {} ({}), and tuning is frozen; looked for choice {own} and {arch}",
+        problem.bucket().tokens(),
+        problem.class(),
+        shared.device.facts().name,
+        shared.device.facts().arch
+    );
+    missing(what, problem, None, false)
 }
 
 /// Makes sure that a call finds everything in the cache. Where a device is there to run on, `slots` take what was tuned.
@@ -215,9 +211,9 @@ pub fn prewarm(shared: &Shared, slots: Option<&Slots>, problem: &dyn Problem, tu
 fn prewarm_locked(shared: &Shared, problem: &dyn Problem) -> Result<Vec<Prepared>> {
     let Some(held) = &shared.lock else { return Ok(Vec::new()) };
     let lines = if shared.device.runs() {
-        held.decides(shared, problem).into_iter().collect()
+        held.decides(shared.device.as_ref(), problem).into_iter().collect()
     } else {
-        held.all_of_arch(shared, problem)
+        held.all_of_arch(shared.device.as_ref(), problem)
     };
     let mut done: Vec<Prepared> = Vec::new();
     for line in lines {

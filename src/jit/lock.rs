@@ -115,9 +115,7 @@ impl Lock {
         Parser { lock: Self::new(""), families, version: false, templates: false, section: None }.read(text).map_err(
             |(line, what)| {
                 let error = Error::new(ErrorKind::LockFile, what).subject_is(format!("{name}:{line}"));
-                error.hint(format!(
-                    "correct the line, or remove the file and write it again: ropejit prewarm … --lock {name}"
-                ))
+                error.hint("correct the line, or remove the file and write it again")
             },
         )
     }

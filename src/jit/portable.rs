@@ -12,7 +12,7 @@ use flate2::read::DeflateDecoder;
 use sha2::{Digest as _, Sha256};
 
 use super::key::hex;
-use super::render::{Dialect, render_portable};
+use super::render::{Dialect, assemble, dtype_name};
 use super::variant::{Class, Hint, Variant};
 use crate::rope::{DType, PairStyle, RopeSpec};
 
@@ -132,6 +132,35 @@ impl fmt::Display for Portable {
         };
         write!(f, " {style} {}", if self.wide { "wide" } else { "narrow" })
     }
+}
+
+/// The complete source of a portable kernel.
+pub fn render_portable(dialect: Dialect, portable: &Portable) -> String {
+    let v = portable.variant();
+    let element = portable.dtype.size() as u8;
+    let table = portable.table.unwrap_or(DType::F32);
+    let word = |size| if portable.wide { 16 } else { size };
+    assemble(
+        dialect,
+        &[
+            ("PORTABLE", &1),
+            ("DTYPE", &dtype_name(portable.dtype)),
+            ("TABLE_F32", &u8::from(table == DType::F32)),
+            ("INTERLEAVED", &u8::from(portable.style == PairStyle::Interleaved)),
+            ("ONE_AXIS", &u8::from(portable.wide)),
+            ("WORD", &word(element)),
+            ("TABLE_WORD", &word(table.size() as u8)),
+            ("THREADS", &v.threads),
+            ("VEC", &v.vec),
+            ("HEADS_PER_THREAD", &v.heads),
+            ("LOAD_HINT", &v.load.code()),
+            ("STORE_HINT", &v.store.code()),
+            ("KEEP_TABLES", &0),
+            ("TABLELESS", &u8::from(v.tableless)),
+            ("OVERLAP", &0),
+            ("PREFETCH", &0),
+        ],
+    )
 }
 
 /// SHA-256 over the sources of all portable kernels, which `cache/kernels.txt` repeats: by it a test knows when the shipped

@@ -5,7 +5,6 @@ use std::sync::LazyLock;
 
 use sha2::{Digest, Sha256};
 
-use super::portable::Portable;
 use super::variant::{Class, Variant};
 pub use crate::device::Dialect;
 use crate::device::Source;
@@ -87,37 +86,8 @@ pub fn render(dialect: Dialect, spec: &RopeSpec, class: Class, v: Variant) -> St
     )
 }
 
-/// The complete source of a portable kernel.
-pub fn render_portable(dialect: Dialect, portable: &Portable) -> String {
-    let v = portable.variant();
-    let element = portable.dtype.size() as u8;
-    let table = portable.table.unwrap_or(DType::F32);
-    let word = |size| if portable.wide { 16 } else { size };
-    assemble(
-        dialect,
-        &[
-            ("PORTABLE", &1),
-            ("DTYPE", &dtype_name(portable.dtype)),
-            ("TABLE_F32", &u8::from(table == DType::F32)),
-            ("INTERLEAVED", &u8::from(portable.style == PairStyle::Interleaved)),
-            ("ONE_AXIS", &u8::from(portable.wide)),
-            ("WORD", &word(element)),
-            ("TABLE_WORD", &word(table.size() as u8)),
-            ("THREADS", &v.threads),
-            ("VEC", &v.vec),
-            ("HEADS_PER_THREAD", &v.heads),
-            ("LOAD_HINT", &v.load.code()),
-            ("STORE_HINT", &v.store.code()),
-            ("KEEP_TABLES", &0),
-            ("TABLELESS", &u8::from(v.tableless)),
-            ("OVERLAP", &0),
-            ("PREFETCH", &0),
-        ],
-    )
-}
-
 /// The prelude, then the templates.
-fn assemble(dialect: Dialect, prelude: &[(&str, &dyn std::fmt::Display)]) -> String {
+pub(super) fn assemble(dialect: Dialect, prelude: &[(&str, &dyn std::fmt::Display)]) -> String {
     let mut text = String::with_capacity(16 << 10);
     // Writing to a String cannot fail.
     for (name, value) in prelude {
@@ -137,7 +107,7 @@ fn assemble(dialect: Dialect, prelude: &[(&str, &dyn std::fmt::Display)]) -> Str
     text
 }
 
-fn dtype_name(dtype: DType) -> &'static str {
+pub(super) fn dtype_name(dtype: DType) -> &'static str {
     match dtype {
         DType::F32 => "ROPE_F32",
         DType::F16 => "ROPE_F16",

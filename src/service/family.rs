@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 
-pub use super::stated::{Stated, words};
+pub use super::stated::Stated;
 pub use crate::device::{
     Abilities, Device, Dialect, Geometry, Kernel, LaunchAttrs, Memory, Source, Stream,
 };

@@ -319,7 +319,7 @@ impl Store for Disk {
         done.map_err(|e| {
             let hint = match e.kind() {
                 std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-                    "make room; ropejit inspect gc --max-bytes N removes what was not used for long"
+                    "make room, or set ROPEJIT_CACHE_MAX_BYTES to what the folder may hold"
                 }
                 _ => "set ROPEJIT_CACHE_DIR to a folder that you can write to",
             };

@@ -97,9 +97,12 @@ fn frozen_names_what_is_missing_and_how_to_get_it() {
     let error = run(&engine, &case, &Data::new(&case, 1)).expect_err("nothing is cached");
     assert_eq!(error.kind(), ErrorKind::NotCached);
     let text = error.to_string();
-    for part in ["bf16 d64 h4/2", "8 tokens", "ropejit prewarm", &folder.path().display().to_string()] {
+    for part in ["bf16 d64 h4/2", "8 tokens", "hint: prewarm this spec", &folder.path().display().to_string()] {
         assert!(text.contains(part), "{part} is not in: {text}");
     }
+    assert!(!text.contains("--"), "the library knows no command line: {text}");
+    let missing = error.detail::<ropejit::engine::Missing>().expect("what is missing, as a value");
+    assert_eq!((missing.spec.to(), missing.bucket.tokens()), (Some(case.spec.clone()), 8));
     assert_eq!(engine.stats(), Stats::default());
 }
 
@@ -384,16 +387,17 @@ fn partial_rotary_is_prewarmed_for_both_placements() {
     assert_eq!(frozen.stats().compiles, 0);
 }
 
+#[cfg(feature = "cli")]
 #[test]
-fn a_missing_entry_names_the_whole_command() {
+fn the_command_names_all_that_makes_a_missing_entry() {
     let engine = crate::host::engine(Tuning::Frozen);
     let mut spec = RopeSpec::new(DType::F16, 64, 4, 4).with_rounding(ropejit::Rounding::PerOp);
     spec = spec.with_table(DType::F16, ropejit::TableWidth::Full).with_positions(PositionForm::Ids64);
     let case = Case { order: crate::cases::Order::Bhsd, ..Case::new(spec, 1, 5) };
     let error = run(&engine, &case, &Data::new(&case, 1)).expect_err("nothing is cached");
-    let hint = error.advice().expect("has a hint").to_owned();
+    let hint = ropejit::cli::advice::advised(error).advice().expect("has a hint").to_owned();
     for flag in
-        ["--dtype f16", "--rounding per-op", "--table same", "--table-width full", "--positions ids64", "--bhsd"]
+        ["ropejit prewarm --dtype f16", "--rounding per-op", "--table same", "--table-width full", "--positions ids64", "--bhsd"]
     {
         assert!(hint.contains(flag), "{flag} is not in: {hint}");
     }

@@ -13,6 +13,7 @@ mod engine;
 mod faults;
 mod gpu;
 mod host;
+mod imports;
 #[cfg(all(feature = "cli", unix))]
 mod inspect_cli;
 mod lock;

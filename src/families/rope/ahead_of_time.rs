@@ -9,8 +9,8 @@ use std::time::Instant;
 use super::params::ShapeParams;
 use crate::device::{AheadOfTime, Binary, Device, Geometry, Kernel, LaunchAttrs, Stream};
 use crate::error::Result;
-use crate::jit::portable::{PTX_ARCH, Portable, arch_for};
-use crate::jit::render::{Dialect, ENTRY, render_portable, source};
+use crate::jit::portable::{PTX_ARCH, Portable, arch_for, render_portable};
+use crate::jit::render::{Dialect, ENTRY, source};
 use crate::jit::{Class, Variant};
 use crate::rope::RopeSpec;
 

@@ -9,18 +9,16 @@
 //! `dynamic` beyond its context new frequencies for every length, which go along with the launch and are not tabulated.
 
 use std::borrow::Cow;
-use std::sync::{Arc, Mutex, PoisonError};
-
-use arc_swap::ArcSwapOption;
+use std::sync::{Arc, PoisonError};
 
 use super::handle::Rope;
 use super::in_engine::InEngine;
+use super::kept_angles::{Kept, Set, Table};
 use super::launch::launch;
 use super::params::AngleParams;
 use crate::args::{Args, Made, Operand, Place, Positions, Tables, Tensor};
-use crate::device::Memory;
 use crate::engine::{Engine, Tuning};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::jit::Bucket;
 use crate::rope::scaling::{RopeParameters, Scaling, TableMode};
 use crate::rope::{DType, Layout, RopeSpec};
@@ -39,29 +37,6 @@ pub struct Angles {
     maker: Rope,
 }
 
-/// What all handles of the same parameters and mode share.
-pub(super) struct Kept {
-    pub parameters: RopeParameters,
-    pub mode: TableMode,
-    /// Up to the original context, or for every length.
-    first: Set,
-    /// Beyond it, for `longrope`.
-    beyond: Option<Set>,
-}
-
-/// One set of frequencies and its table.
-struct Set {
-    angles: AngleParams,
-    table: ArcSwapOption<Table>,
-    /// All tables made; held while one is.
-    made: Mutex<Vec<Arc<Table>>>,
-}
-
-struct Table {
-    memory: Box<dyn Memory>,
-    rows: u64,
-}
-
 /// The rotation that makes tables for heads of `rotary_dim`.
 pub(super) fn maker_spec(rotary_dim: u32, mode: TableMode) -> RopeSpec {
     RopeSpec::new(DType::F32, rotary_dim, 1, 0).with_angles(mode)
@@ -70,25 +45,6 @@ pub(super) fn maker_spec(rotary_dim: u32, mode: TableMode) -> RopeSpec {
 /// The bucket that its kernel is looked up in.
 pub(super) fn maker_bucket() -> Bucket {
     Bucket::of(MAKER_TOKENS)
-}
-
-impl Kept {
-    pub fn new(parameters: &RopeParameters, mode: TableMode) -> Result<Self> {
-        let most = 2 * AngleParams::NONE.inv_freq.len() as u32;
-        if parameters.rotary_dim > most {
-            let what = format!("must be at most {most}, got {}", parameters.rotary_dim);
-            return Err(Error::argument("rotary_dim", what));
-        }
-        let set = |length| {
-            let angles = AngleParams::from(&parameters.frequencies(length)?);
-            Ok::<_, Error>(Set { angles, table: ArcSwapOption::empty(), made: Mutex::default() })
-        };
-        let beyond = match &parameters.scaling {
-            Scaling::LongRope { original_max_position_embeddings: n, .. } => Some(set(Some(n.saturating_add(1)))?),
-            _ => None,
-        };
-        Ok(Self { parameters: parameters.clone(), mode, first: set(None)?, beyond })
-    }
 }
 
 impl Angles {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use dashmap::DashMap;
 
 use super::ahead_of_time::Loaded;
-use super::angles::Kept;
+use super::kept_angles::Kept;
 use crate::device::{Device, FaultWord};
 use crate::engine::slots::Slots;
 use crate::engine::{Builder, Engine};

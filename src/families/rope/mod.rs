@@ -4,6 +4,7 @@ pub(crate) mod ahead_of_time;
 mod angles;
 mod handle;
 mod in_engine;
+mod kept_angles;
 pub(crate) mod launch;
 pub(crate) mod lines;
 pub mod params;
@@ -15,10 +16,8 @@ mod trial;
 pub use angles::Angles;
 pub use handle::{Rope, Serving};
 pub use prewarm::Prewarmed;
+pub(crate) use problem::NAME;
 pub use problem::{choice_fields, problem};
-
-/// The family's name, as keys have it.
-pub(crate) const NAME: &str = "rope";
 
 #[cfg(test)]
 mod background_tests;

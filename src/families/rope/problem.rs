@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use super::ahead_of_time;
 use super::in_engine::InEngine;
 use super::reference_kernel::ReferenceKernel;
 use super::trial::Scratch;
-use super::{NAME, ahead_of_time};
 use crate::error::{Error, Result};
 use crate::jit::key::KeyFields;
 use crate::jit::render::{render, source, templates_digest};
@@ -14,6 +14,9 @@ use crate::rope::RopeSpec;
 use crate::service::family::{
     Abilities, Bucket, Config, Device, Dialect, Kernel, LaunchAttrs, Problem, Source, Stated, Throttle, Trial,
 };
+
+/// The family's name, as keys have it.
+pub(crate) const NAME: &str = "rope";
 
 /// A spec, layout class and bucket.
 pub(super) struct RopeProblem {

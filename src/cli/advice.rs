@@ -1,0 +1,55 @@
+//! The library's errors name what is wrong in the library's terms; what to do about it in the command's is said here.
+
+use std::path::Path;
+
+use ropejit::engine::Missing;
+use ropejit::jit::Class;
+use ropejit::{Error, ErrorKind, RopeSpec};
+
+use super::prewarm_command::prewarm_command;
+
+/// The error, with the command that helps where there is one.
+#[must_use]
+pub fn advised(e: Error) -> Error {
+    if let Some(hint) = e.detail::<Missing>().and_then(fill) {
+        return e.hint(hint);
+    }
+    let file = e.subject().map(without_line);
+    match (e.kind(), file) {
+        (ErrorKind::LockFile, Some(file)) => {
+            let hint = e.advice().map_or_else(String::new, |hint| format!("{hint}: "));
+            let hint = format!(
+                "{hint}ropejit prewarm --check {0} shows all such lines, ropejit prewarm … --lock {0} writes them anew",
+                quoted(Path::new(file))
+            );
+            e.hint(hint)
+        }
+        _ => e,
+    }
+}
+
+/// The file of a place in one, such as `rope.lock:7`.
+fn without_line(place: &str) -> &str {
+    match place.rsplit_once(':') {
+        Some((file, line)) if line.bytes().all(|b| b.is_ascii_digit()) => file,
+        _ => place,
+    }
+}
+
+/// The command that makes what is missing.
+fn fill(missing: &Missing) -> Option<String> {
+    let (spec, class) = (missing.spec.to::<RopeSpec>()?, missing.class.to::<Class>()?);
+    let command = prewarm_command(&spec, missing.bucket, class);
+    Some(match &missing.lock_file {
+        None => command,
+        Some(file) if missing.is_locked => format!("ROPEJIT_LOCK={} {command}", quoted(file)),
+        Some(file) => format!("ROPEJIT_LOCK= {command} --lock {}", quoted(file)),
+    })
+}
+
+/// A path as a shell takes it.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:@%,".contains(c);
+    if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
