@@ -7,7 +7,7 @@ NVRTC_PACKAGE := nvidia-cuda-nvrtc==13.0.88
 FUZZ_SECONDS ?= 600
 BIN := $(or $(CARGO_TARGET_DIR),target)/release/ropejit
 
-.PHONY: help build nvrtc demo test test-transformers fuzz kernels check-kernels lint python test-python lint-python gpu-bundle priors peers-bundle clean
+.PHONY: help build nvrtc demo test test-transformers fuzz kernels check-kernels check-priors lint python test-python lint-python gpu-bundle priors peers-bundle clean
 
 help:
 	@echo "make demo        what it is about, in a minute (no GPU needed)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-transformers  forms of RoPE, bit for bit with transformers on the CPU (installs PyTorch)"
 	@echo "make fuzz        the readers of entries and of config.json against any input (FUZZ_SECONDS each)"
 	@echo "make kernels     the kernels that the crate ships, from templates/ into cache/"
+	@echo "make check-priors  which shipped choices were measured with older templates, and how to measure them again"
 	@echo "make lint        format, clippy, documentation, feature combinations"
 	@echo "make python      the Python package's wheel, in dist/"
 	@echo "make test-python its tests, in a fresh .venv-python (installs PyTorch and transformers)"
@@ -58,6 +59,10 @@ kernels: nvrtc
 
 check-kernels: nvrtc
 	$(CARGO) run --release --example ship_kernels -- --check
+
+# Fails where some are stale. They still order candidates, so no test does.
+check-priors:
+	@$(CARGO) run --quiet --release --example check_priors
 
 lint:
 	$(CARGO) fmt --check

@@ -10,6 +10,7 @@
 #define ROPE_OFFSETS32 3
 #define ROPE_OFFSETS64 4
 #define ROPE_CU_SEQLENS 5
+#define ROPE_CU_SEQLENS64 6
 
 typedef unsigned short u16;
 typedef unsigned int u32;
@@ -39,14 +40,15 @@ struct RopeParams {
     i64 table_row_stride;
     i64 table_rows;
     const void* position_ids;  // or offsets, one a sequence
-    const int* cu_seqlens;     // packed_sequences + 1 of them
+    const void* cu_seqlens;    // packed_sequences + 1 of them
     i64 position_axis_stride;
     i64 position_batch_stride;
     i64 position_token_stride;
     i64 position_offset;
     u64* fault;         // receives 1 + index of a token whose position lies outside the table
     u64 tokens_total;   // tokens of a sequence, to number them across the batch
-    u64 packed_sequences;
+    u32 packed_sequences;
+    u32 wide_offsets;   // offsets of packed sequences are i64, not i32
     u32 batch_begin;    // the launch is for `sequences` sequences from here on,
     u32 sequences;
     u32 token_begin;    // and for `tokens.divisor` tokens of each from here on

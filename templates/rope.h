@@ -95,40 +95,58 @@ template <bool PER_OP, typename P> ROPE_INLINE void turn(P& a, P& b, const float
     }
 }
 
-// A number of position_ids or of offsets.
-ROPE_INLINE i64 position_at(const RopeParams& p, const Shape& shape, i64 at) {
-    const bool wide = shape.positions == ROPE_IDS64 || shape.positions == ROPE_OFFSETS64;
-    return wide ? ((const i64*)p.position_ids)[at] : ((const int*)p.position_ids)[at];
+// Which token; where sequences are packed, also which of them it is in.
+struct Token {
+    u32 batch, token, sequence;
+};
+
+ROPE_INLINE i64 integer_at(const void* numbers, bool wide, i64 at) {
+    return wide ? ((const i64*)numbers)[at] : ((const int*)numbers)[at];
 }
 
-// The position of a token on one axis; below 0 for a packed token behind the last sequence.
-ROPE_INLINE i64 position_of(const RopeParams& p, const Shape& shape, u32 batch, u32 token, u32 axis) {
-    if (shape.positions == ROPE_IMPLICIT) return p.position_offset + token;
-    if (shape.positions == ROPE_OFFSETS32 || shape.positions == ROPE_OFFSETS64) {
-        return (i64)((u64)position_at(p, shape, batch) + token);
-    }
-    if (shape.positions != ROPE_CU_SEQLENS) {
-        return position_at(p, shape, axis * p.position_axis_stride + batch * p.position_batch_stride +
-                                         token * p.position_token_stride);
-    }
-    // The last sequence that begins at or before the token.
-    u32 low = 0, high = (u32)p.packed_sequences;
+ROPE_INLINE bool is_packed(const Shape& shape) {
+    return shape.positions == ROPE_CU_SEQLENS || shape.positions == ROPE_CU_SEQLENS64;
+}
+
+// Where packed sequence n begins; where the last ends, for as many as there are.
+ROPE_INLINE i64 begin_of(const RopeParams& p, const Shape& shape, u32 n) {
+    return integer_at(p.cu_seqlens, shape.positions == ROPE_CU_SEQLENS64, n);
+}
+
+// Finds the packed sequence that the token is in; false where it is in none: in front of the first, or behind the last.
+ROPE_INLINE bool find_sequence(const RopeParams& p, const Shape& shape, Token& at) {
+    u32 low = 0, high = p.packed_sequences;
     while (low < high) {
         u32 middle = (low + high) / 2;
-        if (p.cu_seqlens[middle + 1] <= (i64)token) low = middle + 1;
+        if (begin_of(p, shape, middle + 1) <= (i64)at.token) low = middle + 1;
         else high = middle;
     }
-    if (low == (u32)p.packed_sequences) return -1;
-    i64 offset = p.position_ids ? position_at(p, shape, low) : 0;
-    return offset + token - p.cu_seqlens[low];
+    at.sequence = low;
+    return low < p.packed_sequences && begin_of(p, shape, low) <= (i64)at.token;
+}
+
+// The position of a token on one axis. Sums wrap around: what leaves 64 bits is as wrong as what leaves the table.
+ROPE_INLINE i64 position_of(const RopeParams& p, const Shape& shape, const Token& at, u32 axis) {
+    if (shape.positions == ROPE_IMPLICIT) return p.position_offset + at.token;
+    if (shape.positions == ROPE_OFFSETS32 || shape.positions == ROPE_OFFSETS64) {
+        const bool wide = shape.positions == ROPE_OFFSETS64;
+        return (i64)((u64)integer_at(p.position_ids, wide, at.batch) + at.token);
+    }
+    if (!is_packed(shape)) {
+        return integer_at(p.position_ids, shape.positions == ROPE_IDS64,
+                          axis * p.position_axis_stride + at.batch * p.position_batch_stride +
+                              at.token * p.position_token_stride);
+    }
+    const i64 offset = p.position_ids ? integer_at(p.position_ids, p.wide_offsets, at.sequence) : 0;
+    return (i64)((u64)offset + at.token - (u64)begin_of(p, shape, at.sequence));
 }
 
 // The row of the table for a token on one axis, or −1 when its position lies outside.
-ROPE_INLINE i64 table_row(const RopeParams& p, const Shape& shape, u32 batch, u32 token, u32 axis) {
-    i64 position = position_of(p, shape, batch, token, axis);
+ROPE_INLINE i64 table_row(const RopeParams& p, const Shape& shape, const Token& at, u32 axis) {
+    i64 position = position_of(p, shape, at, axis);
     // An implicit position has been checked by the host.
     if (shape.positions == ROPE_IMPLICIT || (u64)position < (u64)p.table_rows) return position;
-    report(p.fault, (u64)batch * p.tokens_total + token + 1);
+    report(p.fault, (u64)at.batch * p.tokens_total + at.token + 1);
     return -1;
 }
 
@@ -161,15 +179,15 @@ ROPE_INLINE u32 axis_of(const Shape& shape, u32 pair) {
 }
 
 // cos and sin of the thread's pairs for a token, as they stand in the table.
-ROPE_INLINE void load_axes(const RopeParams& p, const Angles& angles, const Shape& shape, u32 batch, u32 token, u32 lane,
-                             float (&c)[PAIRS], float (&s)[PAIRS]) {
+ROPE_INLINE void load_axes(const RopeParams& p, const Angles& angles, const Shape& shape, const Token& at, u32 lane,
+                           float (&c)[PAIRS], float (&s)[PAIRS]) {
     if (ROPE_ONE_AXIS || !shape.mrope) {
-        load_row(p, angles, shape, batch, table_row(p, shape, batch, token, 0), lane, c, s);
+        load_row(p, angles, shape, at.batch, table_row(p, shape, at, 0), lane, c, s);
         return;
     }
     // A token is outside as a whole when one of its axes is.
     i64 rows[3];
-    ROPE_UNROLL for (u32 axis = 0; axis < 3; ++axis) rows[axis] = table_row(p, shape, batch, token, axis);
+    ROPE_UNROLL for (u32 axis = 0; axis < 3; ++axis) rows[axis] = table_row(p, shape, at, axis);
     const bool outside = (rows[0] | rows[1] | rows[2]) < 0;
     const u32 first = lane * PAIRS;
     ROPE_UNROLL for (u32 axis = 0; axis < 3; ++axis) {
@@ -177,7 +195,7 @@ ROPE_INLINE void load_axes(const RopeParams& p, const Angles& angles, const Shap
         ROPE_UNROLL for (u32 i = 0; i < PAIRS; ++i) used |= axis_of(shape, first + i) == axis;
         if (!used) continue;
         float ca[PAIRS], sa[PAIRS];
-        load_row(p, angles, shape, batch, outside ? -1 : rows[axis], lane, ca, sa);
+        load_row(p, angles, shape, at.batch, outside ? -1 : rows[axis], lane, ca, sa);
         ROPE_UNROLL for (u32 i = 0; i < PAIRS; ++i) {
             if (axis_of(shape, first + i) == axis) {
                 c[i] = ca[i];
@@ -188,9 +206,9 @@ ROPE_INLINE void load_axes(const RopeParams& p, const Angles& angles, const Shap
 }
 
 // And as they are used: rounded where each operation is, and backward for the transpose, that is −s.
-ROPE_INLINE void load_angles(const RopeParams& p, const Angles& angles, const Shape& shape, u32 batch, u32 token, u32 lane,
+ROPE_INLINE void load_angles(const RopeParams& p, const Angles& angles, const Shape& shape, const Token& at, u32 lane,
                              float (&c)[PAIRS], float (&s)[PAIRS]) {
-    load_axes(p, angles, shape, batch, token, lane, c, s);
+    load_axes(p, angles, shape, at, lane, c, s);
     if (shape.per_op) {
         ROPE_EACH_PAIR for (u32 i = 0; i < PAIRS; ++i) {
             c[i] = rounded<true>(c[i]);
@@ -251,11 +269,15 @@ ROPE_INLINE void rope_unit(const RopeParams& p, const Angles& angles, const Shap
         load(a[h], in[h] + at_a);
         if (two) load(b[h], in[h] + at_b);
     }
+    Token at = {batch, token, 0};
+    // A token of no packed sequence stays as it is: copied out of place, not written in place.
+    const bool stays = is_packed(shape) && !find_sequence(p, shape, at);
     float c[PAIRS], s[PAIRS];
-    if (turns) load_angles(p, angles, shape, batch, token, lane, c, s);
+    if (turns && !stays) load_angles(p, angles, shape, at, lane, c, s);
     ROPE_UNROLL for (u32 h = 0; h < HEADS; ++h) {
-        if (turns && shape.per_op) turn<true>(a[h], b[h], c, s);
-        if (turns && !shape.per_op) turn<false>(a[h], b[h], c, s);
+        if (stays && in[h] == out[h]) continue;
+        if (turns && !stays && shape.per_op) turn<true>(a[h], b[h], c, s);
+        if (turns && !stays && !shape.per_op) turn<false>(a[h], b[h], c, s);
         store(out[h] + at_a, a[h]);
         if (two) store(out[h] + at_b, b[h]);
     }

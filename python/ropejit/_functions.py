@@ -30,7 +30,8 @@ def apply(
             or ``rotary_dim / 2``.
         position_ids: which row a token gets, int32 or int64, ``[tokens]`` or ``[batch, tokens]``. None: token i of a
             sequence gets row i. A position outside the tables makes its token NaN, and `check` raises.
-        cu_seqlens: where packed sequences begin, int32; each counts from 0. The layout is ``"thd"``.
+        cu_seqlens: where packed sequences begin and the last ends, int32 or int64; each counts from 0. The layout is
+            ``"thd"``. A token of no sequence, as padding at the end, stays as it is, and so does its gradient.
         interleaved: elements 2i and 2i + 1 turn together (GPT-J), not i and i + rotary_dim / 2 (Llama, NeoX).
         rotary_dim: as many elements of each head turn, the rest stays. None: all.
         inplace: write to q and k. Otherwise they stay as they are, and so do gradients in the backward pass.
@@ -38,7 +39,9 @@ def apply(
             eager PyTorch does in bfloat16 and float16. For float32 they are the same.
 
     Gradients are computed for q and k, not for cos and sin. Works under ``torch.compile(fullgraph=True)`` and in CUDA
-    graphs. Arrays of other libraries (NumPy, CuPy) are taken through DLPack.
+    graphs. Arrays of other libraries (NumPy, CuPy, JAX) are taken through DLPack. On a GPU the call stands in line on the
+    stream that the library works on now, as one of its own. Where a library does not tell its stream (only CuPy, and those
+    with DLPack's C exchange API do), or arrays of several are mixed, the call returns when its work is done.
     """
     if _is_compiling():
         from . import _ops
@@ -84,12 +87,11 @@ def apply_rotary_emb(
 
     x is ``[batch, tokens, heads, head_dim]``, or ``[tokens, heads, head_dim]`` with ``cu_seqlens``; cos and sin are
     ``[rows, rotary_dim / 2]``. ``seqlen_offsets`` is an int, or one for each sequence. ``max_seqlen`` is not needed. A token
-    that stands outside the tables becomes NaN (see `check`); flash-attn leaves it unrotated.
+    that stands outside the tables becomes NaN (see `check`); flash-attn leaves it unrotated. One of no sequence of
+    ``cu_seqlens`` stays as it is.
     """
     offset = None if isinstance(seqlen_offsets, int) and seqlen_offsets == 0 else seqlen_offsets
     layout = "bshd" if cu_seqlens is None else "thd"
-    if cu_seqlens is not None and not isinstance(seqlen_offsets, int):
-        offset = seqlen_offsets.int()
     return _positional(
         x, None, cos, sin, None, cu_seqlens, offset, interleaved, 2 * cos.shape[-1], layout, "once", inplace
     )[0]

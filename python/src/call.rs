@@ -232,7 +232,8 @@ impl Call {
                 Positions::Packed {
                     // SAFETY: as above; it has one dimension.
                     cu_seqlens: unsafe {
-                        CuSeqlens::from_raw(cu_seqlens.address as *const c_void, (cu_seqlens.len() - 1).max(0) as usize)
+                        let (at, wide) = (cu_seqlens.address as *const c_void, cu_seqlens.element == Element::I64);
+                        CuSeqlens::from_raw(at, wide, (cu_seqlens.len() - 1).max(0) as usize)
                     },
                     // SAFETY: as above.
                     offsets: each.as_ref().map(|view| unsafe { offsets(view) }),
@@ -256,6 +257,20 @@ impl Call {
             return Ok(());
         }
         py.detach(|| rope.apply(stream(), &self.args())).map(drop).map_err(raise)
+    }
+
+    /// The same, and returns when the launch has ended.
+    pub fn launch_and_wait(&self, py: Python<'_>, stream: u64) -> PyResult<()> {
+        let engine = engines::engine(py, self.device)?;
+        // SAFETY: as in `launch`.
+        let used = move || unsafe { Stream::from_raw(stream as *mut c_void) };
+        if engine.device().is_capturing(used()) {
+            let what = "a CUDA graph is captured, and this call has to wait for its end: its arrays' library does not say \
+                        which stream it works on, or their libraries work on several";
+            return Err(wrong("q", what));
+        }
+        self.launch(py, stream)?;
+        py.detach(|| engine.device().wait_for(used())).map_err(raise)
     }
 }
 
@@ -346,19 +361,23 @@ fn position_form(
                 return Err(wrong("cu_seqlens", "packed sequences have the layout 'thd', [tokens, heads, head_dim]"));
             }
             dense("cu_seqlens", cu_seqlens)?;
-            if wide("cu_seqlens", cu_seqlens)? || cu_seqlens.len() == 0 {
-                return Err(wrong("cu_seqlens", "must be int32, one number more than there are sequences"));
+            let form =
+                if wide("cu_seqlens", cu_seqlens)? { PositionForm::CuSeqlens64 } else { PositionForm::CuSeqlens };
+            if cu_seqlens.len() == 0 {
+                return Err(wrong("cu_seqlens", "is empty: one number more than there are sequences is needed"));
             }
             if *offset < 0 {
                 return Err(wrong("offset", format!("{offset} is negative")));
             }
             if let Some(view) = offsets {
                 dense("offsets", view)?;
-                if wide("offsets", view)? || view.len() + 1 != cu_seqlens.len() {
-                    return Err(wrong("offsets", "of packed sequences must be int32, one number per sequence"));
+                wide("offsets", view)?;
+                if view.len() + 1 != cu_seqlens.len() {
+                    let what = format!("{} numbers for {} sequences", view.len(), cu_seqlens.len() - 1);
+                    return Err(wrong("offsets", what));
                 }
             }
-            Ok(PositionForm::CuSeqlens)
+            Ok(form)
         }
     }
 }

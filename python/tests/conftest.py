@@ -2,6 +2,7 @@
 on a GPU host its time is for what nothing else can show.
 """
 
+import importlib
 import os
 import tempfile
 
@@ -10,6 +11,9 @@ os.environ.setdefault("ROPEJIT_CACHE_DIR", os.path.join(tempfile.gettempdir(), f
 os.environ.setdefault("ROPEJIT_TUNING", "never")
 # Products that come out the same twice, so that bits can be compared.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+# JAX would take three quarters of the GPU's memory.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import pytest
 import torch
@@ -40,6 +44,33 @@ def pytest_collection_modifyitems(config, items):
 def pytest_terminal_summary(terminalreporter):
     if not GPU:
         terminalreporter.section("NO GPU: EVERY TEST ON A GPU WAS SKIPPED", sep="!", red=True)
+
+
+    elif MISSING:
+        terminalreporter.section(f"NOT INSTALLED, SO NOT TESTED: {', '.join(sorted(MISSING))}", sep="!", red=True)
+
+
+MISSING = set()
+
+
+def library(name):
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        if ONLY_GPU:
+            pytest.fail(f"{name} is not installed, and ROPEJIT_REQUIRE_GPU is set")
+        MISSING.add(name)
+        pytest.skip(f"{name} is not installed")
+
+
+@pytest.fixture
+def cupy():
+    return library("cupy")
+
+
+@pytest.fixture
+def jax():
+    return library("jax")
 
 
 def pytest_sessionstart(session):

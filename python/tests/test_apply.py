@@ -100,6 +100,58 @@ def test_packed(device):
     )
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("integer", [torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize("ends", [[0, 3, 6], [2, 2, 5, 5], [0, 3, 20], [9, 12], [0]], ids=str)
+def test_tokens_of_no_sequence_stay_as_they_are(device, ends, integer, inplace):
+    cu = torch.tensor(ends, dtype=integer, device=device)
+    x = torch.randn(8, 2, 40, device=device, dtype=torch.bfloat16)
+    x[-1, 0, 0] = float("inf")
+    cos, sin = half_tables(device, torch.float32, 8, 32)
+    first = [max((a for a, b in zip(ends, ends[1:], strict=False) if a <= t < b), default=None) for t in range(8)]
+    inside = torch.tensor([a is not None for a in first], device=device)
+    rows = torch.tensor([0 if a is None else t - a for t, a in enumerate(first)], device=device)
+    turned = torch.cat([reference(x[..., :32], cos[rows], sin[rows]), x[..., 32:]], -1)
+    given = x.clone()
+    out, _ = ropejit.apply(given, None, cos, sin, cu_seqlens=cu, rotary_dim=32, layout="thd", inplace=inplace)
+    equal([out], [torch.where(inside[:, None, None], turned, x)])
+    ropejit.check()
+    q = x.clone().requires_grad_()
+    out, _ = ropejit.apply(q, None, cos, sin, cu_seqlens=cu, rotary_dim=32, layout="thd")
+    grad = torch.randn_like(out)
+    (back,) = torch.autograd.grad(out, q, grad)
+    assert torch.equal(back[~inside], grad[~inside]) and not back.isnan().any()
+    ropejit.check()
+
+
+def test_nothing_is_narrowed(device):
+    """Numbers whose lower half would be a row of the tables."""
+    q = torch.randn(8, 2, 32, device=device)
+    cos, sin = half_tables(device, torch.float32, 8, 32)
+    far = torch.tensor([2**32, 1], device=device)
+    for integer in (torch.int32, torch.int64):
+        cu = torch.tensor([0, 3, 8], dtype=integer, device=device)
+        out = ropejit.apply_rotary_emb(q, cos, sin, seqlen_offsets=far, cu_seqlens=cu)
+        assert out[:3].isnan().all() and not out[3:].isnan().any()
+        with pytest.raises(IndexError):
+            ropejit.check()
+    cu = torch.tensor([0, 3, 2**32 + 4], device=device)
+    rows = torch.tensor([0, 1, 2, 0, 1, 2, 3, 4], device=device)
+    equal(ropejit.apply(q, None, cos, sin, cu_seqlens=cu, layout="thd")[:1], [reference(q, cos[rows], sin[rows])])
+
+
+def test_lengths_are_compared(device):
+    x = torch.randn(5, 3, 2, 32, device=device)
+    cos, sin = half_tables(device, torch.float32, 8, 32)
+    for count in (4, 6):
+        offsets = torch.zeros(count, dtype=torch.int64, device=device)
+        with pytest.raises(ValueError, match=f"^offsets: {count} numbers for 5 sequences"):
+            ropejit.apply_rotary_emb(x, cos, sin, seqlen_offsets=offsets)
+        cu = torch.tensor([0, 3, 6, 9, 12, 15], device=device)
+        with pytest.raises(ValueError, match=f"^offsets: {count} numbers for 5 sequences"):
+            ropejit.apply_rotary_emb(x.flatten(0, 1), cos, sin, seqlen_offsets=offsets, cu_seqlens=cu)
+
+
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("inplace", [False, True])
 def test_flash_attn_drop_in(device, interleaved, inplace):

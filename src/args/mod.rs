@@ -3,6 +3,7 @@
 // Constructors of `from_raw` state what their callers vouch for; there is no unsafe block here.
 #![allow(unsafe_code)]
 
+pub(crate) mod borrowed;
 mod positions;
 
 use std::borrow::Cow;
@@ -10,7 +11,8 @@ use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
+use borrowed::{Borrowed, Location};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 
 use crate::device::Memory;
 use crate::families::rope::params::AngleParams;
@@ -43,64 +45,6 @@ impl Element for half::f16 {
 
 impl Element for half::bf16 {
     const DTYPE: DType = DType::BF16;
-}
-
-/// Where memory is; what the caller vouches for itself is `Raw`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
-    Host,
-    /// On the GPU of this context, borrowed for use on this stream.
-    Cuda {
-        context: u64,
-        stream: u64,
-    },
-    /// The engine's own, on the device of this context (0 for the host): any stream may use it.
-    Own {
-        context: u64,
-    },
-    Raw,
-}
-
-impl Place {
-    pub(crate) fn cuda(stream: &CudaStream) -> Self {
-        Self::Cuda { context: stream.context().cu_ctx() as u64, stream: stream.cu_stream() as u64 }
-    }
-
-    /// Whether a call that runs at `at` may use what is here.
-    pub fn serves(self, at: Self) -> bool {
-        match (self, at) {
-            (Self::Raw, _) => true,
-            (Self::Own { context: 0 }, at) => at == Self::Host,
-            (Self::Own { context }, Self::Cuda { context: there, .. }) => context == there,
-            _ => self == at,
-        }
-    }
-}
-
-/// An address that is valid for as long as this lives.
-struct Borrowed<'a> {
-    address: u64,
-    place: Place,
-    /// Tells cudarc when the stream has passed the use.
-    _guard: Option<SyncOnDrop<'a>>,
-    lives: PhantomData<&'a mut [u8]>,
-}
-
-impl Borrowed<'static> {
-    fn raw(pointer: *const c_void) -> Self {
-        Self { address: pointer as u64, place: Place::Raw, _guard: None, lives: PhantomData }
-    }
-}
-
-impl<'a> Borrowed<'a> {
-    fn host(pointer: *const c_void) -> Self {
-        Self { address: pointer as u64, place: Place::Host, _guard: None, lives: PhantomData }
-    }
-
-    fn in_memory(memory: &'a dyn Memory, offset: usize) -> Self {
-        let address = memory.address() + offset as u64;
-        Self { address, place: Place::Raw, _guard: None, lives: PhantomData }
-    }
 }
 
 /// A tensor of q or k, read or written by a call.
@@ -148,7 +92,7 @@ impl<'a> Tensor<'a> {
         fits(&layout, data.len())?;
         let (address, guard) = data.device_ptr_mut(stream);
         Ok(Self {
-            memory: Borrowed { address, place: Place::cuda(stream), _guard: Some(guard), lives: PhantomData },
+            memory: Borrowed { address, place: Location::cuda(stream), _guard: Some(guard), lives: PhantomData },
             dtype: T::DTYPE,
             layout,
         })
@@ -164,7 +108,7 @@ impl<'a> Tensor<'a> {
         self.memory.address
     }
 
-    pub(crate) fn place(&self) -> Place {
+    pub(crate) fn place(&self) -> Location {
         self.memory.place
     }
 }
@@ -273,7 +217,7 @@ impl<'a> Tables<'a> {
     ) -> Result<Self> {
         let at = |data: &'a CudaSlice<T>| {
             let (address, guard) = data.device_ptr(stream);
-            Borrowed { address, place: Place::cuda(stream), _guard: Some(guard), lives: PhantomData }
+            Borrowed { address, place: Location::cuda(stream), _guard: Some(guard), lives: PhantomData }
         };
         Self::contiguous(at(cos), at(sin), T::DTYPE, [cos.len(), sin.len()], batch, width)
     }
@@ -288,7 +232,7 @@ impl<'a> Tables<'a> {
 
     /// Rows `[cos | sin]` that an engine has made, from `address` on, in memory that it keeps for as long as what `made`
     /// borrows.
-    pub(crate) fn made(address: u64, place: Place, rows: usize, width: usize, made: Made<'a>) -> Self {
+    pub(crate) fn made(address: u64, place: Location, rows: usize, width: usize, made: Made<'a>) -> Self {
         let [cos, sin] = [0, 4 * width as u64].map(|offset| Borrowed {
             address: address + offset,
             place,
@@ -302,7 +246,7 @@ impl<'a> Tables<'a> {
 
     /// No rows at all: angles are computed, and no position is outside.
     pub(crate) fn computed(width: usize, made: Made<'a>) -> Self {
-        let none = || Borrowed { address: 0, place: Place::Raw, _guard: None, lives: PhantomData };
+        let none = || Borrowed { address: 0, place: Location::Raw, _guard: None, lives: PhantomData };
         let (dtype, rows, row_stride, batch_stride, batch) = (DType::F32, i64::MAX as usize, 0, 0, Some(1));
         Self { cos: none(), sin: none(), dtype, rows, width, row_stride, batch_stride, batch, made: Some(made) }
     }
@@ -342,7 +286,7 @@ impl<'a> Tables<'a> {
         (self.cos.address, self.sin.address)
     }
 
-    pub(crate) fn places(&self) -> [Place; 2] {
+    pub(crate) fn places(&self) -> [Location; 2] {
         [self.cos.place, self.sin.place]
     }
 }

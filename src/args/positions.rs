@@ -2,11 +2,13 @@
 
 use std::ffi::c_void;
 
-use super::{Borrowed, Place};
+use super::borrowed::{Borrowed, Location};
 use crate::device::Memory;
 use crate::error::{Error, Result};
 
-/// Where each token stands.
+/// Where each token stands. A token whose position lies outside the tables becomes NaN, and [`Rope::check`] says so.
+///
+/// [`Rope::check`]: crate::Rope::check
 pub enum Positions<'a> {
     /// Token `s` of every sequence stands at `offset + s`.
     Offset(i64),
@@ -18,7 +20,7 @@ pub enum Positions<'a> {
     Packed {
         /// Where each begins, and where the last ends.
         cu_seqlens: CuSeqlens<'a>,
-        /// The position of each one's first token, i32; absent: 0.
+        /// The position of each one's first token, i32 or i64; absent: 0.
         offsets: Option<Offsets<'a>>,
     },
 }
@@ -52,8 +54,9 @@ impl<'a> Offsets<'a> {
         Self { memory: Borrowed::host(offsets.as_ptr().cast()), wide: true, len: Some(offsets.len()) }
     }
 
-    pub(crate) fn in_memory(memory: &'a dyn Memory, wide: bool) -> Self {
-        let len = memory.bytes() / if wide { 8 } else { 4 };
+    /// The first `len` numbers of a device's memory.
+    pub(crate) fn in_memory(memory: &'a dyn Memory, wide: bool, len: usize) -> Self {
+        let len = len.min(memory.bytes() / if wide { 8 } else { 4 });
         Self { memory: Borrowed::in_memory(memory, 0), wide, len: Some(len) }
     }
 
@@ -61,49 +64,66 @@ impl<'a> Offsets<'a> {
         self.memory.address
     }
 
-    pub(crate) fn place(&self) -> Place {
+    pub(crate) fn place(&self) -> Location {
         self.memory.place
     }
 }
 
-/// `cu_seqlens`: `sequences + 1` numbers of type i32, ascending from 0. A token at or behind the last is outside of all
-/// sequences.
+/// `cu_seqlens`: `sequences + 1` numbers, i32 or i64, that ascend: where each sequence begins, and where the last ends. It may
+/// end behind the tokens that there are. A token in front of the first or at or behind the last is in no sequence, and
+/// stays as it is.
 pub struct CuSeqlens<'a> {
     memory: Borrowed<'a>,
+    pub(crate) wide: bool,
     pub(crate) sequences: usize,
 }
 
 impl CuSeqlens<'static> {
-    /// `sequences + 1` numbers at an address of the engine's device.
+    /// `sequences + 1` numbers at an address of the engine's device, i64 when `wide`, else i32. Where they do not ascend, a
+    /// token is turned as one of some sequence that contains it, or of none.
     ///
     /// # Safety
     /// Until the stream has passed the call, they are valid memory of that device.
-    pub unsafe fn from_raw(pointer: *const c_void, sequences: usize) -> Self {
-        Self { memory: Borrowed::raw(pointer), sequences }
+    pub unsafe fn from_raw(pointer: *const c_void, wide: bool, sequences: usize) -> Self {
+        Self { memory: Borrowed::raw(pointer), wide, sequences }
     }
 }
 
 impl<'a> CuSeqlens<'a> {
-    /// Numbers in host memory.
+    /// i32 numbers in host memory.
     ///
     /// # Errors
-    /// When there is none, or they do not ascend from 0.
-    pub fn host(cu_seqlens: &'a [i32]) -> Result<Self> {
-        if cu_seqlens.first() != Some(&0) || cu_seqlens.windows(2).any(|w| w[0] > w[1]) {
-            return Err(Error::argument("cu_seqlens", "must begin with 0 and ascend"));
-        }
-        Ok(Self { memory: Borrowed::host(cu_seqlens.as_ptr().cast()), sequences: cu_seqlens.len() - 1 })
+    /// When there is none, or they do not ascend from 0 or above.
+    pub fn host_i32(cu_seqlens: &'a [i32]) -> Result<Self> {
+        Self::ascending(cu_seqlens, false)
     }
 
-    pub(crate) fn in_memory(memory: &'a dyn Memory) -> Self {
-        Self { memory: Borrowed::in_memory(memory, 0), sequences: (memory.bytes() / 4).saturating_sub(1) }
+    /// i64 numbers in host memory.
+    ///
+    /// # Errors
+    /// As [`CuSeqlens::host_i32`].
+    pub fn host_i64(cu_seqlens: &'a [i64]) -> Result<Self> {
+        Self::ascending(cu_seqlens, true)
+    }
+
+    fn ascending<T: PartialOrd + Default>(numbers: &'a [T], wide: bool) -> Result<Self> {
+        if numbers.first().is_none_or(|first| *first < T::default()) || numbers.windows(2).any(|w| w[0] > w[1]) {
+            return Err(Error::argument("cu_seqlens", "must be one number or more, ascending from 0 or above"));
+        }
+        Ok(Self { memory: Borrowed::host(numbers.as_ptr().cast()), wide, sequences: numbers.len() - 1 })
+    }
+
+    /// All numbers of a device's memory.
+    pub(crate) fn in_memory(memory: &'a dyn Memory, wide: bool) -> Self {
+        let len = memory.bytes() / if wide { 8 } else { 4 };
+        Self { memory: Borrowed::in_memory(memory, 0), wide, sequences: len.saturating_sub(1) }
     }
 
     pub(crate) fn address(&self) -> u64 {
         self.memory.address
     }
 
-    pub(crate) fn place(&self) -> Place {
+    pub(crate) fn place(&self) -> Location {
         self.memory.place
     }
 }
@@ -165,7 +185,7 @@ impl<'a> PositionIds<'a> {
         self.memory.address
     }
 
-    pub(crate) fn place(&self) -> Place {
+    pub(crate) fn place(&self) -> Location {
         self.memory.place
     }
 }

@@ -12,6 +12,7 @@ use ropejit::tune::median;
 use ropejit::{DType, Engine, Error, Result, RopeSpec, Stream, TableWidth, Tuning};
 use serde::Serialize;
 
+use super::bench_case::{Candidate, Case};
 use super::spec::{self, Chosen};
 use super::workload::Workload;
 use super::{bench_picture, output};
@@ -70,36 +71,6 @@ const SHAPES: [[u32; 5]; 8] = [
 
 fn name_of([batch, tokens, heads, kv_heads, dim]: &[u32; 5]) -> String {
     format!("{batch}×{tokens} {heads}/{kv_heads}/{dim}")
-}
-
-/// One measured case.
-#[derive(Serialize)]
-pub struct Case {
-    pub shape: String,
-    pub dtype: DType,
-    pub layout: &'static str,
-    pub in_place: bool,
-    /// Bytes of q and k read and written.
-    pub bytes: usize,
-    pub copy_us: f64,
-    pub device_us: f64,
-    /// `copy_us / device_us`.
-    pub ratio: f64,
-    pub variant: String,
-    /// Host time of one call.
-    pub host_us: f64,
-    /// Host time of one launch of the same kernel by the driver alone.
-    pub bare_us: f64,
-    /// The tuning run's candidates, as a ratio of its copy.
-    pub landscape: Vec<Candidate>,
-    /// How long tuning took, compiling included, when it was done.
-    pub tuning_ms: f64,
-}
-
-#[derive(Serialize)]
-pub struct Candidate {
-    pub variant: String,
-    pub ratio: f64,
 }
 
 #[derive(Serialize)]

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::bench::Case;
+use super::bench_case::Case;
 
 const LEFT: f64 = 250.0;
 const SCALE: f64 = 420.0;
@@ -71,7 +71,7 @@ fn escape(text: &str) -> String {
 mod tests {
     use ropejit::DType;
 
-    use super::super::bench::Candidate;
+    use super::super::bench_case::Candidate;
     use super::*;
 
     #[test]

@@ -96,7 +96,7 @@ impl Demo {
     /// Runs `ropejit run` in a process of its own.
     fn process(&self, cache: &std::path::Path, extra: &[&str]) -> Result<Report> {
         let failed = |what: String| Error::new(ErrorKind::Io, what).subject_is("ropejit run");
-        let (program, first) = super::program().ok_or_else(|| failed("this program cannot be found".into()))?;
+        let (program, first) = super::program::get().ok_or_else(|| failed("this program cannot be found".into()))?;
         let output = Command::new(program)
             .args(first)
             .args(["run", "--json", "--model", &self.model])

@@ -7,6 +7,7 @@
 
 pub mod advice;
 mod bench;
+mod bench_case;
 mod bench_picture;
 mod demo;
 mod doctor;
@@ -16,14 +17,13 @@ mod model;
 mod output;
 mod prewarm;
 mod prewarm_command;
+mod program;
 mod run;
 mod spec;
-mod upkeep;
 mod workload;
 
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
-use std::sync::OnceLock;
 
 use clap::{Parser, Subcommand};
 use ropejit::ErrorKind;
@@ -76,18 +76,11 @@ enum Command {
     Doctor(doctor::Doctor),
 }
 
-/// The command line that starts this command in another process.
-static PROGRAM: OnceLock<Vec<OsString>> = OnceLock::new();
-
-fn program() -> Option<(&'static OsString, &'static [OsString])> {
-    PROGRAM.get()?.split_first()
-}
-
 /// Runs the command with these arguments, the program's name first. Returns the exit status. `program` is the command line
 /// that starts it in another process.
 #[must_use]
 pub fn run(program: Vec<OsString>, arguments: impl IntoIterator<Item = OsString>) -> u8 {
-    let _ = PROGRAM.set(program);
+    program::set(program);
     log_to_stderr();
     let command = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli.command,

@@ -33,6 +33,7 @@ pub fn prewarm_command(spec: &RopeSpec, bucket: Bucket, class: Class) -> String 
         PositionForm::Offsets32 => Some("offsets32"),
         PositionForm::Offsets64 => Some("offsets64"),
         PositionForm::CuSeqlens => Some("cu-seqlens"),
+        PositionForm::CuSeqlens64 => Some("cu-seqlens64"),
     };
     let angles = match spec.angles {
         Some(TableMode::F32) => "--angles f32",

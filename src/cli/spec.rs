@@ -121,6 +121,8 @@ pub enum PositionArg {
     Offsets64,
     /// Packed sequences that begin where `cu_seqlens` (i32) says.
     CuSeqlens,
+    /// Packed sequences that begin where `cu_seqlens` (i64) says.
+    CuSeqlens64,
 }
 
 /// A RoPE to run: a name for people, what is computed, and its frequencies.
@@ -213,6 +215,7 @@ impl FormArgs {
             PositionArg::Offsets32 => PositionForm::Offsets32,
             PositionArg::Offsets64 => PositionForm::Offsets64,
             PositionArg::CuSeqlens => PositionForm::CuSeqlens,
+            PositionArg::CuSeqlens64 => PositionForm::CuSeqlens64,
         };
         spec
     }

@@ -56,12 +56,9 @@ fn shared(engine: &Engine, chosen: &Chosen, batch: usize, tokens: usize) -> Resu
         PositionForm::Implicit => vec![0],
         PositionForm::Ids32 | PositionForm::Ids64 => (0..axes).flat_map(|_| 0..tokens as i64).collect(),
         PositionForm::Offsets32 | PositionForm::Offsets64 => vec![0; batch],
-        PositionForm::CuSeqlens => vec![0, tokens as i64],
+        PositionForm::CuSeqlens | PositionForm::CuSeqlens64 => vec![0, tokens as i64],
     };
-    let ids: Vec<u8> = match spec.positions {
-        PositionForm::Ids64 | PositionForm::Offsets64 => numbers.into_iter().flat_map(i64::to_ne_bytes).collect(),
-        _ => numbers.into_iter().flat_map(|n| (n as i32).to_ne_bytes()).collect(),
-    };
+    let ids = integers(&numbers, spec.positions.is_wide())?;
     let upload = |bytes: &[u8]| {
         let memory = engine.device().alloc(bytes.len())?;
         memory.upload(0, bytes)?;
@@ -69,6 +66,20 @@ fn shared(engine: &Engine, chosen: &Chosen, batch: usize, tokens: usize) -> Resu
     };
     let memory = [upload(&table(&cos))?, upload(&table(&sin))?, upload(&ids)?];
     Ok(Shared { memory, angles: spec.angles.map(|mode| engine.angles(&chosen.parameters, mode)).transpose()? })
+}
+
+/// As i64 when `wide`, else as i32.
+fn integers(numbers: &[i64], wide: bool) -> Result<Vec<u8>> {
+    if wide {
+        return Ok(numbers.iter().flat_map(|n| n.to_ne_bytes()).collect());
+    }
+    let mut bytes = Vec::with_capacity(4 * numbers.len());
+    for &n in numbers {
+        let n =
+            i32::try_from(n).map_err(|_| Error::argument("--positions", format!("{n} is no i32: use an i64 form")))?;
+        bytes.extend(n.to_ne_bytes());
+    }
+    Ok(bytes)
 }
 
 /// Fills memory with repetitions of a block, copied on by the device.
@@ -192,18 +203,17 @@ impl Workload {
             positions: match spec.positions {
                 PositionForm::Implicit => Positions::Offset(0),
                 form @ (PositionForm::Ids32 | PositionForm::Ids64) => {
-                    let (wide, strides) = (form == PositionForm::Ids64, [self.tokens as i64, 0, 1]);
+                    let (wide, strides) = (form.is_wide(), [self.tokens as i64, 0, 1]);
                     // SAFETY: a number for each token of each axis, shared by the batch.
                     Positions::Ids(unsafe { PositionIds::from_raw(at(ids.as_ref(), 0), wide, strides) })
                 }
                 form @ (PositionForm::Offsets32 | PositionForm::Offsets64) => {
-                    let wide = form == PositionForm::Offsets64;
                     // SAFETY: a number for each sequence.
-                    Positions::Offsets(unsafe { Offsets::from_raw(at(ids.as_ref(), 0), wide) })
+                    Positions::Offsets(unsafe { Offsets::from_raw(at(ids.as_ref(), 0), form.is_wide()) })
                 }
-                PositionForm::CuSeqlens => {
+                form @ (PositionForm::CuSeqlens | PositionForm::CuSeqlens64) => {
                     // SAFETY: two numbers, for one sequence.
-                    let cu_seqlens = unsafe { CuSeqlens::from_raw(at(ids.as_ref(), 0), 1) };
+                    let cu_seqlens = unsafe { CuSeqlens::from_raw(at(ids.as_ref(), 0), form.is_wide(), 1) };
                     Positions::Packed { cu_seqlens, offsets: None }
                 }
             },
@@ -264,5 +274,17 @@ impl Workload {
         };
         let roundings = if spec.rounding == ropejit::Rounding::PerOp { 4.0 } else { 1.0 };
         Ok((worst, allowed * epsilon * roundings))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_are_not_narrowed() {
+        assert_eq!(integers(&[1, -1], false).expect("fit"), [1i32, -1].map(i32::to_ne_bytes).concat());
+        assert_eq!(integers(&[1 << 32], true).expect("fits"), (1i64 << 32).to_ne_bytes());
+        assert_eq!(integers(&[0, 1 << 32], false).expect_err("too large").subject(), Some("--positions"));
     }
 }

@@ -341,8 +341,13 @@ pub trait Device: Send + Sync {
         Ok(())
     }
 
+    /// Waits for what was put on a stream that is not captured. On the host all has ended when its launch returns.
+    fn wait_for(&self, _: Stream<'_>) -> Result<()> {
+        Ok(())
+    }
+
     /// Waits for what was put on its own stream, for at most this long; whether it is done.
-    fn wait_for(&self, _patience: std::time::Duration) -> Result<bool> {
+    fn wait_at_most(&self, _patience: std::time::Duration) -> Result<bool> {
         self.wait().map(|()| true)
     }
 
@@ -444,7 +449,7 @@ pub fn search_nvrtc_in(folder: impl Into<PathBuf>) {
 
 /// A failed compilation: keeps the source where a person can look at it, and says where.
 fn compile_error(compiler: &str, options: &[String], source: &str, log: &str) -> Error {
-    let digest = crate::jit::key::source_digest(source);
+    let digest = crate::service::digest::text_digest(source);
     let prefix = format!("ropejit-{}-", &digest[..16]);
     let dump = tempfile::Builder::new().prefix(&prefix).suffix(".cu").tempfile().and_then(|mut file| {
         file.write_all(source.as_bytes())?;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::stats::Counters;
 use crate::device::Device;
-use crate::jit::Bucket;
+use crate::service::bucket::Bucket;
 use crate::jit::key::{Key, KeyFields};
 use crate::jit::record::Record;
 use crate::service::family::{Abilities, Config, Problem, Stated};

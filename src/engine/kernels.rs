@@ -12,7 +12,8 @@ use super::throttle::cancelled;
 use super::stats::Counters;
 use crate::device::{Binary, Device, Kernel};
 use crate::error::{Error, ErrorKind, Result};
-use crate::jit::key::{Key, KeyFields, source_digest};
+use crate::jit::key::{Key, KeyFields};
+use crate::service::digest::text_digest;
 use crate::service::family::{Config, Origin, Problem, Source, Stated};
 use crate::store::flight::{self, Flight};
 use crate::store::{Entry, Kind, Lookup, Miss, Store};
@@ -115,7 +116,8 @@ impl Kernels {
                     None => None, // refused, by the driver say
                 },
             };
-            let binary = self.device.compile(source).inspect_err(|e| self.note_failure(key, e))?;
+            let made = self.device.compile(source).and_then(|binary| problem.compiled(&binary).map(|()| binary));
+            let binary = made.inspect_err(|e| self.note_failure(key, e))?;
             self.counters.compiles.add();
             let meta = ArtifactMeta {
                 fields,
@@ -197,7 +199,7 @@ impl Kernels {
         make: impl FnOnce(&Source) -> Result<Option<(Loaded, Origin)>>,
     ) -> Result<Option<(Loaded, Origin)>> {
         let source = problem.source(self.device.dialect(), config);
-        let name = [&source_digest(&source.text), &source.entry, &source.options.join(" ")].map(String::as_str).join(" ");
+        let name = [&text_digest(&source.text), &source.entry, &source.options.join(" ")].map(String::as_str).join(" ");
         let slot = Arc::clone(&self.slots.entry(name).or_default());
         let mut held = match slot.try_lock() {
             Err(TryLockError::WouldBlock) if !wait => return make(&source),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind};
-use crate::jit::Bucket;
+use crate::service::bucket::Bucket;
 use crate::service::family::{Problem, Stated};
 
 /// What was asked for and is not in the cache.

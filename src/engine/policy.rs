@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::jit::Bucket;
+use crate::service::bucket::Bucket;
 use crate::service::stated::Stated;
 
 /// When to compile and tune.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::{ArcSwapOption, Guard};
 
 use super::stats::Counter;
-use crate::jit::Bucket;
+use crate::service::bucket::Bucket;
 use crate::service::family::{Plan, Problem, Same};
 
 /// The slots of one spec.

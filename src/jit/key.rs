@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::service::digest::{hex, text_digest};
 use crate::service::family::{Config, Problem, Source};
 
 /// Version of what an entry contains; part of every key and of the cache's path.
@@ -92,15 +93,6 @@ impl<'de> Deserialize<'de> for Key {
     }
 }
 
-/// Lowercase hexadecimal digits.
-pub fn hex(bytes: &[u8]) -> String {
-    use fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut s, b| {
-        let _ = write!(s, "{b:02x}");
-        s
-    })
-}
-
 /// The named fields that a key hashes, kept with the entry so that a miss can say which one differed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -119,7 +111,7 @@ impl KeyFields {
             "artifact",
             [
                 ("format", FORMAT_VERSION.to_string()),
-                ("source", source_digest(&source.text)),
+                ("source", text_digest(&source.text)),
                 ("options", options.join("\n")),
                 ("compiler", compiler.to_owned()),
                 ("arch", arch.to_owned()),
@@ -160,11 +152,6 @@ impl KeyFields {
         }
         Key(hasher.finalize().into())
     }
-}
-
-/// SHA-256 of a rendered source, in hexadecimal.
-pub fn source_digest(source: &str) -> String {
-    hex(&Sha256::digest(source))
 }
 
 #[cfg(test)]

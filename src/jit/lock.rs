@@ -18,8 +18,8 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt;
 
-use super::variant::Bucket;
 use crate::error::{Error, ErrorKind, Result, clip};
+use crate::service::bucket::Bucket;
 use crate::service::family::{Abilities, Families, Line};
 
 /// Version of the file's format.

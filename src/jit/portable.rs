@@ -11,10 +11,10 @@ use std::io::Read as _;
 use flate2::read::DeflateDecoder;
 use sha2::{Digest as _, Sha256};
 
-use super::key::hex;
 use super::render::{Dialect, assemble, dtype_name};
 use super::variant::{Class, Hint, Variant};
 use crate::rope::{DType, PairStyle, RopeSpec};
+use crate::service::digest::hex;
 
 /// Architectures that there are cubins for. Each serves the later ones of its generation as well.
 pub const ARCHS: [&str; 7] = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"];

@@ -65,6 +65,14 @@ pub fn shipped() -> &'static Priors {
     })
 }
 
+/// The lock files that come with the crate, by name: for `make check-priors`, which says what is stale.
+///
+/// # Errors
+/// [`ErrorKind::LockFile`](crate::ErrorKind::LockFile) when one cannot be read.
+pub fn files() -> Result<Vec<(&'static str, Lock)>> {
+    SHIPPED.iter().map(|(name, text)| Ok((*name, Lock::parse(name, text, &AsTheyStand)?))).collect()
+}
+
 impl Priors {
     /// Reads lock files, each given by the name that errors call it and its text.
     ///

@@ -153,14 +153,11 @@ fn the_most_similar_gpu_orders() {
     assert_eq!((of(h100), of(ada)), (Some("NVIDIA H200"), Some("NVIDIA L4")));
 }
 
-/// Where this fails: measure again (`make priors` says how). A change of the templates that cannot bear on speed: write the new digest into the file's second line.
+/// Whether they were measured with these templates is `make check-priors`' to say: older ones still order.
 #[test]
-fn the_shipped_ones_are_lock_files_of_these_templates() {
-    for (name, text) in SHIPPED {
-        let lock = Lock::parse(name, text, crate::families::families()).unwrap_or_else(|e| panic!("{e}"));
-        if lock.sections().next().is_some() {
-            assert!(lock.is_of(templates_digest()), "cache/priors/{name} was measured with other templates");
-        }
+fn the_shipped_ones_are_lock_files_of_devices() {
+    let files = files().unwrap_or_else(|e| panic!("{e}"));
+    for ((name, lock), (_, text)) in files.iter().zip(SHIPPED) {
         let known = Priors::parse([(*name, *text)]).expect("read above").known;
         let measured = lock.choices().filter(|(section, _)| section.device.is_some()).count();
         assert_eq!(known.iter().map(|k| k.choices.len()).sum::<usize>(), measured, "a device's identity is not read");

@@ -29,7 +29,7 @@ pub fn templates_digest() -> &'static str {
             hasher.update((text.len() as u64).to_le_bytes());
             hasher.update(text);
         }
-        super::key::hex(&hasher.finalize())
+        crate::service::digest::hex(&hasher.finalize())
     });
     &DIGEST
 }
@@ -124,6 +124,7 @@ pub fn positions_code(form: PositionForm) -> u32 {
         PositionForm::Offsets32 => 3,
         PositionForm::Offsets64 => 4,
         PositionForm::CuSeqlens => 5,
+        PositionForm::CuSeqlens64 => 6,
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::str::FromStr;
 
-use super::variant::{Bucket, Class, Hint, Variant};
+use super::variant::{Class, Hint, Variant};
 use crate::error::{Error, Result, clip};
 
 impl FromStr for Variant {
@@ -80,24 +80,12 @@ fn class(s: &str) -> Option<Class> {
     Some(Class { word: heads, table_word, head_major, copy_rest })
 }
 
-impl FromStr for Bucket {
-    type Err = Error;
-
-    /// The largest token count of a bucket, which is a power of two.
-    fn from_str(s: &str) -> Result<Self> {
-        let whole = |n: &u64| Bucket::of(*n).tokens() == *n && n.to_string() == s;
-        s.parse().ok().filter(whole).map(Bucket::of).ok_or_else(|| {
-            Error::argument("tokens", format!("'{}' is not a bucket of token counts", clip(s)))
-                .hint("buckets are the powers of two up to 2^24")
-        })
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::service::bucket::Bucket;
 
     pub fn variants() -> impl Strategy<Value = Variant> {
         let hint = || prop::sample::select(vec![Hint::Default, Hint::Streaming, Hint::EvictFirst]);
@@ -162,9 +150,6 @@ pub(crate) mod tests {
         }
         for wrong in ["", "bshd/16B", "bshd/16B/16B", "bshd/3B/t16B", "bshd/016B/t16B", "bshd/16B/t0B"] {
             assert!(wrong.parse::<Class>().is_err(), "{wrong}");
-        }
-        for wrong in ["", "0", "3", "+4", "04", "33554432", "18446744073709551616"] {
-            assert!(wrong.parse::<Bucket>().is_err(), "{wrong}");
         }
     }
 }

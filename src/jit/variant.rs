@@ -5,35 +5,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use crate::device::{Abilities, Dialect};
+pub use crate::service::bucket::Bucket;
 use crate::error::{Error, Result};
 use crate::rope::{DType, PairStyle, RopeSpec};
-
-/// A power-of-two bucket of token counts (over the whole batch). It decides which variant is fast; every variant is
-/// correct for every count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Bucket(u8);
-
-impl Bucket {
-    /// Buckets that are told apart; more tokens than 2^24 share the last.
-    pub const COUNT: usize = 25;
-
-    /// The bucket of a token count: the power of two at or above it.
-    pub fn of(tokens: u64) -> Self {
-        let log2 = tokens.max(1).checked_next_power_of_two().map_or(63, u64::trailing_zeros);
-        Self(log2.min(Self::COUNT as u32 - 1) as u8)
-    }
-
-    /// The largest token count of the bucket, for which it is tuned.
-    pub fn tokens(self) -> u64 {
-        1 << self.0
-    }
-
-    /// Its number, below [`Bucket::COUNT`].
-    pub fn index(self) -> usize {
-        usize::from(self.0)
-    }
-}
 
 /// What the layout of a call allows and asks for: decides which variants are legal, and which is fast.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -311,13 +285,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    #[test]
-    fn buckets_are_powers_of_two() {
-        assert_eq!([1, 2, 3, 4, 5, 8192, 8193].map(|t| Bucket::of(t).tokens()), [1, 2, 4, 4, 8, 8192, 16384]);
-        assert_eq!(Bucket::of(0).tokens(), 1);
-        assert_eq!(Bucket::of(u64::MAX).index(), Bucket::COUNT - 1);
-    }
 
     #[test]
     fn a_class_has_its_own_number() {

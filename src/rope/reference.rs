@@ -32,6 +32,20 @@ pub fn rotate(spec: &RopeSpec, (a, b): (f32, f32), (c, s): (f32, f32)) -> (f32, 
     }
 }
 
+/// The packed sequence that a token is in, `begins(n)` being where sequence `n` begins and `begins(sequences)` where the last
+/// ends. `None`: the token is in front of the first or behind the last, and stays as it is.
+///
+/// By bisection, step by step as the kernels do it, so that numbers which do not ascend give one result everywhere: a
+/// sequence that does contain the token, or none.
+pub fn sequence_of(token: i64, sequences: u32, begins: impl Fn(u32) -> i64) -> Option<u32> {
+    let (mut low, mut high) = (0, sequences);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if begins(middle + 1) <= token { low = middle + 1 } else { high = middle }
+    }
+    (low < sequences && begins(low) <= token).then_some(low)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -46,6 +60,21 @@ mod tests {
             let turned = rotate_f64(Direction::Forward, (a, b), cs);
             let back = rotate_f64(Direction::Backward, turned, cs);
             prop_assert!((back.0 - a).abs() < 1e-12 && (back.1 - b).abs() < 1e-12);
+        }
+
+        #[test]
+        fn a_packed_token_is_found_where_it_is(begins in prop::collection::vec(-3i64..40, 1..9), token in 0i64..40) {
+            let sequences = begins.len() as u32 - 1;
+            let at = |n: u32| begins[n as usize];
+            let found = sequence_of(token, sequences, at);
+            if let Some(n) = found {
+                prop_assert!((at(n)..at(n + 1)).contains(&token));
+            }
+            let mut ascending = begins.clone();
+            ascending.sort_unstable();
+            let found = sequence_of(token, sequences, |n| ascending[n as usize]);
+            let scan = ascending.windows(2).position(|w| (w[0]..w[1]).contains(&token));
+            prop_assert_eq!(found, scan.map(|n| n as u32));
         }
 
         #[test]

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::DType;
+use super::dtype::DType;
 use super::scaling::{Mrope, TableMode};
 use crate::error::{Error, Result};
 
@@ -77,8 +77,24 @@ pub enum PositionForm {
     /// `offset[b] + s` for token `s` of sequence `b`, offsets of type i64.
     Offsets64,
     /// Sequences packed one after the other, `cu_seqlens` of type i32 saying where each begins: token `t` of sequence `n`
-    /// stands at `t − cu_seqlens[n]`, plus an offset (i32) of its own where offsets are given.
+    /// stands at `t − cu_seqlens[n]`, plus the sequence's own offset (i32 or i64) where offsets are given. A token of no
+    /// sequence, such as the padding behind `cu_seqlens[-1]`, stays as it is in both directions: copied out of place, not
+    /// written in place, and never a fault.
     CuSeqlens,
+    /// As [`CuSeqlens`](Self::CuSeqlens), with `cu_seqlens` of type i64.
+    CuSeqlens64,
+}
+
+impl PositionForm {
+    /// Whether sequences are packed one after the other.
+    pub fn is_packed(self) -> bool {
+        matches!(self, Self::CuSeqlens | Self::CuSeqlens64)
+    }
+
+    /// Whether the numbers that the form names are i64: `position_ids`, offsets, or `cu_seqlens`.
+    pub fn is_wide(self) -> bool {
+        matches!(self, Self::Ids64 | Self::Offsets64 | Self::CuSeqlens64)
+    }
 }
 
 /// One rotary position embedding, stated completely: everything that decides a bit of the result or the form of an
@@ -289,6 +305,29 @@ mod tests {
         let sections = |sections| Some(Mrope { sections, interleaved: false });
         assert_eq!(names(|s| s.mrope = sections([16, 24, 25])), "mrope.sections");
         assert_eq!(names(|s| s.mrope = sections([16, 24, 24])), "positions");
+    }
+
+    /// Lock files and caches hold these words.
+    #[test]
+    fn forms_of_positions_keep_their_names() {
+        use PositionForm::{CuSeqlens, CuSeqlens64, Ids32, Ids64, Implicit, Offsets32, Offsets64};
+        for (form, word) in [
+            (Implicit, "implicit"),
+            (Ids32, "ids32"),
+            (Ids64, "ids64"),
+            (Offsets32, "offsets32"),
+            (Offsets64, "offsets64"),
+            (CuSeqlens, "cu_seqlens"),
+            (CuSeqlens64, "cu_seqlens64"),
+        ] {
+            let spec = RopeSpec::new(DType::BF16, 128, 32, 8).with_positions(form);
+            let line = format!("bf16 d128 h32/8 half_split once table=f32/half pos={word}");
+            assert_eq!(spec.to_string(), line);
+            assert_eq!(line.parse::<RopeSpec>().expect("reads back").positions, form);
+            let json = serde_json::to_string(&form).expect("JSON");
+            assert_eq!(json, format!("\"{word}\""));
+            assert_eq!(serde_json::from_str::<PositionForm>(&json).expect("reads back"), form);
+        }
     }
 
     #[test]

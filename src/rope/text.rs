@@ -81,13 +81,13 @@ mod tests {
 
     /// Every spec that is valid: each form of each field.
     pub fn specs() -> impl Strategy<Value = RopeSpec> {
-        use PositionForm::{CuSeqlens, Ids32, Ids64, Implicit, Offsets32, Offsets64};
+        use PositionForm::{CuSeqlens, CuSeqlens64, Ids32, Ids64, Implicit, Offsets32, Offsets64};
         let pick = |n: usize| 0..n;
         let dims = (1u32..=256, 1u32..=256, 1u32..100, 0u32..100);
-        (dims, pick(3), pick(6), pick(3), any::<[bool; 6]>()).prop_map(|(dims, dtype, positions, angles, is)| {
+        (dims, pick(3), pick(7), pick(3), any::<[bool; 6]>()).prop_map(|(dims, dtype, positions, angles, is)| {
             let mut spec = RopeSpec::new(DType::ALL[dtype], 2 * dims.0, dims.2, dims.3);
             spec.rotary_dim = 2 * dims.1.min(dims.0);
-            spec.positions = [Implicit, Ids32, Ids64, Offsets32, Offsets64, CuSeqlens][positions];
+            spec.positions = [Implicit, Ids32, Ids64, Offsets32, Offsets64, CuSeqlens, CuSeqlens64][positions];
             spec.angles = [None, Some(TableMode::F32), Some(TableMode::Accurate)][angles];
             if is[0] {
                 spec.style = PairStyle::Interleaved;

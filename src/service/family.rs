@@ -13,10 +13,10 @@ use crate::error::{Error, Result};
 
 pub use super::stated::Stated;
 pub use crate::device::{
-    Abilities, Device, Dialect, Geometry, Kernel, LaunchAttrs, Memory, Source, Stream,
+    Abilities, Binary, Device, Dialect, Geometry, Kernel, LaunchAttrs, Memory, Source, Stream,
 };
 pub use crate::engine::throttle::Throttle;
-pub use crate::jit::Bucket;
+pub use super::bucket::Bucket;
 
 /// One assignment of a family's tunables. All configs of a problem give the same bits, or within its tolerance.
 pub type Config = Stated;
@@ -62,6 +62,14 @@ pub trait Problem: Send + Sync {
 
     /// The whole source of a config's kernel.
     fn source(&self, dialect: Dialect, config: &Config) -> Source;
+
+    /// Whether a kernel that was compiled is what the family takes it for.
+    ///
+    /// # Errors
+    /// When it is not: it is not kept.
+    fn compiled(&self, _binary: &Binary) -> Result<()> {
+        Ok(())
+    }
 
     /// What loading and launching a config's kernel needs.
     fn attrs(&self, config: &Config) -> LaunchAttrs;

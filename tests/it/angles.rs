@@ -57,7 +57,7 @@ pub fn every_form(engine: &Engine) {
         base.with_rounding(Rounding::PerOp),
     ];
     for (i, spec) in specs.into_iter().enumerate() {
-        let (d, batch) = (spec.rotary_dim, if spec.positions == PositionForm::CuSeqlens { 1 } else { 2 });
+        let (d, batch) = (spec.rotary_dim, if spec.positions.is_packed() { 1 } else { 2 });
         for (parameters, seq_len) in [plain(d), beyond_dynamic(d), longrope(d, 200), longrope(d, 400)] {
             for mode in MODES {
                 let case = Case {

@@ -56,9 +56,9 @@ pub struct Case {
     /// Tokens (of the first sequence) whose position lies outside of the table.
     pub outside: Vec<usize>,
     /// Packed sequences: where each begins, and where the last ends.
-    pub cu_seqlens: Vec<i32>,
-    /// Packed sequences have offsets of their own.
-    pub packed_offsets: bool,
+    pub cu_seqlens: Vec<i64>,
+    /// Packed sequences have offsets of their own: i64 if true, else i32.
+    pub packed_offsets: Option<bool>,
     /// cos and sin are the engine's, of these parameters, for sequences of this length; the mode is the spec's.
     pub angles: Option<(RopeParameters, u64)>,
 }
@@ -74,8 +74,8 @@ impl Case {
             offset: 3,
             table_per_sequence: false,
             outside: Vec::new(),
-            cu_seqlens: vec![0, (tokens / 3) as i32, (tokens / 3) as i32, tokens as i32],
-            packed_offsets: false,
+            cu_seqlens: vec![0, (tokens / 3) as i64, (tokens / 3) as i64, tokens as i64],
+            packed_offsets: None,
             angles: None,
         }
     }
@@ -109,6 +109,8 @@ pub struct Data {
     sin: Vec<u8>,
     ids: Vec<i64>,
     rows: usize,
+    /// A token stands outside of the tables.
+    pub outside: bool,
 }
 
 const POISON: u8 = 0x5a;
@@ -119,6 +121,12 @@ fn bytes(values: &[f32]) -> Vec<u8> {
 
 fn axes(spec: &RopeSpec) -> usize {
     if spec.mrope.is_some() { 3 } else { 1 }
+}
+
+/// Whether `position_ids` or offsets are i64.
+fn wide_ids(case: &Case) -> bool {
+    let form = case.spec.positions;
+    if form.is_packed() { case.packed_offsets == Some(true) } else { form.is_wide() }
 }
 
 impl Data {
@@ -147,14 +155,16 @@ impl Data {
         }
         let wanted = match spec.positions {
             PositionForm::Offsets32 | PositionForm::Offsets64 => case.batch,
-            PositionForm::CuSeqlens => case.cu_seqlens.len() - 1,
+            form if form.is_packed() => case.cu_seqlens.len() - 1,
             _ => axes(spec) * case.batch * case.tokens,
         };
         // Offsets leave room for the longest sequence.
         let room = if wanted < case.batch * case.tokens { 5 } else { case.tokens as u64 + 5 };
         let mut ids: Vec<i64> = (0..wanted).map(|_| (case.offset as u64 + rng.next() % room) as i64).collect();
+        // Where numbers are i64, one whose lower half is a row of the tables.
+        let past = if wide_ids(case) { 1 << 32 } else { rows as i64 };
         for (n, &token) in case.outside.iter().enumerate() {
-            ids[token] = if n % 2 == 0 { rows as i64 + n as i64 } else { -1 - n as i64 };
+            ids[token] = if n % 2 == 0 { past + n as i64 } else { -1 - n as i64 };
         }
         let mut data = Self {
             input: [Vec::new(), Vec::new()],
@@ -164,6 +174,7 @@ impl Data {
             sin,
             ids,
             rows,
+            outside: false,
         };
         for (which, heads) in [(0, spec.num_heads), (1, spec.num_kv_heads)] {
             data.fill(case, which, heads, &mut rng);
@@ -184,22 +195,20 @@ impl Data {
         let width = spec.table_width() as usize;
         for b in 0..case.batch {
             for s in 0..case.tokens {
+                let sequence = case.cu_seqlens.windows(2).position(|w| (w[0]..w[1]).contains(&(s as i64)));
+                let stays = spec.positions.is_packed() && sequence.is_none();
                 let position = |axis: usize| match spec.positions {
                     PositionForm::Implicit => (case.offset + s) as i64,
                     PositionForm::Offsets32 | PositionForm::Offsets64 => self.ids[b] + s as i64,
-                    PositionForm::CuSeqlens => {
-                        match case.cu_seqlens.windows(2).position(|w| (w[0]..w[1]).contains(&(s as i32))) {
-                            None => -1,
-                            Some(n) => {
-                                let offset = if case.packed_offsets { self.ids[n] } else { 0 };
-                                offset + s as i64 - i64::from(case.cu_seqlens[n])
-                            }
-                        }
-                    }
+                    PositionForm::CuSeqlens | PositionForm::CuSeqlens64 => sequence.map_or(-1, |n| {
+                        let offset = if case.packed_offsets.is_some() { self.ids[n] } else { 0 };
+                        offset + s as i64 - case.cu_seqlens[n]
+                    }),
                     _ => self.ids[(axis * case.batch + b) * case.tokens + s],
                 };
                 let row = |axis| usize::try_from(position(axis)).ok().filter(|&p| p < self.rows);
                 let inside = (0..axes(spec)).all(|axis| row(axis).is_some());
+                self.outside |= !(inside || stays);
                 let table = if case.table_per_sequence { b * self.rows } else { 0 };
                 for h in 0..heads as usize {
                     let at = |i: usize| {
@@ -211,7 +220,8 @@ impl Data {
                             .copy_from_slice(&input[at(i) * size..(at(i) + 1) * size]);
                         exact[at(i)] = spec.dtype.read(&input, at(i)).into();
                     }
-                    for pair in 0..spec.rotary_dim as usize / 2 {
+                    let pairs = if stays { 0 } else { spec.rotary_dim as usize / 2 };
+                    for pair in 0..pairs {
                         let (first, second) = reference::pair(spec, pair);
                         let (first, second) = (at(first), at(second));
                         let ab = (spec.dtype.read(&input, first), spec.dtype.read(&input, second));
@@ -253,15 +263,19 @@ pub fn run(engine: &Engine, case: &Case, data: &Data) -> ropejit::Result<(Origin
         Some([poison(0)?, poison(1)?])
     };
     let (cos, sin) = (upload(&data.cos)?, upload(&data.sin)?);
-    let id_bytes: Vec<u8> = match spec.positions {
-        PositionForm::Ids64 | PositionForm::Offsets64 => data.ids.iter().flat_map(|&p| p.to_ne_bytes()).collect(),
-        _ => data.ids.iter().flat_map(|&p| (p as i32).to_ne_bytes()).collect(),
+    let integers = |numbers: &[i64], wide: bool| -> Vec<u8> {
+        let narrow = |n: i64| i32::try_from(n).expect("fits").to_ne_bytes();
+        if wide {
+            numbers.iter().flat_map(|n| n.to_ne_bytes()).collect()
+        } else {
+            numbers.iter().flat_map(|&n| narrow(n)).collect()
+        }
     };
+    let wide = spec.positions.is_wide();
     let angles = case.angles.as_ref().zip(spec.angles);
     let angles = angles.map(|((p, len), mode)| engine.angles(p, mode).map(|a| (a, *len))).transpose()?;
-    let cu_seqlens: Vec<u8> = case.cu_seqlens.iter().flat_map(|n| n.to_ne_bytes()).collect();
-    let cu_seqlens = upload(&cu_seqlens)?;
-    let ids = upload(&id_bytes)?;
+    let cu_seqlens = upload(&integers(&case.cu_seqlens, wide))?;
+    let ids = upload(&integers(&data.ids, wide_ids(case)))?;
     let pointer = |memory: &dyn ropejit::device::Memory| memory.address() as *mut std::ffi::c_void;
     let operand = |which: usize, heads: u32| {
         let layout = case.layout(heads);
@@ -295,22 +309,22 @@ pub fn run(engine: &Engine, case: &Case, data: &Data) -> ropejit::Result<(Origin
         },
         positions: match spec.positions {
             PositionForm::Implicit => Positions::Offset(case.offset as i64),
-            form @ (PositionForm::Ids32 | PositionForm::Ids64) => {
+            PositionForm::Ids32 | PositionForm::Ids64 => {
                 let strides = [(case.batch * case.tokens) as i64, case.tokens as i64, 1];
                 // SAFETY: there is a number for each token of each axis.
-                let ids = unsafe { PositionIds::from_raw(pointer(ids.as_ref()), form == PositionForm::Ids64, strides) };
+                let ids = unsafe { PositionIds::from_raw(pointer(ids.as_ref()), wide, strides) };
                 Positions::Ids(ids)
             }
-            PositionForm::CuSeqlens => Positions::Packed {
+            PositionForm::CuSeqlens | PositionForm::CuSeqlens64 => Positions::Packed {
                 // SAFETY: all of them were copied.
-                cu_seqlens: unsafe { CuSeqlens::from_raw(pointer(cu_seqlens.as_ref()), case.cu_seqlens.len() - 1) },
+                cu_seqlens: unsafe {
+                    CuSeqlens::from_raw(pointer(cu_seqlens.as_ref()), wide, case.cu_seqlens.len() - 1)
+                },
                 // SAFETY: there is a number for each sequence.
-                offsets: case.packed_offsets.then(|| unsafe { Offsets::from_raw(pointer(ids.as_ref()), false) }),
+                offsets: case.packed_offsets.map(|wide| unsafe { Offsets::from_raw(pointer(ids.as_ref()), wide) }),
             },
             // SAFETY: there is a number for each sequence.
-            form => {
-                Positions::Offsets(unsafe { Offsets::from_raw(pointer(ids.as_ref()), form == PositionForm::Offsets64) })
-            }
+            _ => Positions::Offsets(unsafe { Offsets::from_raw(pointer(ids.as_ref()), wide) }),
         },
     };
     let origin = rope.apply(Stream::DEFAULT, &args)?;
@@ -321,6 +335,15 @@ pub fn run(engine: &Engine, case: &Case, data: &Data) -> ropejit::Result<(Origin
         memory.download(0, bytes)?;
     }
     Ok((origin, result))
+}
+
+/// Runs a case: the right bits, and the fault word says whether a token stands outside of the tables.
+pub fn assert_right(engine: &Engine, case: &Case, data: &Data) -> (Origin, [Vec<u8>; 2]) {
+    let (origin, got) = run(engine, case, data).unwrap_or_else(|e| panic!("{e}\n{case:?}"));
+    assert_bits(case, &got, &data.expected);
+    let checked = engine.rope(&case.spec).expect("valid").check();
+    assert_eq!(checked.is_err(), data.outside, "{checked:?}\n{case:?}");
+    (origin, got)
 }
 
 /// Compares bit for bit; all NaNs are alike.

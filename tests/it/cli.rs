@@ -234,6 +234,19 @@ fn prewarm_reads_models_and_does_not_tune_where_it_must_not() {
 }
 
 #[test]
+fn packed_sequences_are_prewarmed_tuned_and_run() {
+    let shell = Shell::new();
+    for positions in ["cu-seqlens", "cu-seqlens64"] {
+        let form = [&SMALL[..], &["--positions", positions, "--tokens", "8"]].concat();
+        shell.ok(&[&["prewarm"], &form[..]].concat());
+        let report = shell.json(&[&["run", "--tuning", "frozen"], &form[..]].concat());
+        assert_eq!((text(&report, "origin"), report["tuned"].as_bool()), ("disk", Some(true)));
+        assert!(text(&report, "spec").ends_with(&format!("pos={}", positions.replace('-', "_"))), "{report}");
+        assert!(report["max_error"].as_f64() <= report["allowed_error"].as_f64(), "{report}");
+    }
+}
+
+#[test]
 fn prewarm_compiles_for_gpus_that_are_not_there() {
     let shell = Shell::new();
     if !nvrtc(&shell, "prewarm_compiles_for_gpus_that_are_not_there") {

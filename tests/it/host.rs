@@ -12,7 +12,7 @@ use ropejit::jit::render::Dialect;
 use ropejit::jit::{Abilities, Bucket, Candidate, Class, Record, Variant, variant};
 use ropejit::store::{Entry, Kind};
 
-use crate::cases::{Case, Data, Order, assert_bits, assert_near, run};
+use crate::cases::{Case, Data, Order, assert_bits, assert_near, assert_right, run};
 
 pub fn engine(tuning: Tuning) -> Engine {
     Engine::builder().device(DeviceChoice::Host).in_memory().tuning(tuning).build().expect("the host is always there")
@@ -60,11 +60,11 @@ pub fn forms() -> Vec<Case> {
                 spec = spec.with_rounding([Rounding::Once, Rounding::PerOp][n / 2 % 2]);
                 spec = spec.with_table([dtype, DType::F32][n % 2], [TableWidth::Full, TableWidth::Half][n / 3 % 2]);
                 spec = spec.with_positions(POSITIONS[n % POSITIONS.len()]);
-                let batch = if spec.positions == PositionForm::CuSeqlens { 1 } else { 2 };
+                let batch = if spec.positions.is_packed() { 1 } else { 2 };
                 let mut case = Case::new(spec, batch, [9, 1, 23][n % 3]);
                 case.order = if slice { Order::Slice } else { [Order::Bshd, Order::Bhsd, Order::Packed][n / 2 % 3] };
                 case.in_place = n % 4 < 2;
-                case.packed_offsets = n % 2 == 0;
+                case.packed_offsets = [Some(false), None, Some(true), None][n % 4];
                 cases.push(case);
                 n += 1;
             }
@@ -81,16 +81,48 @@ pub fn forms() -> Vec<Case> {
             cases.push(Case { in_place: true, outside: vec![4], ..Case::new(spec, 1, 11) });
         }
     }
+    cases.extend(packed());
     cases
 }
 
-const POSITIONS: [PositionForm; 6] = [
+/// Packed sequences among tokens that are in none, which stay as they are.
+fn packed() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let ends: [&[i64]; 8] =
+        [&[0, 3, 6], &[2, 5, 8], &[1, 1, 4, 4, 4, 6, 6], &[0, 3, 20], &[9, 12], &[0], &[0, 0], &[0, 1, 2, 3, 5, 7]];
+    for (n, ends) in ends.iter().cycle().take(48).enumerate() {
+        let dtype = DType::ALL[n % 3];
+        let mut spec = RopeSpec::new(dtype, [64, 96, 6][n / 8 % 3], 3, [3, 0, 1][n / 2 % 3]);
+        spec.rotary_dim = [spec.head_dim, 4][n / 16 % 2];
+        spec.style = [PairStyle::HalfSplit, PairStyle::Interleaved][n / 8 % 2];
+        spec.direction = [Direction::Forward, Direction::Backward][n / 4 % 2];
+        spec = spec.with_rounding([Rounding::Once, Rounding::PerOp][n / 3 % 2]);
+        spec = spec.with_table([DType::F32, dtype][n % 2], [TableWidth::Half, TableWidth::Full][n / 2 % 2]);
+        spec = spec.with_positions([PositionForm::CuSeqlens, PositionForm::CuSeqlens64][(n + n / 8) % 2]);
+        let mut case = Case::new(spec, 1, 8);
+        case.cu_seqlens = ends.to_vec();
+        if case.spec.positions.is_wide() && ends.last() == Some(&20) {
+            case.cu_seqlens[2] = (1 << 32) + 4; // its lower half ends among the tokens
+        }
+        case.order = [Order::Bshd, Order::Bhsd, Order::Odd][n % 3];
+        case.in_place = (n / 8 + n / 3) % 2 == 0;
+        case.packed_offsets = [None, Some(false), Some(true)][n / 5 % 3];
+        if case.packed_offsets.is_some() && ends.len() > 2 && n % 3 == 0 {
+            case.outside = vec![1]; // a table that is too short for the second sequence
+        }
+        cases.push(case);
+    }
+    cases
+}
+
+const POSITIONS: [PositionForm; 7] = [
     PositionForm::Implicit,
     PositionForm::Ids32,
     PositionForm::CuSeqlens,
     PositionForm::Offsets32,
     PositionForm::Ids64,
     PositionForm::Offsets64,
+    PositionForm::CuSeqlens64,
 ];
 
 #[test]
@@ -101,8 +133,7 @@ fn every_form_is_bit_exact_and_near_f64() {
 pub fn every_form(engine: &Engine) {
     for (i, case) in forms().iter().enumerate() {
         let data = Data::new(case, 100 + i as u64);
-        let (_, got) = run(engine, case, &data).unwrap_or_else(|e| panic!("{e}\n{case:?}"));
-        assert_bits(case, &got, &data.expected);
+        let (_, got) = assert_right(engine, case, &data);
         assert_near(case, &got, &data);
     }
 }
@@ -112,9 +143,27 @@ fn the_grid_is_bit_exact_and_near_f64() {
     let engine = engine(Tuning::Never);
     for (i, case) in grid().iter().enumerate() {
         let data = Data::new(case, i as u64);
-        let (_, got) = run(&engine, case, &data).unwrap_or_else(|e| panic!("{e}\n{case:?}"));
-        assert_bits(case, &got, &data.expected);
+        let (_, got) = assert_right(&engine, case, &data);
         assert_near(case, &got, &data);
+    }
+}
+
+/// Where there is no compiler, in a process of its own.
+#[test]
+fn the_reference_gives_the_same_bits() {
+    const IN_CHILD: &str = "ROPEJIT_TEST_NO_COMPILER";
+    if std::env::var_os(IN_CHILD).is_none() {
+        let mut child = std::process::Command::new(std::env::current_exe().expect("has a path"));
+        child.args(["--exact", "host::the_reference_gives_the_same_bits"]);
+        let output = child.env(IN_CHILD, "1").env("PATH", "").env_remove("CXX").output().expect("runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && text.contains("1 passed"), "{text}");
+        return;
+    }
+    let engine = engine(Tuning::Never);
+    for (i, case) in grid().iter().chain(&forms()).enumerate() {
+        let (origin, _) = assert_right(&engine, case, &Data::new(case, 900 + i as u64));
+        assert_eq!(origin, ropejit::Origin::Reference);
     }
 }
 
@@ -189,11 +238,12 @@ fn edge_shapes() {
             let mut case = Case::new(RopeSpec::new(dtype, head_dim, 3, 1).with_positions(positions), batch, tokens);
             case.order = [Order::Bshd, Order::Odd, Order::Packed, Order::Bhsd][n % 4];
             case.in_place = n % 2 == 0;
-            let data = Data::new(&case, n as u64);
-            let (_, got) = run(&engine, &case, &data).unwrap_or_else(|e| panic!("{e}"));
-            assert_bits(&case, &got, &data.expected);
+            assert_right(&engine, &case, &Data::new(&case, n as u64));
             n += 1;
         }
+    }
+    for (n, case) in packed().iter().step_by(5).enumerate() {
+        assert_right(&engine, case, &Data::new(case, n as u64));
     }
 }
 

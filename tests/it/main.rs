@@ -21,6 +21,7 @@ mod lock;
 mod lock_cli;
 mod nvrtc;
 mod portable;
+mod positions;
 mod priors;
 mod structure;
 mod templates;

@@ -18,6 +18,8 @@ fn sources(can: Abilities) -> BTreeSet<String> {
     specs.push(RopeSpec::new(DType::BF16, 80, 32, 32).with_rounding(Rounding::PerOp));
     specs.push(RopeSpec::new(DType::BF16, 256, 16, 8).with_positions(PositionForm::Ids64));
     specs.push(RopeSpec::new(DType::F16, 64, 32, 8).with_positions(PositionForm::Ids32));
+    specs.push(RopeSpec::new(DType::BF16, 128, 32, 8).with_positions(PositionForm::CuSeqlens));
+    specs.push(RopeSpec::new(DType::F32, 64, 8, 0).with_positions(PositionForm::CuSeqlens64));
     let mut all = BTreeSet::new();
     for spec in specs {
         for head_major in [false, true] {

@@ -6,6 +6,7 @@ mod list;
 mod picture;
 mod report;
 mod show;
+mod upkeep;
 mod why;
 
 use clap::{Args, Subcommand};
@@ -14,9 +15,8 @@ use ropejit::store::sweep::Bytes;
 use ropejit::store::{Kind, Store as _};
 use serde_json::json;
 
-use super::{output, upkeep};
+use super::output;
 use entries::Cache;
-pub use entries::{Row, check, row};
 
 /// Show what is in the cache: chosen configurations, all candidates' times, integrity.
 ///

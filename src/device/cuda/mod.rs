@@ -259,9 +259,15 @@ impl Device for Cuda {
         self.stream.wait("a kernel or a copy")
     }
 
-    fn wait_for(&self, patience: Duration) -> Result<bool> {
+    fn wait_at_most(&self, patience: Duration) -> Result<bool> {
         let _aside = self.context.aside()?;
-        self.stream.wait_for(patience)
+        self.stream.wait_at_most(patience)
+    }
+
+    fn wait_for(&self, stream: Stream<'_>) -> Result<()> {
+        let _aside = self.context.aside()?;
+        // SAFETY: a `Stream` is a live stream of this device.
+        unsafe { result::stream::synchronize(stream.raw) }.map_err(|e| failed("a kernel", &e))
     }
 
     fn synchronize(&self) -> Result<()> {
@@ -301,7 +307,7 @@ impl OwnStream {
     }
 
     /// Whether all that was put on it is done before so long.
-    fn wait_for(&self, patience: Duration) -> Result<bool> {
+    fn wait_at_most(&self, patience: Duration) -> Result<bool> {
         /// How long to leave the processor to others between two looks.
         const PAUSE: Duration = Duration::from_micros(20);
         let started = Instant::now();

@@ -16,7 +16,8 @@ use super::in_engine::InEngine;
 use super::kept_angles::{Kept, Set, Table};
 use super::launch::launch;
 use super::params::AngleParams;
-use crate::args::{Args, Made, Operand, Place, Positions, Tables, Tensor};
+use crate::args::{Args, Made, Operand, Positions, Tables, Tensor};
+use crate::args::borrowed::Location;
 use crate::engine::{Engine, Tuning};
 use crate::error::{ErrorKind, Result};
 use crate::jit::Bucket;
@@ -89,7 +90,7 @@ impl Angles {
             },
         };
         // All tables that were made are kept as long as the set that `made` borrows from.
-        let place = Place::Own { context: self.maker.engine.device().context() };
+        let place = Location::Own { context: self.maker.engine.device().context() };
         Ok(Tables::made(table.memory.address(), place, table.rows as usize, width, made))
     }
 

@@ -1,6 +1,7 @@
 //! The way from a call's arguments to a launch: what every call does, so no hash, lock, allocation, sync or log.
 
-use crate::args::{Args, Operand, Place, Positions, Tables};
+use crate::args::{Args, Operand, Positions, Tables};
+use crate::args::borrowed::Location;
 use super::params::{AngleParams, Divider, Params, ShapeParams, TensorParams};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::{Class, Variant};
@@ -86,7 +87,7 @@ fn launch_blocks(
 
 impl<'a> Call<'a> {
     /// Checks the arguments and turns them into what a launch is told. `None`: there is no token, nothing to do.
-    pub fn new(spec: &RopeSpec, args: &'a Args<'_>, place: Place, fault: u64) -> Result<Option<Self>> {
+    pub fn new(spec: &RopeSpec, args: &'a Args<'_>, place: Location, fault: u64) -> Result<Option<Self>> {
         let mut mix = 16u64;
         let (q, batch, tokens) = tensor("q", spec, &args.q, spec.num_heads, place, &mut mix)?;
         let (k, copy_k) = match &args.k {
@@ -148,7 +149,7 @@ fn tensor(
     spec: &RopeSpec,
     operand: &Operand<'_>,
     heads: u32,
-    place: Place,
+    place: Location,
     mix: &mut u64,
 ) -> Result<(TensorParams, usize, usize)> {
     let input = &operand.tensor;
@@ -203,7 +204,7 @@ fn tables<'a>(
     spec: &RopeSpec,
     tables: &'a Tables<'_>,
     batch: usize,
-    place: Place,
+    place: Location,
     params: &mut Params,
     mix: &mut u64,
 ) -> Result<Option<&'a AngleParams>> {
@@ -255,7 +256,7 @@ fn positions(
     spec: &RopeSpec,
     positions: &Positions<'_>,
     [batch, tokens]: [usize; 2],
-    place: Place,
+    place: Location,
     params: &mut Params,
 ) -> Result<()> {
     match (spec.positions, positions) {
@@ -289,11 +290,12 @@ fn positions(
         (PositionForm::Offsets32 | PositionForm::Offsets64, Positions::Offsets(offsets)) => {
             width("offsets", offsets.wide, spec.positions == PositionForm::Offsets64)?;
             reachable("offsets", offsets.place(), place)?;
-            enough("offsets", offsets.len, batch)?;
+            as_many("offsets", offsets.len, batch)?;
             params.position_ids = offsets.address();
             Ok(())
         }
-        (PositionForm::CuSeqlens, Positions::Packed { cu_seqlens, offsets }) => {
+        (PositionForm::CuSeqlens | PositionForm::CuSeqlens64, Positions::Packed { cu_seqlens, offsets }) => {
+            width("cu_seqlens", cu_seqlens.wide, spec.positions.is_wide())?;
             reachable("cu_seqlens", cu_seqlens.place(), place)?;
             if batch > 1 {
                 return Err(Error::argument(
@@ -302,13 +304,16 @@ fn positions(
                 ));
             }
             if let Some(offsets) = offsets {
-                width("offsets", offsets.wide, false)?;
                 reachable("offsets", offsets.place(), place)?;
-                enough("offsets", offsets.len, cu_seqlens.sequences)?;
+                as_many("offsets", offsets.len, cu_seqlens.sequences)?;
                 params.position_ids = offsets.address();
+                params.wide_offsets = offsets.wide.into();
             }
             params.cu_seqlens = cu_seqlens.address();
-            params.packed_sequences = u64::from(u32::try_from(cu_seqlens.sequences).unwrap_or(u32::MAX));
+            params.packed_sequences =
+                u32::try_from(cu_seqlens.sequences).ok().filter(|n| *n <= 1 << 30).ok_or_else(|| {
+                    Error::new(ErrorKind::Unsupported, "more than 2^30 packed sequences").subject_is("cu_seqlens")
+                })?;
             Ok(())
         }
         (want, _) => Err(Error::argument("positions", format!("are of another form than the spec's ({want:?})"))),
@@ -323,22 +328,22 @@ fn width(name: &str, wide: bool, wanted: bool) -> Result<()> {
     Err(Error::argument(name, format!("are {}, the spec says {}", word(wide), word(wanted))))
 }
 
-fn reachable(name: &str, got: Place, place: Place) -> Result<()> {
+fn reachable(name: &str, got: Location, place: Location) -> Result<()> {
     if got.serves(place) { Ok(()) } else { Err(Error::argument(name, UNREACHABLE)) }
 }
 
-fn enough(name: &str, len: Option<usize>, sequences: usize) -> Result<()> {
+fn as_many(name: &str, len: Option<usize>, sequences: usize) -> Result<()> {
     match len {
-        Some(len) if len < sequences => Err(Error::argument(name, format!("{len} numbers for {sequences} sequences"))),
+        Some(len) if len != sequences => Err(Error::argument(name, format!("{len} numbers for {sequences} sequences"))),
         _ => Ok(()),
     }
 }
 
 /// The place where a call on this device and stream runs.
-pub(crate) fn place_of(dialect: Dialect, context: u64, stream: Stream<'_>) -> Place {
+pub(crate) fn place_of(dialect: Dialect, context: u64, stream: Stream<'_>) -> Location {
     match dialect {
-        Dialect::Cuda => Place::Cuda { context, stream: stream.id() },
-        Dialect::Host => Place::Host,
+        Dialect::Cuda => Location::Cuda { context, stream: stream.id() },
+        Dialect::Host => Location::Host,
     }
 }
 

@@ -37,6 +37,14 @@ pub(crate) fn restate<'a>(
 }
 
 impl Locked {
+    /// Its spec, layout class and variant, where it is a choice of this family.
+    ///
+    /// # Errors
+    /// What cannot be read, with the part as its subject.
+    pub fn typed(&self) -> Result<(RopeSpec, Class, Variant)> {
+        typed(&self.parts())
+    }
+
     /// A choice of this family, to be written.
     pub fn of(spec: &RopeSpec, class: Class, bucket: Bucket, variant: Variant) -> Self {
         let [spec, class, config] = [spec.to_string(), class.to_string(), variant.to_string()];

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::launch::{Call, launch};
 use super::params::AngleParams;
-use crate::args::{Args, CuSeqlens, Made, Offsets, Operand, Place, PositionIds, Positions, Tables, Tensor};
+use crate::args::{Args, CuSeqlens, Made, Offsets, Operand, PositionIds, Positions, Tables, Tensor};
+use crate::args::borrowed::Location;
 use crate::error::{Error, Result};
 use crate::jit::Class;
 use crate::service::family::{Bucket, Device, Memory, Plan, Stream, Throttle, Trial};
@@ -123,13 +124,12 @@ impl Scratch {
             (None, _) => Positions::Offset(0),
             (Some(ids), form @ (PositionForm::Ids32 | PositionForm::Ids64)) => {
                 let axes = if spec.mrope.is_some() { 3 } else { 1 };
-                let wide = form == PositionForm::Ids64;
-                Positions::Ids(PositionIds::in_memory(ids.as_ref(), wide, axes, tokens)?)
+                Positions::Ids(PositionIds::in_memory(ids.as_ref(), form.is_wide(), axes, tokens)?)
             }
-            (Some(ids), PositionForm::CuSeqlens) => {
-                Positions::Packed { cu_seqlens: CuSeqlens::in_memory(ids.as_ref()), offsets: None }
+            (Some(ids), form) if form.is_packed() => {
+                Positions::Packed { cu_seqlens: CuSeqlens::in_memory(ids.as_ref(), form.is_wide()), offsets: None }
             }
-            (Some(ids), form) => Positions::Offsets(Offsets::in_memory(ids.as_ref(), form == PositionForm::Offsets64)),
+            (Some(ids), form) => Positions::Offsets(Offsets::in_memory(ids.as_ref(), form.is_wide(), batch)),
         };
         let args = Args {
             q: operand(spec.num_heads, 0)?,
@@ -137,7 +137,7 @@ impl Scratch {
             tables: self.tables(width)?,
             positions,
         };
-        match Call::new(spec, &args, Place::Raw, self.fault)? {
+        match Call::new(spec, &args, Location::Raw, self.fault)? {
             Some(call) => launch(plan, stream, &call),
             None => Err(Error::argument("tokens", "there is nothing to measure")),
         }
@@ -152,7 +152,7 @@ impl Scratch {
         if self.class.table_word == 0 {
             return Ok(Tables::computed(width, made));
         }
-        Ok(Tables::made(self.tables.address(), Place::Raw, rows, width, made))
+        Ok(Tables::made(self.tables.address(), Location::Raw, rows, width, made))
     }
 
     /// Partial rotary in place: nothing is copied, and outputs lie where inputs lay.
@@ -180,7 +180,7 @@ impl Trial for Scratch {
     /// Launches on a few tokens.
     fn outputs(&self, plan: &Plan, throttle: &Throttle<'_>) -> Result<Vec<u8>> {
         let tokens = self.tokens.min(COMPARED as u64) as usize;
-        let two = tokens >= 2 && self.spec.positions != PositionForm::CuSeqlens;
+        let two = tokens >= 2 && !self.spec.positions.is_packed();
         let (batch, per_sequence) = if two { (2, tokens / 2) } else { (1, tokens) };
         let bytes =
             |heads: u32| batch * per_sequence * heads as usize * self.spec.head_dim as usize * self.spec.dtype.size();
@@ -229,11 +229,14 @@ fn position_numbers(spec: &RopeSpec, tokens: usize) -> Option<Vec<u8>> {
         PositionForm::Ids32 | PositionForm::Ids64 => (0..axes).flat_map(|_| 0..tokens as i64).collect(),
         PositionForm::Offsets32 | PositionForm::Offsets64 => vec![0; 2],
         // Sequences of very different lengths.
-        PositionForm::CuSeqlens => [0, 1, 8, 64].into_iter().map(|part| (tokens * part / 64) as i64).collect(),
+        PositionForm::CuSeqlens | PositionForm::CuSeqlens64 => {
+            [0, 1, 8, 64].into_iter().map(|part| (tokens * part / 64) as i64).collect()
+        }
     };
-    Some(match spec.positions {
-        PositionForm::Ids64 | PositionForm::Offsets64 => numbers.into_iter().flat_map(i64::to_ne_bytes).collect(),
-        _ => numbers.into_iter().flat_map(|n| (n as i32).to_ne_bytes()).collect(),
+    Some(if spec.positions.is_wide() {
+        numbers.into_iter().flat_map(i64::to_ne_bytes).collect()
+    } else {
+        numbers.into_iter().flat_map(|n| (n as i32).to_ne_bytes()).collect()
     })
 }
 

@@ -11,7 +11,7 @@ use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr,
 
 use super::element::Element;
 use super::read::MOST_DIMENSIONS;
-use crate::args::Place;
+use crate::args::borrowed::Location;
 use crate::error::{Error, Result};
 
 /// An argument of a kernel of a user's. Numbers are made by `from`; a tensor is contiguous, its last dimension innermost.
@@ -31,7 +31,7 @@ pub(super) struct Tensor<'a> {
     pub shape: [u64; MOST_DIMENSIONS],
     /// Whether the kernel may write to it.
     pub writable: bool,
-    pub place: Place,
+    pub place: Location,
     /// Tells cudarc when the stream has passed the use.
     _guard: Option<SyncOnDrop<'a>>,
     lives: PhantomData<&'a mut [u8]>,
@@ -112,7 +112,7 @@ impl Arg<'static> {
     /// Until the stream has passed the call, the elements of `shape` from `pointer` on are valid memory of that device, not
     /// written by others, nor read where the kernel writes them.
     pub unsafe fn from_raw(pointer: *mut c_void, element: Element, shape: &[u64]) -> Result<Self> {
-        Self::tensor(pointer as u64, element, shape, true, Place::Raw, None)
+        Self::tensor(pointer as u64, element, shape, true, Location::Raw, None)
     }
 }
 
@@ -123,7 +123,7 @@ impl<'a> Arg<'a> {
     /// When the shape does not have as many elements as the slice.
     pub fn host<T: ElementType>(data: &'a [T], shape: &[u64]) -> Result<Self> {
         fits(shape, data.len())?;
-        Self::tensor(data.as_ptr() as u64, T::ELEMENT, shape, false, Place::Host, None)
+        Self::tensor(data.as_ptr() as u64, T::ELEMENT, shape, false, Location::Host, None)
     }
 
     /// A tensor in host memory that is written, for the host device.
@@ -132,7 +132,7 @@ impl<'a> Arg<'a> {
     /// When the shape does not have as many elements as the slice.
     pub fn host_mut<T: ElementType>(data: &'a mut [T], shape: &[u64]) -> Result<Self> {
         fits(shape, data.len())?;
-        Self::tensor(data.as_mut_ptr() as u64, T::ELEMENT, shape, true, Place::Host, None)
+        Self::tensor(data.as_mut_ptr() as u64, T::ELEMENT, shape, true, Location::Host, None)
     }
 
     /// A tensor in device memory that is only read, used on `stream`.
@@ -146,7 +146,7 @@ impl<'a> Arg<'a> {
     ) -> Result<Self> {
         fits(shape, data.len())?;
         let (address, guard) = data.device_ptr(stream);
-        Self::tensor(address, T::ELEMENT, shape, false, Place::cuda(stream), Some(guard))
+        Self::tensor(address, T::ELEMENT, shape, false, Location::cuda(stream), Some(guard))
     }
 
     /// A tensor in device memory that is written, used on `stream`.
@@ -160,7 +160,7 @@ impl<'a> Arg<'a> {
     ) -> Result<Self> {
         fits(shape, data.len())?;
         let (address, guard) = data.device_ptr_mut(stream);
-        Self::tensor(address, T::ELEMENT, shape, true, Place::cuda(stream), Some(guard))
+        Self::tensor(address, T::ELEMENT, shape, true, Location::cuda(stream), Some(guard))
     }
 
     fn tensor(
@@ -168,7 +168,7 @@ impl<'a> Arg<'a> {
         element: Element,
         dimensions: &[u64],
         writable: bool,
-        place: Place,
+        place: Location,
         guard: Option<SyncOnDrop<'a>>,
     ) -> Result<Self> {
         let mut shape = [0; MOST_DIMENSIONS];

@@ -8,7 +8,7 @@ use super::element::Element;
 use super::expr::{Expr, Fault};
 use super::names::{ElementOf, MOST, Values};
 use super::space::WIDEST;
-use crate::args::Place;
+use crate::args::borrowed::Location;
 use crate::error::{Error, ErrorKind, Result};
 use crate::service::family::{Bucket, Geometry, Plan, Stream};
 
@@ -28,7 +28,7 @@ pub(super) struct Call {
 impl Call {
     /// Checks the arguments of a call that runs at `place`. `spec` holds the values of the spec, `aligned` the tensors
     /// whose alignment rules read.
-    pub fn new(d: &Description, spec: &Values, aligned: &[u8], args: &[Arg<'_>], place: Place) -> Result<Self> {
+    pub fn new(d: &Description, spec: &Values, aligned: &[u8], args: &[Arg<'_>], place: Location) -> Result<Self> {
         if args.len() != d.args.len() {
             let what = format!("{} are given, and {} has {}", args.len(), d.family, d.args.len());
             return Err(Error::argument("args", what));
@@ -161,7 +161,7 @@ fn check_tensor(
     (role, element, shape): (Role, ElementOf, &[Expr]),
     tensor: &Tensor<'_>,
     values: &Values,
-    place: Place,
+    place: Location,
 ) -> Result<()> {
     let name = declared.name.as_str();
     let element = element_of(element, values);

@@ -41,7 +41,7 @@ impl Data {
         if let Some((at, arg)) = other {
             args[at] = arg;
         }
-        Call::new(d, &spec.values, template.aligned(), &args, Place::Host)
+        Call::new(d, &spec.values, template.aligned(), &args, Location::Host)
     }
 
     fn error(&mut self, at: usize, arg: Arg<'_>) -> String {
@@ -112,9 +112,9 @@ fn addresses_are_checked_as_far_as_they_can_be() {
     assert_eq!(many.err().expect("too many").to_string(), "shape: has 9 dimensions, 8 at most are served");
     let template = template();
     let spec = template.description().spec([("dtype", "bf16"), ("hidden", "8")]).expect("is right");
-    let none = Call::new(template.description(), &spec.values, &[], &[], Place::Host);
+    let none = Call::new(template.description(), &spec.values, &[], &[], Location::Host);
     assert_eq!(none.err().expect("too few").to_string(), "args: 0 are given, and add_rmsnorm has 6");
-    let elsewhere = Place::Cuda { context: 1, stream: 2 };
+    let elsewhere = Location::Cuda { context: 1, stream: 2 };
     let host = [0f32; 1];
     let args: Vec<_> =
         (0..6).map(|i| if i < 4 { Arg::host(&host, &[1]).expect("fits") } else { 1u32.into() }).collect();

@@ -12,7 +12,7 @@ use super::names::Values;
 use super::problem::Problem;
 use super::spec::Spec;
 use super::template::Template;
-use crate::args::Place;
+use crate::args::borrowed::Location;
 use crate::device::{Dialect, Stream};
 use crate::engine::Engine;
 use crate::engine::slots::Slots;
@@ -165,8 +165,8 @@ impl TemplateKernel {
 
     fn call(&self, stream: Stream<'_>, args: &[Arg<'_>]) -> Result<Call> {
         let place = match self.dialect {
-            Dialect::Cuda => Place::Cuda { context: self.context, stream: stream.id() },
-            Dialect::Host => Place::Host,
+            Dialect::Cuda => Location::Cuda { context: self.context, stream: stream.id() },
+            Dialect::Host => Location::Host,
         };
         let state = &self.state;
         Call::new(state.template.description(), &state.spec.values, state.template.aligned(), args, place)

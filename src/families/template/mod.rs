@@ -17,6 +17,7 @@ mod kernel_text;
 mod names;
 mod prewarm;
 mod problem;
+mod ptx;
 mod read;
 mod source;
 mod space;

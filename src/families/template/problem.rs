@@ -8,12 +8,12 @@ use super::description::{Description, Kind, Same};
 use super::element::Element;
 use super::kernel_text::OnHost;
 use super::names::Values;
-use super::source;
+use super::{ptx, source};
 use super::spec::Spec;
 use super::template::Template;
 use super::trial::{self, regions};
 use crate::error::{Error, ErrorKind, Result};
-use crate::service::family::{self, Abilities, Bucket, Config, Device, Dialect, LaunchAttrs, Source, Stated, Throttle};
+use crate::service::family::{self, Abilities, Binary, Bucket, Config, Device, Dialect, LaunchAttrs, Source, Stated, Throttle};
 
 /// One spec, layout class and bucket of a template.
 #[derive(Clone)]
@@ -150,6 +150,10 @@ impl family::Problem for Problem {
     fn source(&self, dialect: Dialect, config: &Config) -> Source {
         let (values, _) = self.with(config);
         source::source(self.d(), self.0.template.body(), self.0.template.on_host(), dialect, &values)
+    }
+
+    fn compiled(&self, binary: &Binary) -> Result<()> {
+        ptx::compare(&String::from_utf8_lossy(binary.ptx()), &self.d().family, &self.d().args)
     }
 
     fn attrs(&self, config: &Config) -> LaunchAttrs {

@@ -114,7 +114,7 @@ pub fn digest(d: &Description, body: &str) -> String {
         hasher.update((part.len() as u64).to_le_bytes());
         hasher.update(part);
     }
-    crate::jit::key::hex(&hasher.finalize())
+    crate::service::digest::hex(&hasher.finalize())
 }
 
 #[cfg(test)]

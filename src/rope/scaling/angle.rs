@@ -1,7 +1,19 @@
 //! cos and sin of a position's angle: the operations of `templates/angles.h`, so that a table made here, one made on a
 //! device and a kernel that computes its angles give the same bits.
 
-use super::TableMode;
+use serde::{Deserialize, Serialize};
+
+/// In which precision angles are computed. Largest error against f64 over 256 positions at θ = 5e5: near position
+/// 131072, 6.1e-3 in f32 and 1.9e-7 accurate; near 1 Mi, 4.9e-2 and 1.9e-7.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TableMode {
+    /// As transformers makes them: p·ω in f32, then the cos and sin of that f32 angle, times A in f32.
+    #[default]
+    F32,
+    /// p·ω and everything after it in f64, rounded once.
+    Accurate,
+}
 
 /// `(cos, sin)` of pair frequency `inv_freq` at a position, times the attention factor.
 pub fn cos_sin(mode: TableMode, position: i64, inv_freq: f32, factor: f32) -> (f32, f32) {

@@ -5,10 +5,31 @@
 
 use std::f64::consts::PI;
 
-use super::{Frequencies, RopeParameters, Scaling};
+use super::parameters::{Frequencies, RopeParameters, Scaling, wrong};
+use crate::error::Result;
+
+impl RopeParameters {
+    /// Frequencies for a sequence of `seq_len` tokens (the largest position plus one), or as a model starts with.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config), naming the key whose value cannot be or gives frequencies that are not finite numbers.
+    pub fn frequencies(&self, seq_len: Option<u64>) -> Result<Frequencies> {
+        self.validate()?;
+        let frequencies = compute(self, seq_len);
+        let finite = |x: &f32| x.is_finite() && *x >= 0.0;
+        if !frequencies.inv_freq.iter().all(finite) {
+            return Err(wrong("rope_theta", "with this scaling gives frequencies that are not finite numbers")
+                .hint("check rope_theta, the factors and original_max_position_embeddings"));
+        }
+        if !finite(&frequencies.attention_factor) {
+            return Err(wrong("attention_factor", "is not a finite number from 0 on"));
+        }
+        Ok(frequencies)
+    }
+}
 
 /// Frequencies of parameters that have been validated.
-pub(super) fn compute(rope: &RopeParameters, seq_len: Option<u64>) -> Frequencies {
+fn compute(rope: &RopeParameters, seq_len: Option<u64>) -> Frequencies {
     let unscaled = || reciprocals(powers(rope.theta as f32, rope.rotary_dim, rope.rotary_dim));
     let (inv_freq, attention_factor) = match &rope.scaling {
         Scaling::Default => (unscaled(), 1.0),

@@ -1,20 +1,7 @@
 //! cos/sin tables from frequencies.
 
-use serde::{Deserialize, Serialize};
-
-use super::{Frequencies, angle::cos_sin};
-
-/// In which precision angles are computed. Largest error against f64 over 256 positions at θ = 5e5: near position
-/// 131072, 6.1e-3 in f32 and 1.9e-7 accurate; near 1 Mi, 4.9e-2 and 1.9e-7.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TableMode {
-    /// As transformers makes them: p·ω in f32, then the cos and sin of that f32 angle, times A in f32.
-    #[default]
-    F32,
-    /// p·ω and everything after it in f64, rounded once.
-    Accurate,
-}
+use super::angle::{TableMode, cos_sin};
+use super::parameters::Frequencies;
 
 /// The half-width tables `(cos, sin)`: a row a position (below 2^31), a value a pair. The same bits as
 /// [`Engine::angles`](crate::Engine::angles) makes on its device.

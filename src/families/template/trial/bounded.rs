@@ -54,7 +54,7 @@ pub fn run(
     let hangs = || Error::new(ErrorKind::Device, format!("{HANGS}{} s, with {with}", patience.as_secs_f64()));
     if device.dialect() != Dialect::Host {
         what.launch(device.as_ref())?;
-        return if device.wait_for(patience)? { Ok(()) } else { Err(hangs()) };
+        return if device.wait_at_most(patience)? { Ok(()) } else { Err(hangs()) };
     }
     let (tell, told) = channel();
     let (device, memory) = (Arc::clone(device), Arc::clone(memory));

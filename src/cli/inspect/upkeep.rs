@@ -8,8 +8,8 @@ use ropejit::store::{Head, Listed};
 use ropejit::{Error, ErrorKind, Result};
 use serde_json::json;
 
-use super::inspect::{Row, check, row};
-use super::output;
+use super::super::output;
+use super::entries::{Row, check, row};
 
 /// Checks every entry, to the last byte.
 pub fn verify(all: Vec<Listed>, as_json: bool, root: &Path) -> Result<()> {

@@ -1,0 +1,34 @@
+//! What a bench measures of one shape.
+
+use ropejit::DType;
+use serde::Serialize;
+
+/// One measured case.
+#[derive(Serialize)]
+pub struct Case {
+    pub shape: String,
+    pub dtype: DType,
+    pub layout: &'static str,
+    pub in_place: bool,
+    /// Bytes of q and k read and written.
+    pub bytes: usize,
+    pub copy_us: f64,
+    pub device_us: f64,
+    /// `copy_us / device_us`.
+    pub ratio: f64,
+    pub variant: String,
+    /// Host time of one call.
+    pub host_us: f64,
+    /// Host time of one launch of the same kernel by the driver alone.
+    pub bare_us: f64,
+    /// The tuning run's candidates, as a ratio of its copy.
+    pub landscape: Vec<Candidate>,
+    /// How long tuning took, compiling included, when it was done.
+    pub tuning_ms: f64,
+}
+
+#[derive(Serialize)]
+pub struct Candidate {
+    pub variant: String,
+    pub ratio: f64,
+}
