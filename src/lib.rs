@@ -68,8 +68,8 @@ pub mod engine;
 pub mod error;
 pub mod families;
 pub mod jit;
-mod service;
 pub mod rope;
+mod service;
 pub mod store;
 pub mod tune;
 
@@ -78,5 +78,5 @@ pub use device::{DeviceChoice, Stream};
 pub use engine::{Engine, Stats, Tuning};
 pub use error::{Error, ErrorKind, Result};
 pub use families::rope::{Angles, Rope};
-pub use service::family::Origin;
 pub use rope::{DType, Direction, Layout, PairStyle, PositionForm, RopeSpec, Rounding, TableForm, TableWidth};
+pub use service::family::Origin;

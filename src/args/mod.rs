@@ -15,8 +15,8 @@ use borrowed::{Borrowed, Location};
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 
 use crate::device::Memory;
-use crate::families::rope::params::AngleParams;
 use crate::error::{Error, Result};
+use crate::families::rope::params::AngleParams;
 use crate::rope::scaling::TableMode;
 use crate::rope::{DType, Layout};
 

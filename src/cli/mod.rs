@@ -20,6 +20,8 @@ mod prewarm_command;
 mod program;
 mod run;
 mod spec;
+mod template;
+mod test;
 mod workload;
 
 use std::ffi::OsString;
@@ -74,6 +76,8 @@ enum Command {
     Model(model::Model),
     Bench(bench::Bench),
     Doctor(doctor::Doctor),
+    Template(template::Template),
+    Test(test::Test),
 }
 
 /// Runs the command with these arguments, the program's name first. Returns the exit status. `program` is the command line
@@ -97,6 +101,8 @@ pub fn run(program: Vec<OsString>, arguments: impl IntoIterator<Item = OsString>
         Command::Model(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Doctor(command) => command.run(),
+        Command::Template(command) => command.run(),
+        Command::Test(command) => command.run(),
     };
     match done {
         Ok(()) => 0,

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    Binary, Device, Dialect, Facts, FaultWord, Kernel, LaunchAttrs, Measuring, Memory, Source, Stream, TimedLaunch, Timer,
-    nvrtc::Nvrtc,
+    Binary, Device, Dialect, Facts, FaultWord, Kernel, LaunchAttrs, Measuring, Memory, Source, Stream, TimedLaunch,
+    Timer, nvrtc::Nvrtc,
 };
 use crate::error::{Error, ErrorKind, Result};
 

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::stats::Counters;
 use crate::device::Device;
-use crate::service::bucket::Bucket;
 use crate::jit::key::{Key, KeyFields};
 use crate::jit::record::Record;
+use crate::service::bucket::Bucket;
 use crate::service::family::{Abilities, Config, Problem, Stated};
 use crate::store::{Entry, Kind, Lookup, Miss, Store};
 

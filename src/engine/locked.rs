@@ -16,8 +16,7 @@ use crate::store::Store;
 pub fn read_lock(path: &Path, families: &dyn Families) -> Result<Lock> {
     let name = path.display().to_string();
     let failed = |e| {
-        Error::io(path, "the lock file cannot be read", e)
-            .hint("name a lock file that a prewarm has written, or none")
+        Error::io(path, "the lock file cannot be read", e).hint("name a lock file that a prewarm has written, or none")
     };
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path).map_err(failed)?;
@@ -108,7 +107,9 @@ impl Decided<'_> {
         let config = problem.parse(&self.locked.config)?;
         problem.check(&config, device.abilities()).map_err(|e| {
             let what = format!("the variant is not legal on {}: {}", device.facts().name, e.message());
-            Error::new(ErrorKind::LockFile, what).subject_is(self.at()).hint("correct the line, or write the file again")
+            Error::new(ErrorKind::LockFile, what)
+                .subject_is(self.at())
+                .hint("correct the line, or write the file again")
         })?;
         Ok(config)
     }

@@ -54,7 +54,11 @@ pub fn read_choice(meta: &[u8]) -> Result<ChoiceMeta, String> {
     let family = meta.fields.get("family").unwrap_or_default().to_owned();
     let own = family == rope::NAME;
     if own {
-        rope::lines::restate(&mut meta.spec, &mut meta.class, meta.record.candidates.iter_mut().map(|c| &mut c.config))?;
+        rope::lines::restate(
+            &mut meta.spec,
+            &mut meta.class,
+            meta.record.candidates.iter_mut().map(|c| &mut c.config),
+        )?;
     }
     Ok(meta)
 }

@@ -144,7 +144,11 @@ impl Lock {
     /// The choices for all devices of an architecture: what is compiled where the device is not there.
     pub fn of_arch(&self, arch: &str, spec: &str, class: &str, bucket: Bucket) -> Vec<&Locked> {
         let sought = (spec.to_owned(), class.to_owned(), bucket);
-        self.sections.iter().filter(|(section, _)| section.arch == arch).filter_map(|(_, lines)| lines.get(&sought)).collect()
+        self.sections
+            .iter()
+            .filter(|(section, _)| section.arch == arch)
+            .filter_map(|(_, lines)| lines.get(&sought))
+            .collect()
     }
 
     /// Adds a choice, or replaces the one for the same call.
@@ -176,7 +180,8 @@ impl Lock {
             all.push(Problem { line: *line, what });
         }
         let concerned = |section: &Section| {
-            section.arch == arch && (section.device.is_none() || device.is_none() || section.device == device.map(one_line))
+            section.arch == arch
+                && (section.device.is_none() || device.is_none() || section.device == device.map(one_line))
         };
         let mut found = false;
         for lines in self.sections.iter().filter(|(section, _)| concerned(section)).map(|(_, lines)| lines) {

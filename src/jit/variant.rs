@@ -5,9 +5,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use crate::device::{Abilities, Dialect};
-pub use crate::service::bucket::Bucket;
 use crate::error::{Error, Result};
 use crate::rope::{DType, PairStyle, RopeSpec};
+pub use crate::service::bucket::Bucket;
 
 /// What the layout of a call allows and asks for: decides which variants are legal, and which is fast.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use ropejit::engine::{ArtifactMeta, ChoiceMeta};
+use ropejit::families::Stated;
 use ropejit::families::{read_artifact, read_choice};
 use ropejit::jit::Candidate;
 use ropejit::store::layers::Layers;
 use ropejit::store::{Head, Kind, Listed, Store, default_read_only, default_root};
-use ropejit::families::Stated;
 use ropejit::{Error, ErrorKind, Result};
 use serde::Serialize;
 

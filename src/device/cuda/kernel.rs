@@ -13,7 +13,12 @@ use crate::error::{Error, ErrorKind, Result};
 const USUAL_SHARED: u32 = 48 << 10;
 
 /// Loads a compiled kernel: its cubin, else its PTX.
-pub(super) fn load(context: &Arc<Context>, binary: &Binary, entry: &str, attrs: &LaunchAttrs) -> Result<Arc<dyn Kernel>> {
+pub(super) fn load(
+    context: &Arc<Context>,
+    binary: &Binary,
+    entry: &str,
+    attrs: &LaunchAttrs,
+) -> Result<Arc<dyn Kernel>> {
     let _aside = context.aside()?;
     let raw = match (binary.image.is_empty(), binary.ptx.is_empty()) {
         (true, false) => load_image(&binary.ptx)?,

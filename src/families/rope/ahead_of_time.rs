@@ -46,7 +46,12 @@ fn binary(portable: Portable, device: &dyn Device) -> Result<Option<Binary>> {
 
 impl Loaded {
     /// The one that serves a spec and layout class, with how it runs; `None` if none is shipped for this device.
-    pub fn get(&self, device: &dyn Device, spec: &RopeSpec, class: Class) -> Result<Option<(Arc<dyn Kernel>, Variant)>> {
+    pub fn get(
+        &self,
+        device: &dyn Device,
+        spec: &RopeSpec,
+        class: Class,
+    ) -> Result<Option<(Arc<dyn Kernel>, Variant)>> {
         let portable = Portable::of(spec, class);
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let inner = match all.iter().find(|(p, _)| *p == portable) {

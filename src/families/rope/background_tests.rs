@@ -9,7 +9,8 @@ use super::problem::problem;
 use super::reference_kernel::ReferenceKernel;
 use crate::device::host::Host;
 use crate::device::{
-    Binary, Device, Dialect, Facts, FaultWord, Kernel, LaunchAttrs, Measuring, Memory, Source, Stream, TimedLaunch, Timer,
+    Binary, Device, Dialect, Facts, FaultWord, Kernel, LaunchAttrs, Measuring, Memory, Source, Stream, TimedLaunch,
+    Timer,
 };
 use crate::engine::{Engine, QUIET, Tuning};
 use crate::error::Result;

@@ -1,8 +1,8 @@
 //! The way from a call's arguments to a launch: what every call does, so no hash, lock, allocation, sync or log.
 
-use crate::args::{Args, Operand, Positions, Tables};
-use crate::args::borrowed::Location;
 use super::params::{AngleParams, Divider, Params, ShapeParams, TensorParams};
+use crate::args::borrowed::Location;
+use crate::args::{Args, Operand, Positions, Tables};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jit::{Class, Variant};
 use crate::rope::{PositionForm, RopeSpec};

@@ -71,9 +71,8 @@ fn the_text_is_sorted_and_reads_back() {
 fn the_device_comes_before_its_architecture() {
     let lock = sample();
     let (spec, class) = (spec().to_string(), class().to_string());
-    let find = |arch, device, tokens| {
-        lock.find(arch, device, &spec, &class, Bucket::of(tokens)).map(|(_, l)| threads(l))
-    };
+    let find =
+        |arch, device, tokens| lock.find(arch, device, &spec, &class, Bucket::of(tokens)).map(|(_, l)| threads(l));
     assert_eq!([find("sm_90", GPU, 8192), find("sm_90", "another", 8192)], [Some(256), Some(128)]);
     assert_eq!([find("sm_90", GPU, 16), find("sm_90", "another", 16), find("sm_80", GPU, 16)], [Some(64), None, None]);
     let of_arch: Vec<_> = lock.of_arch("sm_90", &spec, &class, Bucket::of(8192));

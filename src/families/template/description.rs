@@ -124,6 +124,8 @@ pub struct Launch {
 /// `[test]`.
 #[derive(Debug, Clone)]
 pub struct Test {
+    /// For keys of `[spec]` that may be any number: what to try.
+    pub specs: Vec<Vec<i64>>,
     /// For numbers among the arguments, by index of the argument: what to try.
     pub numbers: Vec<Vec<f64>>,
     /// For tensors that are read, by index of the argument.

@@ -195,6 +195,24 @@ impl TemplateKernel {
         Ok((state.problem(&class, bucket)?, Arc::clone(&class.slots)))
     }
 
+    /// As [`TemplateKernel::problem_of`], in the family's own terms.
+    pub(super) fn typed_problem(&self, aligned: i64, bucket: Bucket) -> Result<Problem> {
+        let state = &self.state;
+        let mut values = state.spec.values;
+        for name in state.template.aligned() {
+            values[usize::from(*name)] = aligned;
+        }
+        Problem::new(&state.template, &state.spec, &values, bucket)
+    }
+
+    pub(super) fn template(&self) -> &Template {
+        &self.state.template
+    }
+
+    pub(super) fn spec_values(&self) -> Values {
+        self.state.spec.values
+    }
+
     pub(super) fn engine(&self) -> &Engine {
         &self.engine
     }

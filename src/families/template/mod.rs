@@ -23,6 +23,7 @@ mod source;
 mod space;
 mod spec;
 mod template;
+mod testing;
 mod tokens;
 mod trial;
 
@@ -31,3 +32,4 @@ pub use element::Element;
 pub use handle::{OnEngine, Serving, TemplateKernel};
 pub use prewarm::PrewarmedTemplate;
 pub use template::Template;
+pub use testing::{Checked, TestNumber, TestRun, TestTensor};

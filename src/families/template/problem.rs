@@ -8,12 +8,14 @@ use super::description::{Description, Kind, Same};
 use super::element::Element;
 use super::kernel_text::OnHost;
 use super::names::Values;
-use super::{ptx, source};
 use super::spec::Spec;
 use super::template::Template;
 use super::trial::{self, regions};
+use super::{ptx, source};
 use crate::error::{Error, ErrorKind, Result};
-use crate::service::family::{self, Abilities, Binary, Bucket, Config, Device, Dialect, LaunchAttrs, Source, Stated, Throttle};
+use crate::service::family::{
+    self, Abilities, Binary, Bucket, Config, Device, Dialect, LaunchAttrs, Source, Stated, Throttle,
+};
 
 /// One spec, layout class and bucket of a template.
 #[derive(Clone)]

@@ -10,9 +10,8 @@ use crate::error::{Error, ErrorKind, Result};
 /// [`ErrorKind::Template`] when their number or a size differs.
 pub fn compare(ptx: &str, family: &str, args: &[Argument]) -> Result<()> {
     let Some(sizes) = parameters(ptx, family) else { return Ok(()) };
-    let wrong = |what: String| {
-        Err(Error::new(ErrorKind::Template, format!("the compiled kernel {what}")).subject_is(family))
-    };
+    let wrong =
+        |what: String| Err(Error::new(ErrorKind::Template, format!("the compiled kernel {what}")).subject_is(family));
     if sizes.len() != args.len() {
         return wrong(format!("has {} parameters, and [args] has {}", sizes.len(), args.len()));
     }
@@ -79,6 +78,9 @@ mod tests {
             "add_rmsnorm: the compiled kernel has 12 bytes in parameter 6, 'eps', and [args] says 4"
         );
         assert_eq!(compared("nothing"), Ok(()));
-        assert_eq!(compared(".entry add_rmsnorm()").expect_err("none"), "add_rmsnorm: the compiled kernel has 0 parameters, and [args] has 6");
+        assert_eq!(
+            compared(".entry add_rmsnorm()").expect_err("none"),
+            "add_rmsnorm: the compiled kernel has 0 parameters, and [args] has 6"
+        );
     }
 }

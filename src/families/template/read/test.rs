@@ -3,7 +3,7 @@
 use super::expression;
 use super::keys::{Document, Table, Value};
 use crate::error::{Error, Result, clip};
-use crate::families::template::description::{Argument, Kind, Reference, Same, SpecKey, Test};
+use crate::families::template::description::{Allowed, Argument, Kind, Reference, Same, SpecKey, Test};
 use crate::families::template::element::Element;
 use crate::families::template::fill::Fill;
 use crate::families::template::names::{Meaning, Names, Section};
@@ -23,6 +23,14 @@ pub fn test(
     let mut take = |key: &str| table.as_mut().and_then(|t| t.take(key));
     let same = take("same").map_or(Ok(Same::Bits), |v| same(&v))?;
     let reference = take("reference").map(|v| reference(&v)).transpose()?;
+    let mut specs = Vec::new();
+    for key in spec {
+        let given = match key.values {
+            Allowed::Any(element) => take(&key.name).map(|v| values(&v, element)).transpose()?,
+            _ => None,
+        };
+        specs.push(given.unwrap_or_default().into_iter().map(|n| n as i64).collect());
+    }
     let fills = fills(take("fill").as_ref(), doc, args, spec, names)?;
     let mut numbers = Vec::new();
     for arg in args {
@@ -40,9 +48,9 @@ pub fn test(
         });
     }
     if let Some(table) = table {
-        table.finish("fill, same, reference, and the numbers of [args]")?;
+        table.finish("fill, same, reference, the numbers of [args], and keys of [spec] that may be any number")?;
     }
-    Ok(Test { numbers, fills, same, reference })
+    Ok(Test { specs, numbers, fills, same, reference })
 }
 
 fn not_said(value: Option<&Value<'_>>, doc: &Document<'_>, arg: &Argument) -> Error {

@@ -75,6 +75,11 @@ fn float(element: Element, bytes: &[u8]) -> f64 {
     }
 }
 
+/// An element as a number, whatever its type.
+pub fn number(element: Element, bytes: &[u8]) -> f64 {
+    if element.is_float() { float(element, bytes) } else { show(element, bytes).parse().unwrap_or(f64::NAN) }
+}
+
 /// An element as a person reads it.
 fn show(element: Element, bytes: &[u8]) -> String {
     let bits = u64::from_le_bytes(padded(bytes));

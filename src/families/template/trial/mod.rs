@@ -8,11 +8,14 @@ mod checks;
 mod compare;
 mod noise;
 pub(super) mod regions;
+pub(super) mod runs;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+pub use self::compare::number;
 
 use self::checks::Checks;
 use self::noise::{Filling, Noise};
