@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::bench_case::{Candidate, Case};
 use super::spec::{self, Chosen};
+use super::table;
 use super::workload::Workload;
 use super::{bench_picture, output};
 
@@ -249,11 +250,9 @@ fn print(report: &Report) -> Result<()> {
         vec![
             c.shape.clone(),
             c.dtype.to_string(),
-            c.layout.into(),
-            if c.in_place { "in" } else { "out" }.into(),
+            format!("{} {}", c.layout, if c.in_place { "in" } else { "out" }),
             c.variant.clone(),
             format!("{:.1}", c.bytes as f64 / 1e6),
-            format!("{:.2}", c.copy_us),
             format!("{:.2}", c.device_us),
             format!("{:.3}", c.ratio),
             if worst.is_finite() { format!("{worst:.3}") } else { "–".into() },
@@ -261,7 +260,6 @@ fn print(report: &Report) -> Result<()> {
             format!("{:.2}", c.bare_us),
         ]
     });
-    let header =
-        ["shape", "dtype", "layout", "place", "variant", "MB", "copy µs", "µs", "ratio", "worst", "host µs", "bare µs"];
-    output::table(&header, rows.collect(), 7)
+    let header = ["shape", "dtype", "form", "variant", "MB", "µs", "ratio", "worst", "host µs", "bare µs"];
+    table::Table { header: &header, rows: rows.collect(), numbers: 6, gives: &["variant", "shape"] }.print()
 }

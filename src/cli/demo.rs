@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::output;
 use super::run::Report;
+use super::table::Table;
 
 /// The whole idea in one table: first processes that compile and tune, and a second one that does neither.
 ///
@@ -82,11 +83,9 @@ impl Demo {
                 format!("{:.2}", r.ratio),
             ]
         };
-        output::table(
-            &["process", "from", "compiles", "tunings", "first result", "second", "steady", "of copy"],
-            vec![row(first, &cold), row("answers first", &aside), row("finds all cached", &warm)],
-            6,
-        )?;
+        let header = ["process", "from", "compiles", "tunings", "first", "second", "steady", "of copy"];
+        let rows = vec![row(first, &cold), row("answers first", &aside), row("finds all cached", &warm)];
+        Table { header: &header, rows, numbers: 6, gives: &[] }.print()?;
         output::line(&format!("The chosen variant is {}.", cold.variant))?;
         output::line(&format!(
             "The second process has its first result {sooner:.0}× sooner than a process that {first}."

@@ -17,11 +17,14 @@ mod model;
 mod output;
 mod prewarm;
 mod prewarm_command;
+mod prewarm_template;
+mod prewarmed;
 mod program;
 mod run;
 mod spec;
 mod template;
 mod test;
+mod table;
 mod workload;
 
 use std::ffi::OsString;

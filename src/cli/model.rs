@@ -1,8 +1,8 @@
 //! `ropejit model`
 
 use clap::Args;
+use ropejit::Result;
 use ropejit::rope::model::SHIPPED;
-use ropejit::{Result, RopeSpec};
 
 use super::{output, spec};
 
@@ -36,22 +36,29 @@ impl Model {
             let document = serde_json::to_value(&report).unwrap_or_default();
             return output::json(&output::without_engine(document));
         }
-        let spec: Option<RopeSpec> = config.layer_spec(config.layers.keys().next().map_or("default", |k| k)).ok();
+        let dtype = match (report.dtype, &report.unsupported_dtype) {
+            (Some(dtype), _) => dtype.to_string(),
+            (None, Some(other)) => format!("{}, which no kernel has", other.name),
+            (None, None) => "not stated".into(),
+        };
         for (name, value) in [
             ("model type", report.model_type.clone()),
-            ("dtype", report.dtype.map_or_else(|| "not stated".into(), |d| d.to_string())),
+            ("dtype", dtype),
             ("heads", format!("{} q, {} kv", report.num_heads, report.num_kv_heads)),
             ("head_dim", format!("{}, of which {} turn", report.head_dim, report.rotary_dim)),
             ("longest", format!("{} tokens", report.max_position_embeddings)),
-            ("spec", spec.map_or_else(|| "differs by layer type".into(), |s| s.to_string())),
+            ("spec", config.spec().map_or_else(|e| e.message().to_owned(), |spec| spec.to_string())),
         ] {
             output::line(&format!("{name:<12}{value}"))?;
         }
         if let Some(mrope) = &report.mrope {
             output::line(&format!("{:<12}{:?}", "mrope", mrope.sections))?;
         }
-        for (name, layer) in &report.layers {
-            let name = if name == "default" { "all layers" } else { name };
+        if !report.unread.is_empty() {
+            output::line(&format!("{:<12}{}", "not read", report.unread.join(", ")))?;
+        }
+        for (layer_type, layer) in &report.layers {
+            let name = if layer_type == "default" { "all layers" } else { layer_type };
             let f = &layer.frequencies.inv_freq;
             let ends = match &f[..] {
                 [first, .., last] => format!("{first:e} … {last:e}"),
@@ -62,6 +69,11 @@ impl Model {
                 f.len(),
                 layer.frequencies.attention_factor
             ))?;
+            if config.spec().is_err()
+                && let Ok(spec) = config.layer_spec(layer_type)
+            {
+                output::line(&format!("{:<12}{spec}", ""))?;
+            }
         }
         Ok(())
     }

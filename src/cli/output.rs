@@ -3,7 +3,6 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
-use comfy_table::{Cell, CellAlignment, Table, TableComponent, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use ropejit::engine::Progress;
 use ropejit::{Error, ErrorKind, Result};
@@ -23,57 +22,6 @@ pub fn line(text: &str) -> Result<()> {
         Err(e) => Err(Error::new(ErrorKind::Io, "cannot be written to").subject_is("stdout").caused_by(e)),
         Ok(()) => Ok(()),
     }
-}
-
-/// A table: `right` columns from the right are numbers.
-pub fn table(header: &[&str], rows: Vec<Vec<String>>, right: usize) -> Result<()> {
-    let numbers_from = header.len().saturating_sub(right);
-    let aligned = |cells: Vec<String>| {
-        cells.into_iter().enumerate().map(move |(i, text)| {
-            let side = if i >= numbers_from { CellAlignment::Right } else { CellAlignment::Left };
-            Cell::new(text).set_alignment(side)
-        })
-    };
-    let mut table = Table::new();
-    table
-        .load_preset(presets::UTF8_HORIZONTAL_ONLY)
-        .set_header(aligned(header.iter().map(ToString::to_string).collect()));
-    for row in rows {
-        table.add_row(aligned(row));
-    }
-    // Rules above, below and under the header only.
-    for rule in [
-        TableComponent::HorizontalLines,
-        TableComponent::MiddleIntersections,
-        TableComponent::LeftBorderIntersections,
-        TableComponent::RightBorderIntersections,
-    ] {
-        table.remove_style(rule);
-    }
-    line(&table.to_string())
-}
-
-/// The lines of a table without rules, the header first: for rows that are printed in groups. Laid out here, since there may
-/// be a hundred thousand of them.
-pub fn lines(header: &[&str], rows: Vec<Vec<String>>, right: usize) -> Vec<String> {
-    let header = header.iter().map(ToString::to_string).collect();
-    let rows: Vec<Vec<String>> = std::iter::once(header).chain(rows).collect();
-    let columns = rows[0].len();
-    let width = |column: usize| rows.iter().filter_map(|r| Some(r.get(column)?.chars().count())).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let line = |row: &Vec<String>| {
-        let mut line = String::with_capacity(widths.iter().sum::<usize>() + 2 * columns);
-        for (column, (cell, &width)) in row.iter().zip(&widths).enumerate() {
-            let gap = " ".repeat(width.saturating_sub(cell.chars().count()));
-            let (before, after) = if column >= columns - right { (gap.as_str(), "") } else { ("", gap.as_str()) };
-            for part in [" ", before, cell.as_str(), after, " "] {
-                line.push_str(part);
-            }
-        }
-        line.truncate(line.trim_end().len());
-        line
-    };
-    rows.iter().map(line).collect()
 }
 
 /// Adds `stats` to a document of a command that runs no engine: nothing was counted.

@@ -1,14 +1,15 @@
 //! `ropejit prewarm`
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use clap::Args;
 use ropejit::jit::Bucket;
-use ropejit::{Engine, Error, ErrorKind, Origin, Result};
-use serde::Serialize;
+use ropejit::{Engine, Error, Result};
 
 use super::lock::{self, Writer};
 use super::output;
+use super::prewarm_template::TemplateArgs;
+use super::prewarmed::{Done, Report};
 use super::spec::{self, Chosen, FormArgs, NumberArgs};
 
 /// Fill the cache at deploy time: compile and tune for models and token counts, so that no call ever does.
@@ -22,6 +23,7 @@ use super::spec::{self, Chosen, FormArgs, NumberArgs};
 #[command(
     override_usage = "ropejit prewarm --model <CONFIG.json>... [OPTIONS]\n       \
                       ropejit prewarm --head-dim <D> --num-heads <H> [--num-kv-heads <K>] [OPTIONS]\n       \
+                      ropejit prewarm --template <FILE.toml>... [--spec <KEY=VALUE,...>]... [--size <NAME=N,...>]... [OPTIONS]\n       \
                       ropejit prewarm --check <FILE> [--arch <sm_NN,...>] [--json]",
     after_help = "\
 Examples:
@@ -31,6 +33,8 @@ Examples:
   ropejit prewarm --model config.json --lock rope.lock     tune here, commit the file
   ROPEJIT_LOCK=rope.lock ropejit prewarm --model config.json --arch sm_90
                                            compile what it names where there is no GPU
+  ropejit prewarm --template add_rmsnorm.toml --spec hidden=4096,dtype=bf16 --size rows=1,64,8192
+                                           a kernel of your own
   ropejit prewarm --check rope.lock        exit status 1 if it no longer holds
 
 A call finds what was prepared for its dtype, tables, positions, rounding, direction
@@ -52,6 +56,8 @@ pub struct Prewarm {
     /// Prepare for q and k stored as [B,H,S,D] instead of [B,S,H,D].
     #[arg(long)]
     bhsd: bool,
+    #[command(flatten)]
+    templates: TemplateArgs,
     /// Compile for these architectures instead of this machine's GPU.
     #[arg(long, value_delimiter = ',', value_name = "sm_NN,...")]
     arch: Vec<String>,
@@ -80,38 +86,18 @@ pub struct Prewarm {
     json: bool,
 }
 
-#[derive(Serialize)]
-struct Done {
-    model: String,
-    spec: String,
-    arch: String,
-    device: String,
-    tokens: u64,
-    layout: String,
-    variant: String,
-    tuned: bool,
-    prior: bool,
-    origin: Origin,
-}
-
-#[derive(Serialize)]
-struct Report {
-    cache: Option<std::path::PathBuf>,
-    prepared: Vec<Done>,
-    stats: BTreeMap<String, u64>,
-}
-
 impl Prewarm {
     pub fn run(self) -> Result<()> {
         if let Some(path) = &self.check {
             return lock::check(path, &self.engines(None)?, self.json);
         }
+        self.templates.check()?;
         let longest = self.tokens.iter().copied().max().unwrap_or(1);
         let mut chosen: Vec<Chosen> = Vec::new();
         for model in &self.model {
             chosen.extend(spec::of_model(model, &self.form, longest)?);
         }
-        if self.model.is_empty() {
+        if self.model.is_empty() && self.templates.is_empty() {
             chosen.push(self.numbers.choose(&self.form, longest)?);
         }
         if let (Some(path), Some(used)) = (&self.lock, std::env::var_os("ROPEJIT_LOCK").filter(|v| !v.is_empty())) {
@@ -123,7 +109,10 @@ impl Prewarm {
         let mut writer = self.lock.as_deref().map(Writer::open).transpose()?;
         let bar = output::spinner();
         let engines = self.engines(Some(&bar))?;
-        let report = self.fill(&engines, &chosen, &bar, writer.as_mut());
+        let report = match self.templates.is_empty() {
+            true => self.fill(&engines, &chosen, &bar, writer.as_mut()),
+            false => self.templates.fill(&engines, !self.no_tune, &bar, writer.as_mut()),
+        };
         bar.finish_and_clear();
         let report = report?;
         if let Some((path, writer)) = self.lock.as_deref().zip(writer) {
@@ -162,11 +151,7 @@ impl Prewarm {
     ) -> Result<Report> {
         // Counts that are rounded to the same power of two are one.
         let tokens: BTreeSet<Bucket> = self.tokens.iter().map(|&tokens| Bucket::of(tokens)).collect();
-        let mut report = Report {
-            cache: engines.first().and_then(|e| e.store().root().map(Into::into)),
-            prepared: Vec::new(),
-            stats: BTreeMap::new(),
-        };
+        let mut report = Report::new(engines);
         for engine in engines {
             for one in chosen {
                 for tokens in tokens.iter().map(|bucket| bucket.tokens()) {
@@ -191,48 +176,8 @@ impl Prewarm {
                     }));
                 }
             }
-            if let Ok(serde_json::Value::Object(stats)) = serde_json::to_value(engine.stats()) {
-                for (name, n) in stats {
-                    *report.stats.entry(name).or_default() += n.as_u64().unwrap_or(0);
-                }
-            }
+            report.add_stats(engine);
         }
         Ok(report)
-    }
-}
-
-impl Report {
-    fn count(&self, name: &str) -> u64 {
-        self.stats.get(name).copied().unwrap_or(0)
-    }
-
-    /// Fails if later processes will not find all of it.
-    fn kept(&self) -> Result<()> {
-        let lost = self.count("failed_writes");
-        if lost == 0 {
-            return Ok(());
-        }
-        let error = Error::new(ErrorKind::Io, format!("entries that could not be kept: {lost}"));
-        let error = self.cache.iter().fold(error, |e, cache| e.subject_is(cache.display().to_string()));
-        Err(error.hint("set ROPEJIT_CACHE_DIR to a folder that you can write to"))
-    }
-
-    fn print(&self) -> Result<()> {
-        let rows = self.prepared.iter().map(|d| {
-            let tuned = output::how(d.tuned, d.prior);
-            [&d.model, &d.arch, &d.layout, &d.variant, tuned, &output::word(&d.origin), &d.tokens.to_string()]
-                .map(|s: &str| s.to_owned())
-                .to_vec()
-        });
-        output::table(&["model", "arch", "layout", "variant", "choice", "from", "tokens"], rows.collect(), 1)?;
-        let count = |name: &str| self.count(name);
-        let verdict = if ["compiles", "tunings", "priors", "failed_writes"].into_iter().all(|name| count(name) == 0) {
-            "nothing to do, everything is in the cache"
-        } else {
-            "done"
-        };
-        let cache = self.cache.as_ref().map_or_else(|| "memory only".to_owned(), |c| c.display().to_string());
-        eprintln!("{verdict}: compiles {}, tunings {} ({cache})", count("compiles"), count("tunings"));
-        Ok(())
     }
 }

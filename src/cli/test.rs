@@ -10,7 +10,8 @@ use ropejit::{Engine, Error, ErrorKind, Result, Tuning};
 use serde_json::{Map, Value, json};
 
 use super::output;
-use super::template::specs::SpecArgs;
+use super::table::Table;
+use super::template::specs::{self, SpecArgs};
 
 /// What runs a reference, in Python.
 const RUNNER: &str = include_str!("reference.py");
@@ -64,7 +65,7 @@ impl Test {
             };
             for spec in self.specs.specs(&template) {
                 bar.set_message(format!("{}: {spec:?}", file.display()));
-                let kernel = engine.template(&template)?.spec(spec.clone())?;
+                let kernel = specs::kernel(&engine.template(&template)?, &spec)?;
                 let runs = (0..kernel.test_inputs()).map(|i| kernel.run_test_input(i)).collect::<Result<Vec<_>>>()?;
                 let expected = self.references(&path, function, &spec, &runs)?;
                 for (run, expected) in runs.iter().zip(expected) {
@@ -142,11 +143,8 @@ impl Test {
             let largest = format!("{:.1e}", c.largest);
             vec![c.kernel.clone(), c.with.clone(), c.output.clone(), verdict, largest]
         };
-        output::table(
-            &["kernel", "with", "output", "verdict", "largest difference"],
-            all.iter().map(row).collect(),
-            1,
-        )?;
+        let header = ["kernel", "with", "output", "verdict", "largest difference"];
+        Table { header: &header, rows: all.iter().map(row).collect(), numbers: 1, gives: &["with"] }.print()?;
         for c in all {
             if let Some((at, got, wanted)) = c.first {
                 eprintln!("{}, {}: '{}' number {at} is {got}, the reference says {wanted}", c.kernel, c.with, c.output);

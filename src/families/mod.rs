@@ -19,11 +19,12 @@ struct All;
 
 impl Families for All {
     fn read(&self, line: &Line<'_>) -> Result<()> {
-        rope::lines::read(line)
+        if template::lines::is_own(line) { template::lines::read(line) } else { rope::lines::read(line) }
     }
 
     fn check(&self, line: &Line<'_>, can: Abilities) -> Result<()> {
-        rope::lines::check(line, can)
+        // Of a user's kernel it is known when its description is.
+        if template::lines::is_own(line) { Ok(()) } else { rope::lines::check(line, can) }
     }
 
     fn templates(&self) -> &str {
@@ -70,8 +71,9 @@ pub fn read_choice(meta: &[u8]) -> Result<ChoiceMeta, String> {
 pub fn read_artifact(meta: &[u8]) -> Result<ArtifactMeta, String> {
     let mut meta: ArtifactMeta = serde_json::from_slice(meta).map_err(|e| e.to_string())?;
     // Entries of releases that had one family do not name it.
-    if meta.family.as_deref().is_none_or(|family| family == rope::NAME) {
-        rope::lines::restate(&mut meta.spec, &mut meta.class, std::iter::once(&mut meta.config))?;
+    match meta.family.as_deref().filter(|family| *family != rope::NAME) {
+        None => rope::lines::restate(&mut meta.spec, &mut meta.class, std::iter::once(&mut meta.config))?,
+        Some(family) => template::lines::restate(family, &mut meta.spec, &mut meta.class),
     }
     Ok(meta)
 }

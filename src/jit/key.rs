@@ -33,7 +33,8 @@ use crate::service::family::{Config, Problem, Source};
 
 /// Version of what an entry contains; part of every key and of the cache's path.
 pub const FORMAT_VERSION: u32 = 1;
-/// Version of how candidates are measured.
+/// Version of how candidates are measured: it moves where samples of two versions cannot be compared, not where the same samples
+/// are judged with more care.
 pub const POLICY_VERSION: u32 = 1;
 
 /// A SHA-256 key.

@@ -1,10 +1,15 @@
 //! The search for the fastest candidate. It knows nothing of CUDA: it asks a [`Measure`] for samples and a clock.
 //!
 //! Rounds are interleaved (every live candidate once a round), so that a drift of clocks or temperature meets all alike.
-//! After a few rounds, candidates that are clearly behind drop out. What remains inside the measured noise of the best is
+//! After a few rounds, candidates that are clearly behind the best drop out: by more than a ratio, and by more than the spread of
+//! their own samples explains (`behind.rs`). What remains inside the measured noise of the best is
 //! a near-tie, and among near-ties the default wins, then the canonical order: two tunings of one device agree.
 
+mod behind;
+
 use std::time::Duration;
+
+pub use behind::Behind;
 
 /// What is measured.
 pub trait Measure {
@@ -32,7 +37,7 @@ pub struct Policy {
     pub min_rounds: usize,
     /// Rounds at most.
     pub max_rounds: usize,
-    /// A candidate whose median is this many times the best is dropped.
+    /// A candidate is dropped where its samples show that it takes this many times what the best takes.
     pub drop_ratio: f64,
     /// Medians within this fraction of the best are a tie, however quiet the device is.
     pub tie: f64,
@@ -48,6 +53,9 @@ impl Default for Policy {
 
 /// Noise beyond this fraction of the best makes no tie: a choice must not cost more.
 const MOST_NOISE: f64 = 0.01;
+
+/// How the reason begins why a candidate that was measured to be slow was dropped.
+pub const CLEARLY_BEHIND: &str = "clearly behind";
 
 /// What a search found.
 #[derive(Debug, Clone, PartialEq)]
@@ -101,15 +109,7 @@ pub fn search(measure: &mut impl Measure, samples: Vec<Vec<f64>>, live: &[bool],
             break;
         }
         if rounds >= policy.min_rounds {
-            let medians: Vec<f64> = active.iter().filter_map(|&i| median(&samples[i])).collect();
-            let best = medians.iter().copied().fold(f64::INFINITY, f64::min);
-            active.retain(|&i| {
-                let behind = median(&samples[i]).is_none_or(|m| m > best * policy.drop_ratio);
-                if behind {
-                    dropped[i] = Some(format!("clearly behind after {rounds} rounds"));
-                }
-                !behind
-            });
+            drop_clearly_behind(&samples, &mut active, &mut dropped, policy);
             if active.len() == 1 {
                 break;
             }
@@ -121,6 +121,19 @@ pub fn search(measure: &mut impl Measure, samples: Vec<Vec<f64>>, live: &[bool],
     }
     let (winner, near_ties) = choose(&samples, &active, policy)?;
     Some(Outcome { winner, near_ties, samples, dropped, complete })
+}
+
+/// Takes those out of the race whose samples show that they are behind the best.
+fn drop_clearly_behind(samples: &[Vec<f64>], active: &mut Vec<usize>, dropped: &mut [Option<String>], policy: &Policy) {
+    let measured = active.iter().filter_map(|&i| Some((i, median(&samples[i])?)));
+    let Some((best, _)) = measured.min_by(|a, b| a.1.total_cmp(&b.1)) else { return };
+    active.retain(|&i| {
+        let clear = i != best && behind::is_clear(&samples[i], &samples[best], policy.drop_ratio);
+        if let Some(behind) = Behind::of(&samples[i], &samples[best]).filter(|_| clear) {
+            dropped[i] = Some(format!("{CLEARLY_BEHIND}: {behind} rounds"));
+        }
+        !clear
+    });
 }
 
 /// The winner among the candidates still in the race, and those it ties with.

@@ -32,13 +32,41 @@ fn engine(test: &str, tuning: Tuning) -> Option<Engine> {
 }
 
 fn opened(test: &str, builder: Builder) -> Option<Engine> {
-    match builder.device(DeviceChoice::Cuda(0)).in_memory().priors(false).build() {
+    opened_on(0, test, builder)
+}
+
+/// Whether there is such a GPU, choices come with the crate for it or not: a test that tunes measures. `ROPEJIT_REQUIRE_GPU` is the
+/// number of GPUs without which a test fails.
+fn opened_on(gpu: u32, test: &str, builder: Builder) -> Option<Engine> {
+    let required = std::env::var("ROPEJIT_REQUIRE_GPU").map_or(0, |text| text.parse::<u32>().unwrap_or(1));
+    match builder.device(DeviceChoice::Cuda(gpu)).in_memory().priors(false).build() {
         Ok(engine) => Some(engine),
-        Err(e) if e.kind() == ErrorKind::DeviceUnavailable && std::env::var_os("ROPEJIT_REQUIRE_GPU").is_none() => {
-            let _ = writeln!(std::io::stderr(), "SKIPPED gpu::{test}: no GPU on this machine");
+        Err(e) if e.kind() == ErrorKind::DeviceUnavailable && required <= gpu => {
+            let which = if gpu == 0 { "no GPU".to_owned() } else { format!("no GPU {gpu}") };
+            let _ = writeln!(std::io::stderr(), "SKIPPED gpu::{test}: {which} on this machine");
             None
         }
         Err(e) => panic!("{e}"),
+    }
+}
+
+/// Of two GPUs in one process, the second serves as the first does: shipped kernels, and compiled and tuned ones.
+#[test]
+fn a_second_gpu_serves_beside_the_first() {
+    let _beside = beside();
+    let name = "a_second_gpu_serves_beside_the_first";
+    for tuning in [Tuning::Never, Tuning::BLOCKING] {
+        let Some(second) = opened_on(1, name, Engine::builder().tuning(tuning)) else { return };
+        let Some(first) = opened(name, Engine::builder().tuning(tuning)) else { return };
+        for tokens in [1, 300] {
+            let case = Case::new(RopeSpec::new(DType::BF16, 128, 32, 8), 1, tokens);
+            let data = Data::new(&case, 7);
+            for engine in [&first, &second, &first] {
+                let (_, got) = run(engine, &case, &data).unwrap_or_else(|e| panic!("{e}\n{case:?}"));
+                assert_bits(&case, &got, &data.expected);
+            }
+        }
+        assert_eq!(first.stats().tunings, second.stats().tunings);
     }
 }
 

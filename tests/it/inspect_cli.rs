@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use ropejit::engine::ChoiceMeta;
+use ropejit::jit::Candidate;
 use ropejit::store::Entry;
 use serde_json::Value;
 
@@ -19,14 +20,21 @@ fn tuned() -> Shell {
     shell
 }
 
-/// Rewrites the only choice with another value of a field of its key, under the key that this makes.
+/// Rewrites the only choice with another value of a field of its key.
 fn with_field(shell: &Shell, name: &str, value: &str) {
+    rewrite(shell, |meta| {
+        let field = meta.fields.0.iter_mut().find(|(n, _)| n == name).expect("a field");
+        value.clone_into(&mut field.1);
+    });
+}
+
+/// Rewrites the only choice, under the key that this makes.
+fn rewrite(shell: &Shell, change: impl FnOnce(&mut ChoiceMeta)) {
     let choice = shell.json(&["inspect", "list", "--kind", "choice"])["entries"][0].clone();
     let path = std::path::PathBuf::from(text(&choice, "path"));
     let mut entry = Entry::decode(&fs_err::read(&path).expect("read")).expect("sound");
     let mut meta: ChoiceMeta = serde_json::from_slice(&entry.meta).expect("a choice");
-    let field = meta.fields.0.iter_mut().find(|(n, _)| n == name).expect("a field");
-    value.clone_into(&mut field.1);
+    change(&mut meta);
     entry.key = meta.fields.key();
     entry.meta = serde_json::to_vec(&meta).expect("JSON");
     fs_err::remove_file(&path).expect("removed");
@@ -132,6 +140,67 @@ fn why_names_the_lock_files_line() {
     let there = [("ROPEJIT_LOCK", Some(&*lock))];
     let page = shell.run_with(&why(&["--tokens", "8"]), &there).stdout;
     assert!(page.contains(&format!("lock      {lock}:7 names t")) && page.contains("tunes nothing"), "{page}");
+}
+
+#[test]
+fn tables_fit_the_page_whatever_the_processor_is_called() {
+    let shell = tuned();
+    for name in ["x", "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz with a very long suffix", "Zhaoxin™ KX‑U6780A®"]
+    {
+        rewrite(&shell, |meta| name.clone_into(&mut meta.record.device));
+        let key = text(&shell.json(&["inspect", "list", "--kind", "choice"])["entries"][0], "key").to_owned();
+        for columns in [80, 70] {
+            let page = |args: &[&str]| {
+                let ended = shell.run_with(args, &[("COLUMNS", Some(&columns.to_string()))]);
+                assert_eq!(ended.code, 0, "{}", ended.stderr);
+                ended.stdout
+            };
+            let fits = |text: &str| {
+                assert!(text.lines().all(|line| line.chars().count() <= columns), "{columns} columns:\n{text}");
+            };
+            let list = page(&["inspect"]);
+            fits(&list);
+            assert!(list.contains(&key[..12]) && list.contains(&name[..1]) && list.contains("tuned"), "{list}");
+            fits(&page(&["inspect", "report"]));
+            let show = page(&["inspect", "show", &key]);
+            let table: Vec<&str> = show.split('─').collect();
+            fits(table[table.len() / 2]);
+            assert!(show.contains(&format!("device      {name} (")), "properties are whole:\n{show}");
+        }
+        // What goes to a pipe or to a program is whole.
+        for args in [&["inspect"][..], &["inspect", "list", "--tsv"], &["inspect", "list", "--json"]] {
+            let whole = shell.ok(args).stdout;
+            assert!(whole.contains(name), "{whole}");
+        }
+    }
+}
+
+/// All that is behind says by how much and in how many rounds.
+#[test]
+fn show_and_why_say_how_sure_a_choice_is() {
+    let shell = tuned();
+    rewrite(&shell, |meta| {
+        let samples = [[100.0, 101.0, 100.0], [100.2, 101.1, 100.4], [150.0, 90.0, 130.0], [200.0, 210.0, 205.0]];
+        let variants: Vec<_> = meta.record.candidates.iter().map(|c| c.config.clone()).collect();
+        let of = |(i, samples): (usize, &[f64; 3])| {
+            let mut candidate = Candidate::new(variants[i % variants.len()].clone());
+            candidate.samples_ns = samples.to_vec();
+            candidate
+        };
+        meta.record.candidates = samples.iter().enumerate().map(of).collect();
+        meta.record.candidates[3].dropped = Some("clearly behind after 3 rounds".into());
+        (meta.record.winner, meta.record.near_ties) = (0, vec![0, 1]);
+    });
+    let key = text(&shell.json(&["inspect", "list", "--kind", "choice"])["entries"][0], "key").to_owned();
+    let page = shell.ok(&["inspect", "show", &key]).stdout;
+    for part in [" chosen ", " near-tie ", " 30 % behind, 2 of 3 ", " 105 % behind, 3 of 3 "] {
+        assert!(page.contains(part), "'{part}' is not in:\n{page}");
+    }
+    assert!(page.contains("; near-ties 1, the next is 30 % behind, 2 of 3 rounds\n"), "{page}");
+    let why = shell.ok(&why(&["--tokens", "8"])).stdout;
+    assert!(why.contains(", tuned (near-ties 1, the next is 30 % behind, 2 of 3 rounds)"), "{why}");
+    let shown = shell.json(&["inspect", "show", &key]);
+    assert_eq!(shown["candidates"][3]["behind"]["lost"], 3, "{shown}");
 }
 
 #[test]

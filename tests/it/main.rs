@@ -9,6 +9,7 @@ mod chains;
 mod cli;
 mod eager;
 mod engine;
+mod environment;
 #[cfg(all(feature = "cli", unix))]
 mod faults;
 mod gpu;

@@ -8,13 +8,14 @@ use ropejit::jit::Bucket;
 use ropejit::{DType, Result};
 use serde_json::json;
 
+use super::super::table::{Table, heading};
 use super::super::{output, spec};
 use super::entries::{Cache, Row, row, short};
 
 /// All entries, or those that the filters let through (the default).
 ///
-/// Grouped by spec and layout; an entry that is damaged is shown with what is wrong with it. All filters must hold. With
-/// --tsv each entry is one line of tab-separated fields, whole in itself, for other programs.
+/// Grouped by spec and layout; an entry that is damaged is shown with what is wrong with it. All filters must hold. The
+/// table fits the terminal, or the width that COLUMNS states; names that are too long are cut. With --tsv each entry is one line of tab-separated fields, whole in itself, for other programs.
 #[derive(Args, Default)]
 #[command(after_help = "\
 Examples:
@@ -131,7 +132,7 @@ impl List {
 
     fn sort(&self, rows: &mut [Row]) {
         match self.sort {
-            None => rows.sort_by_cached_key(|r| (r.heading(), Reverse(r.kind), r.tokens, r.key.clone())),
+            None => rows.sort_by_cached_key(|r| (r.group(), Reverse(r.kind), r.tokens, r.key.clone())),
             Some(Sort::Tokens) => rows.sort_by_key(|r| r.tokens),
             Some(Sort::OfCopy) => {
                 let ratio = |r: &Row| r.of_copy.unwrap_or(f64::INFINITY);
@@ -147,14 +148,15 @@ impl List {
     /// The spec is wide and shared by many entries: it stands above them.
     fn grouped(rows: &[&Row]) -> Vec<String> {
         let cells = rows.iter().map(|r| r.cells()).collect();
-        let header = [" key", "kind", "for", "variant", "choice", "tokens", "of copy", "bytes"];
-        let mut lines = output::lines(&header, cells, 3).into_iter();
+        let header = [" key", "entry", "for", "variant", "tokens", "of copy", "bytes"];
+        let mut lines = Table { header: &header, rows: cells, numbers: 3, gives: &["for"] }.lines(0).into_iter();
         let mut page: Vec<String> = lines.next().into_iter().filter(|_| !rows.is_empty()).collect();
         let mut last = None;
         for (row, line) in rows.iter().zip(lines) {
             let group = (&row.spec, &row.layout);
             if last.replace(group) != Some(group) {
-                page.push(row.heading());
+                let (spec, layout) = row.group();
+                page.extend(heading(&spec, &layout));
             }
             page.push(line);
         }
@@ -168,9 +170,10 @@ fn contains(text: &str, part: &str) -> bool {
 }
 
 impl Row {
-    fn heading(&self) -> String {
+    /// Spec and layout.
+    fn group(&self) -> (String, String) {
         let spec = self.spec.as_ref().map(ToString::to_string).unwrap_or_default();
-        format!("{spec}, layout {}", self.layout.as_deref().unwrap_or_default())
+        (spec, format!("layout {}", self.layout.as_deref().unwrap_or_default()))
     }
 
     fn ratio(&self) -> String {
@@ -180,10 +183,10 @@ impl Row {
     fn cells(&self) -> Vec<String> {
         vec![
             format!(" {}", short(&self.key)),
-            self.kind.to_owned(),
+            // How a choice was made, or that it is none.
+            self.choice.unwrap_or(self.kind).to_owned(),
             self.device.clone().or_else(|| self.arch.clone()).unwrap_or_default(),
             self.variant.clone().unwrap_or_default(),
-            self.choice.unwrap_or_default().to_owned(),
             self.tokens.map(|t| t.to_string()).unwrap_or_default(),
             self.ratio(),
             self.bytes.to_string(),

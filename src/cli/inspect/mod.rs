@@ -7,6 +7,7 @@ mod picture;
 mod report;
 mod show;
 mod upkeep;
+mod verdict;
 mod why;
 
 use clap::{Args, Subcommand};

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use ropejit::jit::Record;
 
 use super::super::output;
-use super::show::{order, verdict};
+use super::verdict::{order, verdict};
 
 const LEFT: f64 = 210.0;
 const WIDTH: f64 = 560.0;
@@ -52,13 +52,14 @@ pub fn draw(r: &Record) -> Option<String> {
     for (row, &i) in order.iter().enumerate() {
         let c = &r.candidates[i];
         let (y, Some(median)) = (TOP + ROW * (row as f64 + 0.5), c.median_ns()) else { continue };
-        let class = match verdict(r, i) {
+        let verdict = verdict(r, i);
+        let class = match verdict.as_str() {
             "chosen" => "chosen",
             "near-tie" => "tie",
             _ => "other",
         };
         let of_copy = r.copy_ns.map_or_else(String::new, |copy| format!(" {:.3}", copy / median));
-        let note = if c.bit_equal == Some(false) { "bits differ" } else { verdict(r, i) };
+        let note = if c.bit_equal == Some(false) { "bits differ" } else { &verdict };
         let title = format!(
             "{}: median {}, {} samples{}{note}",
             c.config,

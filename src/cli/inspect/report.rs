@@ -11,9 +11,10 @@ use ropejit::{Error, Result};
 use serde_json::json;
 
 use super::super::output;
+use super::super::table::Table;
 use super::entries::{Cache, short};
 use super::picture::{draw, escape};
-use super::show::told_how;
+use super::verdict::told_how;
 
 /// All choices: how fast each is against a copy, by spec and number of tokens, and as pictures.
 ///
@@ -133,7 +134,8 @@ fn index(choices: &[Choice]) -> Result<()> {
         let cells = buckets.iter().map(|b| row.get(b).map_or_else(String::new, |c| c.cell()));
         [format!("  {layout}, {device}")].into_iter().chain(cells).collect()
     });
-    let lines = output::lines(&header, cells.collect(), buckets.len());
+    let table = Table { header: &header, rows: cells.collect(), numbers: buckets.len(), gives: &["layout, device"] };
+    let lines = table.lines(0);
     let mut lines = lines.iter();
     lines.next().map_or(Ok(()), |header| output::line(header))?;
     let mut last = "";

@@ -6,17 +6,21 @@ use std::process::Command;
 
 use clap::Args;
 use ropejit::engine::{ArtifactMeta, ChoiceMeta};
-use ropejit::jit::{Candidate, KeyFields, Prior, Record};
+use ropejit::jit::{Candidate, KeyFields};
 use ropejit::store::{Entry, Head, Kind, Listed, Lookup, Store as _};
 use ropejit::{Error, ErrorKind, Result};
 use serde_json::json;
 
 use super::super::output;
+use super::super::table::Table;
 use super::entries::{Cache, Meta, check, short};
+use super::verdict::{behind, order, told_how, verdict};
 
 /// One entry: every candidate with all samples, and whether it was bit-equal.
 ///
-/// The chosen variant comes first, then the others from fast to slow. `bits` says whether a candidate computed what
+/// The chosen variant comes first, then the others from fast to slow. The verdict says by how much of the chosen one's time
+/// another is behind (the median of the rounds that both were measured in) and in how many of these rounds it was slower. A
+/// near-tie is as fast as can be told: of those the default is chosen, else the first in the order of the list. `bits` says whether a candidate computed what
 /// the reference kernel does, to the bit; one that did not is never chosen. `of copy` is the time of a copy of the
 /// same bytes over the candidate's (1.000: as fast as a copy).
 #[derive(Args)]
@@ -185,36 +189,6 @@ pub fn peak(fields: &KeyFields) -> Option<f64> {
     (peak > 0.0).then_some(peak)
 }
 
-/// How a choice was made.
-pub fn told_how(r: &Record) -> String {
-    let tuned = || format!("tuned in {}", output::ms(r.took_ms));
-    match &r.prior {
-        Some(Prior::Ordered(model)) if r.tuned => format!("{}, among what is fast on {model}", tuned()),
-        _ if r.tuned => tuned(),
-        Some(Prior::Chose(model)) => format!("prior, measured on another {model}"),
-        _ => "default, not tuned".into(),
-    }
-}
-
-/// The order to show candidates in: the chosen one, then from fast to slow.
-pub fn order(r: &Record) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..r.candidates.len()).collect();
-    let median = |i: usize| r.candidates[i].median_ns().unwrap_or(f64::INFINITY);
-    order.sort_by(|&a, &b| (a != r.winner).cmp(&(b != r.winner)).then(median(a).total_cmp(&median(b))));
-    order
-}
-
-/// What became of a candidate.
-pub fn verdict(r: &Record, index: usize) -> &str {
-    if index == r.winner {
-        "chosen"
-    } else if r.near_ties.contains(&index) {
-        "near-tie"
-    } else {
-        r.candidates.get(index).and_then(|c| c.dropped.as_deref()).unwrap_or_default()
-    }
-}
-
 /// A moment for people, in UTC.
 fn date(seconds: u64) -> String {
     let (days, second) = ((seconds / 86_400) as i64, seconds % 86_400);
@@ -245,7 +219,7 @@ fn show_choice(listed: &Listed<Head>, head: &Head, m: &ChoiceMeta, as_json: bool
                 json!({
                     "variant": c.config.to_string(), "median_ns": c.median_ns(), "bit_equal": c.bit_equal,
                     "samples_ns": c.samples_ns, "artifact": c.artifact, "dropped": c.dropped,
-                    "winner": i == r.winner, "near_tie": r.near_ties.contains(&i),
+                    "winner": i == r.winner, "behind": behind(r, i), "near_tie": r.near_ties.contains(&i),
                     "of_copy": c.median_ns().zip(r.copy_ns).map(|(ns, copy)| copy / ns),
                 })
             })
@@ -299,9 +273,10 @@ fn show_choice(listed: &Listed<Head>, head: &Head, m: &ChoiceMeta, as_json: bool
         };
         let time = c.median_ns().map_or_else(|| "–".into(), |ns| output::us(ns / 1e3));
         let ratio = c.median_ns().zip(r.copy_ns).map_or_else(|| "–".into(), |(ns, copy)| format!("{:.3}", copy / ns));
-        vec![c.config.to_string(), verdict(r, i).to_owned(), equal.into(), c.samples_ns.len().to_string(), time, ratio]
+        vec![c.config.to_string(), verdict(r, i), equal.into(), time, ratio]
     });
-    output::table(&["variant", "verdict", "bits", "samples", "median", "of copy"], rows.collect(), 3)?;
+    let header = ["variant", "verdict", "bits", "median", "of copy"];
+    Table { header: &header, rows: rows.collect(), numbers: 2, gives: &["verdict"] }.print()?;
     if r.candidates.iter().any(|c| !c.samples_ns.is_empty()) {
         output::line("samples in µs, one a round:")?;
     }

@@ -11,8 +11,10 @@ use serde_json::json;
 use super::super::output;
 use super::super::prewarm_command::prewarm_command;
 use super::super::spec::{self, SpecArgs};
+use super::super::table::Table;
 use super::difference::{Difference, differences, distance};
 use super::entries::{Cache, Meta, check, short};
+use super::verdict::sureness;
 
 /// Whether a call finds its choice and its kernel in the cache, and if not, why: the fields of the key that differ.
 ///
@@ -275,7 +277,8 @@ fn told(key: Key, record: &Record, chosen: &Candidate) -> String {
         "default" => "default, not tuned",
         how => how,
     };
-    format!("{}: {}, {how}", short(&key.to_string()), chosen.config)
+    let sure = sureness(record).map_or_else(String::new, |sure| format!(" ({sure})"));
+    format!("{}: {}, {how}{sure}", short(&key.to_string()), chosen.config)
 }
 
 /// An artifact's fields, and what its source is rendered from: that explains why a source differs.
@@ -336,7 +339,7 @@ impl Looked {
 }
 
 /// Values that are longer than this do not stand beside each other.
-const NARROW: usize = 32;
+const NARROW: usize = 16;
 
 impl Nearest {
     fn print(&self) -> Result<()> {
@@ -345,7 +348,8 @@ impl Nearest {
         let row = |d: &&Difference| vec![d.field.clone(), d.expected.clone(), d.found.clone(), d.meaning.clone()];
         let rows: Vec<_> = narrow.iter().map(row).collect();
         if !rows.is_empty() {
-            let lines = output::lines(&["differs in", "expected", "found", "which says"], rows, 0);
+            let header = ["differs in", "expected", "found", "which says"];
+            let lines = Table { header: &header, rows, numbers: 0, gives: &["which says"] }.lines(10);
             lines.iter().try_for_each(|line| output::line(&format!("{:<10}{line}", "")))?;
         }
         for d in wide {

@@ -11,7 +11,8 @@ use ropejit::{Engine, Error, ErrorKind, Result, Tuning};
 use serde::Serialize;
 
 use super::super::output;
-use super::specs::{SizeArgs, SpecArgs};
+use super::super::table::Table;
+use super::specs::{self, SizeArgs, SpecArgs};
 
 /// Measure all candidates of a kernel of your own, beside a device-to-device copy of the same bytes.
 ///
@@ -67,12 +68,12 @@ impl Bench {
         };
         let mut all = Vec::new();
         for spec in self.specs.specs(&template) {
-            let first = engine()?;
-            let sizes = self.sizes.sizes(&first.template(&template)?.spec(spec.clone())?)?;
+            let first = specs::kernel(&engine()?.template(&template)?, &spec)?;
+            let sizes = self.sizes.sizes(&first)?;
             for size in sizes {
                 // One engine each: its store holds one choice.
                 let engine = engine()?;
-                let kernel = engine.template(&template)?.spec(spec.clone())?;
+                let kernel = specs::kernel(&engine.template(&template)?, &spec)?;
                 kernel.prewarm(&[size], true)?;
                 all.push(Measured::new(kernel.spec(), &choice(&engine)?));
             }
@@ -128,6 +129,7 @@ impl Measured {
         let row = |c: &&Candidate| {
             vec![c.config.clone(), c.note.clone(), number(c.us, output::us), number(c.ratio, |r| format!("{r:.3}"))]
         };
-        output::table(&["candidate", "", "time", "of copy"], rows.iter().map(row).collect(), 2)
+        let header = ["candidate", "note", "time", "of copy"];
+        Table { header: &header, rows: rows.iter().map(row).collect(), numbers: 2, gives: &["note"] }.print()
     }
 }

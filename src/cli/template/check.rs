@@ -7,6 +7,7 @@ use ropejit::families::template::{Checked, Template};
 use ropejit::{Engine, Error, ErrorKind, Result};
 use serde::Serialize;
 
+use super::super::table::Table;
 use super::super::{output, spec};
 use super::specs::{SizeArgs, SpecArgs};
 
@@ -129,7 +130,8 @@ fn print(all: &[Found]) -> Result<()> {
         };
         vec![f.spec.clone(), f.device.clone(), verdict, f.candidates.to_string()]
     };
-    output::table(&["kernel", "device", "verdict", "candidates"], all.iter().map(row).collect(), 1)?;
+    let header = ["kernel", "device", "verdict", "candidates"];
+    Table { header: &header, rows: all.iter().map(row).collect(), numbers: 1, gives: &["kernel"] }.print()?;
     for found in all {
         for Wrong { candidate, why } in &found.wrong {
             eprintln!("{} on {}, {candidate}: {why}", found.spec, found.device);

@@ -48,7 +48,7 @@ impl SpecArgs {
 
     /// The kernels of the specs that were named; without one, those of `[test]`.
     pub fn kernels(&self, template: &Template, on: &OnEngine) -> Result<Vec<TemplateKernel>> {
-        self.specs(template).into_iter().map(|spec| on.spec(spec).map_err(as_typed)).collect()
+        self.specs(template).iter().map(|spec| kernel(on, spec)).collect()
     }
 }
 
@@ -59,21 +59,18 @@ impl SizeArgs {
             return Ok(vec![kernel.test_size()?]);
         }
         let of = |Sizes(name, values): &Sizes| {
-            values.iter().map(|n| kernel.size_with(name, *n).map_err(as_typed_size)).collect::<Result<Vec<_>>>()
+            values.iter().map(|n| kernel.size_with(name, *n).map_err(|e| typed(e, "--size"))).collect::<Result<Vec<_>>>()
         };
         Ok(self.size.iter().map(of).collect::<Result<Vec<_>>>()?.concat())
     }
 }
 
+/// The kernel of a spec that was typed.
+pub fn kernel(on: &OnEngine, spec: &[(String, String)]) -> Result<TemplateKernel> {
+    on.spec(spec.iter().map(|(key, value)| (key, value))).map_err(|e| typed(e, "--spec"))
+}
+
 /// Names an argument as it is typed.
-fn as_typed(e: Error) -> Error {
-    typed(e, "--spec")
-}
-
-fn as_typed_size(e: Error) -> Error {
-    typed(e, "--size")
-}
-
 fn typed(e: Error, option: &str) -> Error {
     match e.subject().filter(|_| e.kind() == ErrorKind::InvalidArgument) {
         Some(subject) => {

@@ -14,6 +14,7 @@ mod expr;
 mod fill;
 mod handle;
 mod kernel_text;
+pub(crate) mod lines;
 mod names;
 mod prewarm;
 mod problem;
@@ -27,6 +28,7 @@ mod testing;
 mod tokens;
 mod trial;
 
+pub use crate::service::family::Provenance;
 pub use argument::{Arg, ElementType};
 pub use element::Element;
 pub use handle::{OnEngine, Serving, TemplateKernel};

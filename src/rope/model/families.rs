@@ -1,6 +1,6 @@
 //! What a configuration leaves to its model type: the pair style, and defaults of keys that are not stated.
 //!
-//! Source: the configuration classes and attention modules of transformers 5.23. The defaults are those of each class when
+//! Source: the configuration classes and attention modules of transformers 5.24. The defaults are those of each class when
 //! made with no arguments; the pair style was found by rotating unit vectors with the module's own function. Types that
 //! are not listed are refused rather than guessed at.
 
@@ -18,8 +18,10 @@ pub(super) enum Form {
     Layers,
     /// Per layer type, only ever nested in `rope_parameters`.
     Nested,
+    /// The same for all layers but for θ, which `layer_rope_theta` may list layer by layer.
+    Thetas,
 }
-use Form::{Flat, Layers, Mla, Nested};
+use Form::{Flat, Layers, Mla, Nested, Thetas};
 
 /// One model type.
 #[derive(Debug, Clone, Copy)]
@@ -111,7 +113,9 @@ const FAMILIES: &[Family] = &[
     family("gpt_oss", HalfSplit, [2880, 64, 8, 64], 131_072, 0.0, Some(1.0), Flat),
     family("gptj", Interleaved, [4096, 16, 0, 0], 2048, 10_000.0, Some(1.0), Flat),
     family("granite", HalfSplit, [4096, 32, 0, 0], 2048, 10_000.0, None, Flat),
+    family("granite_swa", HalfSplit, [2560, 20, 4, 0], 8192, 10_000.0, None, Thetas),
     family("granitemoe", HalfSplit, [4096, 32, 0, 0], 2048, 10_000.0, None, Flat),
+    family("granitemoe_swa", HalfSplit, [4096, 32, 0, 0], 2048, 10_000.0, None, Thetas),
     family("granitemoehybrid", HalfSplit, [4096, 32, 0, 0], 2048, 10_000.0, None, Flat),
     family("granitemoeshared", HalfSplit, [4096, 32, 0, 0], 2048, 10_000.0, None, Flat),
     family("gte", HalfSplit, [768, 12, 0, 0], 8192, 160_000.0, None, Flat),
@@ -134,6 +138,8 @@ const FAMILIES: &[Family] = &[
     family("mllama_text_model", HalfSplit, [4096, 32, 8, 0], 131_072, 500_000.0, None, Flat),
     family("modernbert", HalfSplit, [768, 12, 0, 0], 8192, 160_000.0, None, Layers),
     family("modernbert-decoder", HalfSplit, [768, 12, 0, 0], 8192, 160_000.0, None, Layers),
+    family("muse_glimmer_text", HalfSplit, [6656, 32, 2, 128], 131_072, 10_000.0, None, Thetas),
+    family("muse_spark_text", HalfSplit, [8192, 128, 16, 64], 1_048_576, 0.0, None, Thetas),
     family("nemotron", HalfSplit, [6144, 48, 0, 0], 4096, 10_000.0, Some(0.5), Flat),
     family("nomic_bert", HalfSplit, [768, 12, 0, 0], 2048, 1_000.0, None, Flat),
     family("olmo", HalfSplit, [4096, 32, 0, 0], 2048, 10_000.0, None, Flat),
@@ -145,6 +151,7 @@ const FAMILIES: &[Family] = &[
     family("phi", HalfSplit, [2048, 32, 0, 0], 2048, 10_000.0, Some(0.5), Flat),
     family("phi3", HalfSplit, [3072, 32, 0, 0], 4096, 10_000.0, Some(1.0), Flat),
     family("phi4_multimodal", HalfSplit, [3072, 32, 8, 0], 131_072, 10_000.0, Some(1.0), Flat),
+    family("phimoe", HalfSplit, [4096, 32, 8, 0], 131_072, 1_000_000.0, None, Flat),
     family("qwen2", HalfSplit, [4096, 32, 32, 0], 32_768, 10_000.0, None, Flat),
     family("qwen2_5_omni_text", HalfSplit, [3584, 28, 4, 0], 32_768, 1_000_000.0, None, Flat),
     family("qwen2_5_vl_text", HalfSplit, [8192, 64, 8, 0], 32_768, 1_000_000.0, None, Flat),

@@ -1,8 +1,14 @@
 //! Typed access to the keys of a JSON object, with the whole path of a key in every error.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
 use crate::error::{Error, ErrorKind, Result};
+
+/// Paths of all keys that were asked for, whether they are there or not.
+pub(super) type Asked = RefCell<BTreeSet<String>>;
 
 /// An object of the configuration and where it lies.
 #[derive(Clone, Copy)]
@@ -10,12 +16,26 @@ pub(super) struct Keys<'a> {
     object: &'a Map<String, Value>,
     /// The path of this object, empty for the root.
     prefix: &'a str,
+    asked: &'a Asked,
 }
 
 impl<'a> Keys<'a> {
     /// An object that lies at `prefix`; empty for the root.
-    pub fn at(object: &'a Map<String, Value>, prefix: &'a str) -> Self {
-        Self { object, prefix }
+    pub fn at(object: &'a Map<String, Value>, prefix: &'a str, asked: &'a Asked) -> Self {
+        Self { object, prefix, asked }
+    }
+
+    /// Another object of the same configuration.
+    pub fn within<'b>(&self, object: &'b Map<String, Value>, prefix: &'b str) -> Keys<'b>
+    where
+        'a: 'b,
+    {
+        Keys { object, prefix, asked: self.asked }
+    }
+
+    /// Whether somebody asked for this key.
+    pub fn was_asked(&self, key: &str) -> bool {
+        self.asked.borrow().contains(&self.path(key))
     }
 
     /// The full path of a key.
@@ -34,6 +54,7 @@ impl<'a> Keys<'a> {
 
     /// The value of a key; null is the same as absent.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
+        self.asked.borrow_mut().insert(self.path(key));
         self.object.get(key).filter(|value| !value.is_null())
     }
 
@@ -79,6 +100,10 @@ impl<'a> Keys<'a> {
         self.typed(key, "a list of finite numbers", |v| v.as_array()?.iter().map(number).collect())
     }
 
+    pub fn texts(&self, key: &str) -> Result<Option<Vec<&'a str>>> {
+        self.typed(key, "a list of strings", |v| v.as_array()?.iter().map(Value::as_str).collect())
+    }
+
     /// What `read` finds under several spellings of one key, which must agree; and the spelling that was used.
     pub fn one_of<T: PartialEq>(
         &self,
@@ -115,6 +140,7 @@ fn short(value: &Value) -> String {
     match value {
         Value::Array(list) => format!("a list of {}", list.len()),
         Value::Object(_) => "an object".to_owned(),
+        Value::String(name) if super::json::NOT_FINITE.contains(&name.as_str()) => name.clone(),
         other => {
             let text = other.to_string();
             if text.chars().count() > 60 { text.chars().take(60).chain(['…']).collect() } else { text }

@@ -1,13 +1,15 @@
 //! Where the rotary parameters of each layer type lie, in all the arrangements of `config.json`.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use serde_json::{Map, Value};
 
 use super::families::{Family, Form, mrope_of};
 use super::keys::Keys;
+use super::no_rope;
 use super::parameters::{self, Around};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::rope::scaling::{Mrope, RopeParameters};
 
 const FULL: &str = "full_attention";
@@ -36,24 +38,24 @@ pub(super) fn read(
         must_agree,
     };
     if let Some((key, object)) = nested {
-        if matches!(family.form, Form::Flat | Form::Mla) && !text.has("layer_types") {
+        if matches!(family.form, Form::Flat | Form::Mla | Form::Thetas) && !text.has("layer_types") {
             let message = format!("is nested, but layers of '{}' are all alike", family.model_type);
             return Err(text.wrong(key, message).hint("state one flat object, or layer_types"));
         }
-        let keys = Keys::at(object, &path);
+        let keys = text.within(object, &path);
         let mut layers = BTreeMap::new();
         for (name, value) in object {
             if value.is_null() {
                 continue; // layers of this type do not rotate
             }
             let inner = keys.map(name)?.map(|inner| (inner, keys.path(name)));
-            let inner = inner.as_ref().map(|(inner, path)| Keys::at(inner, path));
+            let inner = inner.as_ref().map(|(inner, path)| text.within(inner, path));
             let (theta, default) = layer_theta(text, family, name)?;
             layers.insert(name.clone(), parameters::read(inner, &around(name, theta, default, false))?);
         }
         return Ok((layers, None));
     }
-    let flat = stated.map(|(_, object)| Keys::at(object, &path));
+    let flat = stated.map(|(_, object)| text.within(object, &path));
     match family.form {
         Form::Nested => {
             let message = format!("must hold an object per layer type for model type '{}'", family.model_type);
@@ -75,7 +77,7 @@ pub(super) fn read(
             }
             Ok((layers, None))
         }
-        Form::Flat | Form::Mla => {
+        Form::Flat | Form::Mla | Form::Thetas => {
             if family.theta == 0.0 && flat.is_none() {
                 let message = format!("is missing, and layers of '{}' are scaled by default", family.model_type);
                 return Err(text.wrong("rope_parameters", message).hint("state rope_type and its parameters"));
@@ -84,8 +86,34 @@ pub(super) fn read(
             let rope = parameters::read(flat, &around("default", theta, default, true))?;
             refuse_unread(text, family, &rope, stated.map(|(key, _)| key))?;
             let mrope = parameters::mrope(flat, mrope_of(family), rope.rotary_dim / 2)?;
-            Ok((BTreeMap::from([("default".to_owned(), rope)]), mrope))
+            let thetas = if family.form == Form::Thetas { text.numbers("layer_rope_theta")? } else { None };
+            match thetas {
+                Some(thetas) => Ok((by_theta(text, &rope, &thetas)?, mrope)),
+                None => Ok((BTreeMap::from([("default".to_owned(), rope)]), mrope)),
+            }
         }
+    }
+}
+
+/// Layers by their θ, where each states one; a layer whose θ is 0 does not rotate.
+fn by_theta(text: Keys<'_>, rope: &RopeParameters, thetas: &[f64]) -> Result<BTreeMap<String, RopeParameters>> {
+    let mut layers = BTreeMap::new();
+    for &theta in thetas.iter().filter(|theta| **theta != 0.0) {
+        let own = RopeParameters { theta, ..rope.clone() };
+        if let Entry::Vacant(new) = layers.entry(format!("rope_theta={theta}")) {
+            let place = |e: Error| e.subject_is(text.path("layer_rope_theta"));
+            own.frequencies(None).map_err(place)?;
+            own.frequencies(Some(u64::from(u32::MAX))).map_err(place)?;
+            new.insert(own);
+        }
+    }
+    match layers.pop_first() {
+        Some((_, only)) if layers.is_empty() => Ok(BTreeMap::from([("default".to_owned(), only)])),
+        Some((name, first)) => {
+            layers.insert(name, first);
+            Ok(layers)
+        }
+        None => Err(no_rope(text.path("layer_rope_theta"), "is 0 for every layer")),
     }
 }
 
@@ -119,12 +147,13 @@ fn layer_theta(text: Keys<'_>, family: &Family, layer: &str) -> Result<(Option<(
 
 /// `rope_parameters` or the older `rope_scaling`, which must agree if both are there. An empty one is as good as none.
 fn stated(text: Keys<'_>) -> Result<Option<(&'static str, &Map<String, Value>)>> {
-    let find = |key| Ok::<_, crate::error::Error>(text.map(key)?.filter(|object| !object.is_empty()));
+    let find = |key| Ok::<_, Error>(text.map(key)?.filter(|object| !object.is_empty()));
     let (parameters, scaling) = (find("rope_parameters")?, find("rope_scaling")?);
     let (Some(parameters), Some(scaling)) = (parameters, scaling) else {
         return Ok(parameters.map(|p| ("rope_parameters", p)).or(scaling.map(|s| ("rope_scaling", s))));
     };
-    let (new, old) = (Keys::at(parameters, "rope_parameters"), Keys::at(scaling, "rope_scaling"));
+    let paths = [text.path("rope_parameters"), text.path("rope_scaling")];
+    let (new, old) = (text.within(parameters, &paths[0]), text.within(scaling, &paths[1]));
     let hint = "rope_scaling is the older name of rope_parameters: keep one of the two";
     let types = [parameters::rope_type(&new)?, parameters::rope_type(&old)?].map(|t| t.unwrap_or("default"));
     if types[0] != types[1] {
@@ -134,7 +163,9 @@ fn stated(text: Keys<'_>) -> Result<Option<(&'static str, &Map<String, Value>)>>
     // What moved into rope_parameters from elsewhere cannot be expected in the older object.
     let moved = ["rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"];
     for key in parameters.keys().chain(scaling.keys()) {
-        let agree = match (new.get(key), old.get(key)) {
+        // Not by asking: comparing is not reading.
+        let [new, old] = [parameters, scaling].map(|object| object.get(key).filter(|value| !value.is_null()));
+        let agree = match (new, old) {
             (Some(a), Some(b)) => a == b || a.as_f64().is_some_and(|a| b.as_f64() == Some(a)),
             (None, None) => true,
             _ => moved.contains(&key.as_str()),

@@ -1,24 +1,27 @@
 //! What a Hugging Face `config.json` says about rotary position embedding, in the spellings of transformers 4 and 5.
 //!
 //! The reader prefers refusing to guessing: an unknown model type or `rope_type`, keys that contradict each other, a missing
-//! factor are errors that name the key. What transformers fills in by model type is filled in from a table
+//! factor, a key that looks as if it changed the rotation and is not read are errors that name the key. What transformers fills in by model type is filled in from a table
 //! (`families.rs`), because published configurations, those of multimodal models above all, leave it out.
 //!
 //! On purpose not here: which layers do not rotate at all (`no_rope_layers` and the like), vision towers, and any file.
 
 mod families;
+mod json;
 mod keys;
 mod layers;
 mod parameters;
+mod per_layer;
 mod report;
 mod shipped;
 #[cfg(test)]
 mod tests;
+mod unread;
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 pub use report::{LayerReport, ModelReport};
 pub use shipped::SHIPPED;
@@ -28,7 +31,8 @@ use super::spec::MAX_HEADS;
 use super::{DType, PairStyle, PositionForm, RopeSpec};
 use crate::error::{Error, ErrorKind, Result};
 use families::{Family, Form};
-use keys::Keys;
+use keys::{Asked, Keys};
+use per_layer::Dims;
 
 /// Largest `head_dim` that is believed.
 const MAX_HEAD_DIM: u32 = 65_536;
@@ -49,8 +53,11 @@ const MAX_HEAD_DIM: u32 = 65_536;
 pub struct ModelConfig {
     /// The model type whose rules were followed; for a multimodal model, that of its text model.
     pub model_type: String,
-    /// Element type of the weights, if stated.
+    /// Element type of the weights, if stated; set it to have specs of another one.
     pub dtype: Option<DType>,
+    /// Where an element type is stated that no kernel has, such as `float8_e4m3fn`: which key, and what it says. It is no error
+    /// until a spec needs it.
+    pub unsupported_dtype: Option<UnsupportedDtype>,
     /// Heads of q.
     pub num_heads: u32,
     /// Heads of the k that turns. With multi-head latent attention that is 1: the rotating slice of k is shared by all
@@ -71,6 +78,18 @@ pub struct ModelConfig {
     pub layers: BTreeMap<String, RopeParameters>,
     /// Heads of k by layer type, where they differ from `num_kv_heads`.
     pub layer_kv_heads: BTreeMap<String, u32>,
+    /// Keys that look like RoPE's and are not read, by their path. Those that would change the rotation are errors.
+    pub unread: Vec<String>,
+}
+
+/// An element type that no kernel has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct UnsupportedDtype {
+    /// The path of the key that states it.
+    pub key: String,
+    /// What it says.
+    pub name: String,
 }
 
 impl ModelConfig {
@@ -80,19 +99,25 @@ impl ModelConfig {
     /// [`ErrorKind::Config`], naming the key, if the text is no JSON object, the model has no rotary position embedding or
     /// is of a type that is not known, a value is missing or wrong, or two keys contradict each other.
     pub fn from_json(text: &str) -> Result<Self> {
-        let value: Value = serde_json::from_str(text)
+        let value: Value = json::parse(text)
             .map_err(|e| Error::new(ErrorKind::Config, "is not valid JSON").subject_is("config").caused_by(e))?;
         let Value::Object(root) = &value else {
             let hint = "pass the text of a model's config.json";
             return Err(Error::new(ErrorKind::Config, "must be a JSON object").subject_is("config").hint(hint));
         };
-        descend(root, "", None, None, 0)
+        let asked = Asked::default();
+        let config = descend(Keys::at(root, "", &asked), None, None, 0)?;
+        if !config.unread.is_empty() {
+            tracing::warn!("keys of the model's configuration are not read: {}", config.unread.join(", "));
+        }
+        Ok(config)
     }
 
     /// The spec for all layers: f32 tables, rounded once, implicit positions; bf16 where no dtype is stated.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] if layer types differ in their dimensions (see [`layer_spec`](Self::layer_spec)),
+    /// [`ErrorKind::Config`] if layer types differ in their dimensions (see [`layer_spec`](Self::layer_spec)) or the element
+    /// type is one that no kernel has,
     /// [`ErrorKind::InvalidArgument`] if a value is beyond what a [`RopeSpec`] can be.
     pub fn spec(&self) -> Result<RopeSpec> {
         let mut specs = self.layers.keys().map(|layer| self.layer_spec(layer));
@@ -110,14 +135,22 @@ impl ModelConfig {
     /// The spec for one layer type.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`] if there is no such layer type, or a value is beyond what a [`RopeSpec`] can be.
+    /// [`ErrorKind::InvalidArgument`] if there is no such layer type, or a value is beyond what a [`RopeSpec`] can be,
+    /// [`ErrorKind::Config`] if the element type is one that no kernel has.
     pub fn layer_spec(&self, layer: &str) -> Result<RopeSpec> {
         let Some(rope) = self.layers.get(layer) else {
             let names: Vec<_> = self.layers.keys().map(String::as_str).collect();
             return Err(Error::argument("layer", format!("'{layer}' is not one of {}", names.join(", "))));
         };
         let num_kv_heads = self.layer_kv_heads.get(layer).copied().unwrap_or(self.num_kv_heads);
-        let dtype = self.dtype.unwrap_or(DType::BF16);
+        let dtype = match (self.dtype, &self.unsupported_dtype) {
+            (Some(dtype), _) => dtype,
+            (None, None) => DType::BF16,
+            (None, Some(UnsupportedDtype { key, name })) => {
+                return Err(wrong(key, format!("q and k cannot be of the element type '{name}'"))
+                    .hint("the weights may be; say what q and k are: float32, float16 or bfloat16"));
+            }
+        };
         let mut spec = RopeSpec::new(dtype, rope.head_dim, self.num_heads, num_kv_heads);
         spec.rotary_dim = rope.rotary_dim;
         spec.style = self.style;
@@ -138,20 +171,19 @@ fn no_rope(key: impl Into<String>, why: impl Into<String>) -> Error {
     wrong(key, why).hint("this model has no rotary position embedding")
 }
 
+/// The element type that is stated: one that kernels have, or another.
+type Stated = std::result::Result<DType, UnsupportedDtype>;
+
 /// Goes down to the text model of a multimodal one. The nearest `model_type` and `dtype` above count where it has none.
-fn descend(
-    object: &Map<String, Value>,
-    path: &str,
-    outer_type: Option<&str>,
-    outer_dtype: Option<DType>,
-    depth: u8,
-) -> Result<ModelConfig> {
-    let keys = Keys::at(object, path);
+fn descend(keys: Keys<'_>, outer_type: Option<&str>, outer_dtype: Option<Stated>, depth: u8) -> Result<ModelConfig> {
     let dtype = dtype(&keys)?.or(outer_dtype);
     let own_type = keys.text("model_type")?;
     for key in ["text_config", "language_config", "llm_config", "thinker_config"] {
         if let Some(inner) = keys.map(key)?.filter(|_| depth < 8) {
-            return descend(inner, &keys.path(key), own_type.or(outer_type), dtype, depth + 1);
+            let path = keys.path(key);
+            let mut config = descend(keys.within(inner, &path), own_type.or(outer_type), dtype, depth + 1)?;
+            config.unread.extend(unread::outside(&keys, inner));
+            return Ok(config);
         }
     }
     let Some(name) = own_type.or(outer_type) else {
@@ -160,28 +192,28 @@ fn descend(
     match (families::find(name), families::without_rope(name)) {
         (Some(family), _) => read(keys, name, family, dtype),
         (None, Some(positions)) => Err(no_rope(keys.path("model_type"), format!("'{name}' has {positions}"))),
-        (None, None) => {
-            let name: String = name.chars().take(60).collect();
-            Err(keys
-                .wrong("model_type", format!("'{name}' is not known"))
-                .hint("which elements turn together depends on it: if the model rotates as Llama does, say \"llama\""))
-        }
+        (None, None) => Err(keys
+            .wrong("model_type", format!("'{}' is not known", unread::clipped(name)))
+            .hint("which elements turn together depends on it: if the model rotates as Llama does, say \"llama\"")),
     }
 }
 
-fn dtype(keys: &Keys<'_>) -> Result<Option<DType>> {
+fn dtype(keys: &Keys<'_>) -> Result<Option<Stated>> {
     let read = |keys: &Keys<'_>, key: &str| {
-        let Some(name) = keys.text(key)? else { return Ok(None) };
-        let known = name.parse::<DType>().map_err(|_| {
-            let name: String = name.chars().take(40).collect();
-            keys.wrong(key, format!("unknown element type '{name}'")).hint("known are float32, float16, bfloat16")
-        })?;
-        Ok(Some(known))
+        let other = |name| UnsupportedDtype { key: keys.path(key), name: unread::clipped(name) };
+        Ok(keys.text(key)?.map(|name| name.parse::<DType>().map_err(|_| other(name))))
     };
-    Ok(keys.one_of(&["dtype", "torch_dtype"], read)?.map(|(dtype, _)| dtype))
+    // Two that no kernel has may differ: neither is used.
+    let stated = [read(keys, "dtype")?, read(keys, "torch_dtype")?];
+    match stated {
+        [Some(a), Some(b)] if a.as_ref().ok() != b.as_ref().ok() => {
+            Err(keys.wrong("torch_dtype", "contradicts dtype").hint("the two keys mean the same: keep one"))
+        }
+        [a, b] => Ok(a.or(b)),
+    }
 }
 
-fn read(text: Keys<'_>, model_type: &str, family: &'static Family, dtype: Option<DType>) -> Result<ModelConfig> {
+fn read(text: Keys<'_>, model_type: &str, family: &'static Family, dtype: Option<Stated>) -> Result<ModelConfig> {
     refuse_other_positions(&text, family)?;
     let max_position_embeddings = text
         .one_of(&["max_position_embeddings", "n_positions"], Keys::count)?
@@ -192,40 +224,34 @@ fn read(text: Keys<'_>, model_type: &str, family: &'static Family, dtype: Option
         return Err(text.wrong("num_attention_heads", format!("must be at most {MAX_HEADS}, got {num_heads}")));
     }
     let num_kv_heads = num_kv_heads(&text, family, num_heads)?;
-    let head_dim = head_dim(&text, family, num_heads)?;
-    if text.has("per_layer_config") {
-        return Err(text.wrong("per_layer_config", "is not supported: layers may differ in their dimensions"));
-    }
-
-    // Gemma 4: the heads of full attention are wider, and fewer of k.
-    let mut layer_kv_heads = BTreeMap::new();
-    let mut full_head_dim = head_dim;
-    if family.model_type == "gemma4_text" {
-        full_head_dim = text.count32("global_head_dim")?.unwrap_or(512);
-        believable(&text, "global_head_dim", full_head_dim)?;
-        let kv_heads = text.count32("num_global_key_value_heads")?;
-        if let (Some(n), true) = (kv_heads, text.flag("attention_k_eq_v")?.unwrap_or(false)) {
-            divides(&text, "num_global_key_value_heads", n, num_heads)?;
-            layer_kv_heads.insert("full_attention".to_owned(), n);
-        }
-    }
-    let width = |layer: &str| if layer == "full_attention" { full_head_dim } else { head_dim };
-    let (layers, mrope) = layers::read(text, family, width, max_position_embeddings)?;
-    let main = layers.values().find(|rope| rope.head_dim == head_dim).or(layers.values().next());
+    let all = Dims { head_dim: head_dim(&text, family, num_heads)?, num_kv_heads };
+    let by_type = per_layer::read(text, family, all, num_heads)?;
+    let dims = |layer: &str| by_type.get(layer).copied().unwrap_or(all);
+    let (layers, mrope) = layers::read(text, family, |layer| dims(layer).head_dim, max_position_embeddings)?;
+    per_layer::refuse_others(text, &by_type, &layers, all)?;
+    let main = layers.values().find(|rope| rope.head_dim == all.head_dim).or(layers.values().next());
     let Some(main) = main else {
         return Err(no_rope(text.path("rope_parameters"), "is null for every layer type"));
+    };
+    let style = style(&text, family)?;
+    let layer_kv_heads = layers.keys().map(|layer| (layer.clone(), dims(layer).num_kv_heads));
+    let (dtype, unsupported_dtype) = match dtype.transpose() {
+        Ok(dtype) => (dtype, None),
+        Err(other) => (None, Some(other)),
     };
     Ok(ModelConfig {
         model_type: model_type.to_owned(),
         dtype,
+        unsupported_dtype,
         num_heads,
         num_kv_heads,
         head_dim: main.head_dim,
         rotary_dim: main.rotary_dim,
-        style: style(&text, family)?,
+        style,
         max_position_embeddings,
         mrope,
-        layer_kv_heads,
+        layer_kv_heads: layer_kv_heads.filter(|(_, n)| *n != num_kv_heads).collect(),
+        unread: unread::check(text, &layers)?,
         layers,
     })
 }
@@ -241,10 +267,7 @@ fn refuse_other_positions(text: &Keys<'_>, family: &Family) -> Result<()> {
             Err(no_rope(text.path(key), "is not stated, which for this model type means no positions"))
         }
         None | Some("rope" | "rotary") => Ok(()),
-        Some(other) => {
-            let name: String = other.chars().take(40).collect();
-            Err(no_rope(text.path(key), format!("is '{name}'")))
-        }
+        Some(other) => Err(no_rope(text.path(key), format!("is '{}'", unread::clipped(other)))),
     }
 }
 

@@ -85,6 +85,10 @@ fn theta(keys: Option<Keys<'_>>, around: &Around<'_>) -> Result<f64> {
 fn kind<'a>(keys: &Keys<'a>, around: &Around<'_>) -> Result<&'a str> {
     let stated = rope_type(keys)?;
     let phi = matches!(around.family.model_type, "phi3" | "phi4_multimodal");
+    if around.family.model_type == "phimoe" && !matches!(stated, None | Some("longrope" | "default")) {
+        let key = if keys.has("type") { "type" } else { "rope_type" };
+        return Err(keys.wrong(key, "must be longrope or default for model type 'phimoe'"));
+    }
     match stated {
         // Phi-3's second name for it.
         Some("yarn") if phi && keys.has("short_factor") => Ok("longrope"),
@@ -115,9 +119,6 @@ fn kind<'a>(keys: &Keys<'a>, around: &Around<'_>) -> Result<&'a str> {
 /// The rotating width, the path of the key that decided it, and the fraction.
 fn rotary_dim(keys: Option<Keys<'_>>, around: &Around<'_>, kind: &str) -> Result<(u32, String, f64)> {
     let Around { text, family, head_dim, .. } = around;
-    if family.form == Form::Mla {
-        return Ok((*head_dim, text.path("qk_rope_head_dim"), 1.0));
-    }
     let inner = match &keys {
         Some(keys) => keys.number("partial_rotary_factor")?.map(|x| (x, keys.path("partial_rotary_factor"))),
         None => None,
@@ -130,6 +131,10 @@ fn rotary_dim(keys: Option<Keys<'_>>, around: &Around<'_>, kind: &str) -> Result
         return Err(text.wrong("", format!("is {b}, but {inside} is {a}")).subject_is(outside.as_str()));
     }
     let stated = inner.or(outer);
+    if family.form == Form::Mla {
+        latent_fraction(text, *head_dim, stated)?;
+        return Ok((*head_dim, text.path("qk_rope_head_dim"), 1.0));
+    }
     let wrong = |path: &str, message: String| Err(text.wrong("", message).subject_is(path));
     let (fraction, path) =
         stated.clone().unwrap_or_else(|| (family.partial.unwrap_or(1.0), text.path("partial_rotary_factor")));
@@ -155,6 +160,19 @@ fn rotary_dim(keys: Option<Keys<'_>>, around: &Around<'_>, kind: &str) -> Result
         return wrong(&path, rule);
     }
     Ok((width, path, fraction))
+}
+
+/// With multi-head latent attention the slice that turns has a key of its own. A fraction may say the same once more: of the
+/// whole head (Mistral 4), or of the slice.
+fn latent_fraction(text: &Keys<'_>, slice: u32, stated: Option<(f64, String)>) -> Result<()> {
+    let Some((fraction, path)) = stated else { return Ok(()) };
+    let whole = text.count32("qk_nope_head_dim")?.map(|rest| rest.saturating_add(slice));
+    let heads = [Some(slice), whole, text.count32("qk_head_dim")?, text.count32("head_dim")?];
+    if heads.into_iter().flatten().any(|head| (f64::from(head) * fraction).round() as u32 == slice) {
+        return Ok(());
+    }
+    let message = format!("is {fraction}, but {} says that {slice} elements turn", text.path("qk_rope_head_dim"));
+    Err(text.wrong("", message).subject_is(path))
 }
 
 /// The key `rotary_dim`, which GPT-J and `CodeGen` always have.
@@ -227,7 +245,10 @@ fn scaling(keys: &Keys<'_>, around: &Around<'_>, kind: &str, fraction: f64) -> R
             long_factor: divisors("long_factor")?,
             original_max_position_embeddings,
             factor: factor_or_ratio()?,
-            attention_factor: keys.number("attention_factor")?,
+            attention_factor: match phimoe_factor(keys, around)? {
+                None => keys.number("attention_factor")?,
+                factor => factor,
+            },
         },
         "llama3" => Scaling::Llama3 {
             factor: required("factor")?,
@@ -240,6 +261,27 @@ fn scaling(keys: &Keys<'_>, around: &Around<'_>, kind: &str, fraction: f64) -> R
         }
         _ => Scaling::Default,
     })
+}
+
+/// What `PhiMoE` multiplies cos and sin with: a factor for either set of divisors, and all published ones are equal.
+///
+/// (transformers 5.24 takes the factor by the sequence's length but the short divisors always; up to 4.57, and in the model's own
+/// code and vLLM, both follow the length, as here.)
+fn phimoe_factor(keys: &Keys<'_>, around: &Around<'_>) -> Result<Option<f64>> {
+    if around.family.model_type != "phimoe" {
+        return Ok(None);
+    }
+    let [short, long] = ["short_mscale", "long_mscale"].map(|key| {
+        let missing = || keys.wrong(key, "is missing, but model type 'phimoe' multiplies cos and sin with it");
+        keys.number(key)?.ok_or_else(missing)
+    });
+    let (short, long) = (short?, long?);
+    if short.to_bits() != long.to_bits() {
+        return Err(
+            keys.wrong("long_mscale", format!("is {long}, and short_mscale {short}: must be equal to be supported"))
+        );
+    }
+    Ok(Some(short))
 }
 
 /// The division of pairs among three axes, for models whose positions have three.

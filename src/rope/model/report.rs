@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::ModelConfig;
+use super::{ModelConfig, UnsupportedDtype};
 use crate::error::Result;
 use crate::rope::scaling::{Frequencies, Mrope, RopeParameters};
 use crate::rope::{DType, PairStyle};
@@ -17,6 +17,8 @@ pub struct ModelReport {
     pub model_type: String,
     /// Element type of the weights, if stated.
     pub dtype: Option<DType>,
+    /// An element type that is stated and that no kernel has.
+    pub unsupported_dtype: Option<UnsupportedDtype>,
     /// Heads of q.
     pub num_heads: u32,
     /// Heads of the k that turns.
@@ -33,6 +35,8 @@ pub struct ModelReport {
     pub mrope: Option<Mrope>,
     /// The length that the frequencies are for; none: as a model starts with.
     pub seq_len: Option<u64>,
+    /// Keys that look like RoPE's and are not read.
+    pub unread: Vec<String>,
     /// By layer type.
     pub layers: BTreeMap<String, LayerReport>,
 }
@@ -61,6 +65,7 @@ impl ModelConfig {
         Ok(ModelReport {
             model_type: self.model_type.clone(),
             dtype: self.dtype,
+            unsupported_dtype: self.unsupported_dtype.clone(),
             num_heads: self.num_heads,
             num_kv_heads: self.num_kv_heads,
             head_dim: self.head_dim,
@@ -69,6 +74,7 @@ impl ModelConfig {
             max_position_embeddings: self.max_position_embeddings,
             mrope: self.mrope,
             seq_len,
+            unread: self.unread.clone(),
             layers: self.layers.iter().map(layer).collect::<Result<_>>()?,
         })
     }

@@ -55,11 +55,12 @@ struct Faulty {
     at: u64,
     steps: AtomicU64,
     opens: AtomicU64,
+    locks: AtomicU64,
 }
 
 impl Faulty {
     fn new(fault: Fault, at: u64) -> Arc<Self> {
-        Arc::new(Self { fault, at, steps: AtomicU64::new(0), opens: AtomicU64::new(0) })
+        Arc::new(Self { fault, at, steps: AtomicU64::new(0), opens: AtomicU64::new(0), locks: AtomicU64::new(0) })
     }
 
     fn step(&self) -> io::Result<()> {
@@ -130,6 +131,7 @@ impl Files for Faulty {
     }
 
     fn lock(&self, file: &File, shared: bool) -> Result<(), TryLockError> {
+        self.locks.fetch_add(1, Relaxed);
         if self.fault == Fault::NoLocks {
             return Err(TryLockError::Error(io::ErrorKind::Unsupported.into()));
         }

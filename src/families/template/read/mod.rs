@@ -59,6 +59,9 @@ fn family(value: &Value<'_>) -> Result<String> {
     if !is_name(text) {
         return Err(value.error(format!("'{}' is no name: use a-z, 0-9 and _, a letter first", clip(text))));
     }
+    if super::element::Element::of(text).is_some() {
+        return Err(value.error(format!("'{text}' is a type, and can be no family")));
+    }
     if text == "rope" {
         return Err(value.error("'rope' is the family that comes with ropejit"));
     }

@@ -32,7 +32,7 @@ fn names(changes: Value) -> String {
 fn what_is_no_configuration() {
     assert_eq!(named(""), "config");
     assert_eq!(named("[1, 2]"), "config");
-    assert_eq!(named(r#"{"rope_theta": NaN}"#), "config");
+    assert_eq!(named(r#"{"rope_theta": nan}"#), "config");
     assert_eq!(named(&"[".repeat(100_000)), "config");
     assert_eq!(named("{}"), "model_type");
 }
@@ -59,7 +59,15 @@ fn unknown_types_are_not_guessed() {
     assert_eq!(names(json!({"rope_scaling": {"rope_type": "ntk", "factor": 2.0}})), "rope_scaling.rope_type");
     assert_eq!(names(json!({"rope_scaling": {"type": "ntk", "factor": 2.0}})), "rope_scaling.type");
     assert_eq!(names(json!({"rope_scaling": {"factor": 2.0}})), "rope_scaling.rope_type");
-    assert_eq!(names(json!({"torch_dtype": "float8_e4m3fn"})), "torch_dtype");
+}
+
+#[test]
+fn an_element_type_that_no_kernel_has_is_an_error_where_it_is_needed() {
+    let config = ModelConfig::from_json(&llama(json!({"torch_dtype": "float8_e4m3fn"}))).expect("read");
+    for error in [config.spec(), config.layer_spec("default")].map(|spec| spec.expect_err("no kernel")) {
+        assert_eq!((error.kind(), error.subject()), (ErrorKind::Config, Some("torch_dtype")));
+        assert!(error.to_string().contains("float8_e4m3fn"), "{error}");
+    }
 }
 
 #[test]
