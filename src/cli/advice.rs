@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use ropejit::engine::Missing;
+use ropejit::families::rope;
 use ropejit::jit::Class;
 use ropejit::{Error, ErrorKind, RopeSpec};
 
@@ -38,13 +39,24 @@ fn without_line(place: &str) -> &str {
 
 /// The command that makes what is missing.
 fn fill(missing: &Missing) -> Option<String> {
+    if missing.family != rope::NAME {
+        let (_, spec) = missing.spec.text().split_once(' ').unwrap_or_default();
+        let spec = if spec.is_empty() { String::new() } else { format!(" --spec {spec}") };
+        let command = format!("ropejit prewarm --template {}.toml{spec} --size …", missing.family);
+        return Some(with_lock(missing, command));
+    }
     let (spec, class) = (missing.spec.to::<RopeSpec>()?, missing.class.to::<Class>()?);
     let command = prewarm_command(&spec, missing.bucket, class);
-    Some(match &missing.lock_file {
+    Some(with_lock(missing, command))
+}
+
+/// The command, where a lock file decides.
+fn with_lock(missing: &Missing, command: String) -> String {
+    match &missing.lock_file {
         None => command,
         Some(file) if missing.is_locked => format!("ROPEJIT_LOCK={} {command}", quoted(file)),
         Some(file) => format!("ROPEJIT_LOCK= {command} --lock {}", quoted(file)),
-    })
+    }
 }
 
 /// A path as a shell takes it.

@@ -1,16 +1,18 @@
 //! `ropejit prewarm --template`
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use indicatif::ProgressBar;
+use ropejit::families::Problem;
 use ropejit::families::template::{PrewarmedTemplate, Provenance, Template};
 use ropejit::{Engine, Error, Result};
 
 use super::lock::Writer;
 use super::prewarmed::{Done, Report};
 use super::spec::NumberArgs;
-use super::template::specs::{SizeArgs, SpecArgs};
+use super::template::specs::{TemplateSizeArgs, TemplateSpecArgs};
 
 #[derive(Args)]
 pub struct TemplateArgs {
@@ -24,9 +26,9 @@ pub struct TemplateArgs {
     )]
     template: Vec<PathBuf>,
     #[command(flatten)]
-    specs: SpecArgs,
+    specs: TemplateSpecArgs,
     #[command(flatten)]
-    sizes: SizeArgs,
+    sizes: TemplateSizeArgs,
 }
 
 impl TemplateArgs {
@@ -42,6 +44,24 @@ impl TemplateArgs {
             }
         }
         Ok(())
+    }
+
+    /// What would be prepared, each with the command that does.
+    pub fn problems(&self, engine: &Engine) -> Result<Vec<(Arc<dyn Problem>, String)>> {
+        let mut all = Vec::new();
+        for path in &self.template {
+            let template = Template::load(path)?;
+            for kernel in self.specs.kernels(&template, &engine.template(&template)?)? {
+                for size in self.sizes.sizes(&kernel)? {
+                    let (_, spec) = kernel.spec().split_once(' ').unwrap_or_default();
+                    let spec = if spec.is_empty() { String::new() } else { format!(" --spec {spec}") };
+                    let sizes: String = self.sizes.size.iter().map(|size| format!(" --size {size}")).collect();
+                    let fill = format!("ropejit prewarm --template {}{spec}{sizes}", path.display());
+                    all.push((kernel.problem(size)?, fill));
+                }
+            }
+        }
+        Ok(all)
     }
 
     pub fn fill(

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::output;
 use super::table::Table;
-use super::template::specs::{self, SpecArgs};
+use super::template::specs::{self, TemplateSpecArgs};
 
 /// What runs a reference, in Python.
 const RUNNER: &str = include_str!("reference.py");
@@ -30,7 +30,7 @@ pub struct Test {
     #[arg(value_name = "FILE.toml", required = true)]
     files: Vec<PathBuf>,
     #[command(flatten)]
-    specs: SpecArgs,
+    specs: TemplateSpecArgs,
     /// The Python to run the reference with; it has NumPy.
     #[arg(long, value_name = "PROGRAM", default_value = "python3")]
     python: OsString,

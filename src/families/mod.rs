@@ -53,13 +53,14 @@ pub fn read_lock(path: &Path) -> Result<Lock> {
 pub fn read_choice(meta: &[u8]) -> Result<ChoiceMeta, String> {
     let mut meta: ChoiceMeta = serde_json::from_slice(meta).map_err(|e| e.to_string())?;
     let family = meta.fields.get("family").unwrap_or_default().to_owned();
-    let own = family == rope::NAME;
-    if own {
+    if family == rope::NAME {
         rope::lines::restate(
             &mut meta.spec,
             &mut meta.class,
             meta.record.candidates.iter_mut().map(|c| &mut c.config),
         )?;
+    } else {
+        template::lines::restate(&family, &mut meta.spec, &mut meta.class);
     }
     Ok(meta)
 }

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::super::output;
 use super::super::table::Table;
-use super::specs::{self, SizeArgs, SpecArgs};
+use super::specs::{self, TemplateSizeArgs, TemplateSpecArgs};
 
 /// Measure all candidates of a kernel of your own, beside a device-to-device copy of the same bytes.
 ///
@@ -26,9 +26,9 @@ pub struct Bench {
     #[arg(value_name = "FILE.toml")]
     file: PathBuf,
     #[command(flatten)]
-    specs: SpecArgs,
+    specs: TemplateSpecArgs,
     #[command(flatten)]
-    sizes: SizeArgs,
+    sizes: TemplateSizeArgs,
     /// Print one JSON document.
     #[arg(long)]
     json: bool,

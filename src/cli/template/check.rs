@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::super::table::Table;
 use super::super::{output, spec};
-use super::specs::{SizeArgs, SpecArgs};
+use super::specs::{TemplateSizeArgs, TemplateSpecArgs};
 
 /// Check kernels of your own before they serve: read both files, compile every candidate, and compare what each writes
 /// with what the default does, where a device is.
@@ -29,9 +29,9 @@ pub struct Check {
     #[arg(value_name = "FILE.toml", required = true)]
     files: Vec<PathBuf>,
     #[command(flatten)]
-    specs: SpecArgs,
+    specs: TemplateSpecArgs,
     #[command(flatten)]
-    sizes: SizeArgs,
+    sizes: TemplateSizeArgs,
     /// Also compile for these architectures.
     #[arg(long, value_delimiter = ',', value_name = "sm_NN,...")]
     arch: Vec<String>,

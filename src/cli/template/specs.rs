@@ -1,18 +1,20 @@
 //! `--spec` and `--size`: for which values of `[spec]`, and for how large calls.
 
+use std::fmt;
+
 use clap::Args;
 use ropejit::families::template::{OnEngine, Template, TemplateKernel};
 use ropejit::{Error, ErrorKind, Result};
 
 #[derive(Args)]
-pub struct SpecArgs {
+pub struct TemplateSpecArgs {
     /// A value for each key of [spec], such as hidden=4096,dtype=bf16. May be given several times.
     #[arg(long, value_name = "KEY=VALUE,...", value_parser = spec)]
     pub spec: Vec<Spec>,
 }
 
 #[derive(Args)]
-pub struct SizeArgs {
+pub struct TemplateSizeArgs {
     /// How large calls are: values of the number that the bucket is made of, such as rows=1,64,8192.
     #[arg(long, value_name = "NAME=N,...", value_parser = sizes)]
     pub size: Vec<Sizes>,
@@ -25,6 +27,14 @@ pub struct Spec(pub Vec<(String, String)>);
 /// A number of [args] with the values that it has.
 #[derive(Clone, Debug)]
 pub struct Sizes(String, Vec<i64>);
+
+impl fmt::Display for Sizes {
+    /// As it was typed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let values: Vec<_> = self.1.iter().map(i64::to_string).collect();
+        write!(f, "{}={}", self.0, values.join(","))
+    }
+}
 
 fn spec(text: &str) -> Result<Spec, String> {
     let pair = |word: &str| {
@@ -40,7 +50,7 @@ fn sizes(text: &str) -> Result<Sizes, String> {
     Ok(Sizes(name.trim().to_owned(), values.split(',').map(value).collect::<Result<_, _>>()?))
 }
 
-impl SpecArgs {
+impl TemplateSpecArgs {
     /// The specs that were named; without one, those of `[test]`.
     pub fn specs(&self, template: &Template) -> Vec<Vec<(String, String)>> {
         if self.spec.is_empty() { template.test_specs() } else { self.spec.iter().map(|s| s.0.clone()).collect() }
@@ -52,7 +62,7 @@ impl SpecArgs {
     }
 }
 
-impl SizeArgs {
+impl TemplateSizeArgs {
     /// The sizes of calls that were named, as buckets count them; without one, the largest of `[test]`.
     pub fn sizes(&self, kernel: &TemplateKernel) -> Result<Vec<u64>> {
         if self.size.is_empty() {

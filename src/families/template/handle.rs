@@ -182,6 +182,14 @@ impl TemplateKernel {
         Ok(true)
     }
 
+    /// What the service sees of calls of this size, with tensors that start where allocators put them: to look it up.
+    ///
+    /// # Errors
+    /// When no candidate is legal for the spec.
+    pub fn problem(&self, size: u64) -> Result<Arc<dyn family::Problem>> {
+        Ok(Arc::new(self.typed_problem(super::space::WIDEST, Bucket::of(size))?))
+    }
+
     /// The problem of calls with these alignments, among the spec's values, and this size, and the slots that serve it.
     pub(super) fn problem_of(&self, aligned: i64, bucket: Bucket) -> Result<(Arc<dyn family::Problem>, Arc<Slots>)> {
         let state = &self.state;
