@@ -1,7 +1,8 @@
 //! The native part of the Python package: from tensors of a Python library to launches of [`ropejit`].
 //!
 //! `functions` is what Python calls, `dlpack` and `torch` say what a tensor is, `call` checks and launches, `engines` keeps
-//! one engine a device, `service` is all that is not a rotation. `unsafe` is in `dlpack` and `call`.
+//! one engine a device, `service` is all that is not a rotation. `template` has kernels of the user's own. `unsafe` is in
+//! `dlpack`, `call` and `template`.
 
 mod call;
 mod dlpack;
@@ -10,6 +11,7 @@ mod errors;
 mod foreign;
 mod functions;
 mod service;
+mod template;
 mod torch;
 
 use pyo3::prelude::*;
@@ -30,5 +32,7 @@ fn _ropejit(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(service::inspect, module)?)?;
     module.add_function(wrap_pyfunction!(service::check, module)?)?;
     module.add_function(wrap_pyfunction!(service::command_line, module)?)?;
+    module.add_class::<template::PyTemplate>()?;
+    module.add_function(wrap_pyfunction!(template::close_templates, module)?)?;
     module.add_function(wrap_pyfunction!(service::close, module)?)
 }

@@ -48,7 +48,7 @@ impl Description {
         Ok(Spec { stated: self.stated(&values), values })
     }
 
-    fn spec_value(&self, at: usize, text: &str) -> Result<i64> {
+    pub(super) fn spec_value(&self, at: usize, text: &str) -> Result<i64> {
         let key = &self.spec[at];
         let number = text.parse::<i64>().ok().filter(|n| n.to_string() == text);
         let value = match &key.values {
@@ -63,7 +63,7 @@ impl Description {
         })
     }
 
-    fn allowed_text(&self, allowed: &Allowed) -> String {
+    pub(super) fn allowed_text(&self, allowed: &Allowed) -> String {
         match allowed {
             Allowed::Any(element) => format!("an integer of type {element}"),
             Allowed::Numbers(list) => {
