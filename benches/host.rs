@@ -10,7 +10,7 @@ use ropejit::families::rope::choice_fields;
 use ropejit::jit::lock::{Lock, Locked, Section};
 use ropejit::jit::prior::Priors;
 use ropejit::jit::render::{Dialect, render, source};
-use ropejit::jit::{Abilities, Bucket, Class, KeyFields, variant};
+use ropejit::jit::{Abilities, Bucket, Class, Identity, KeyFields, variant};
 use ropejit::{DType, DeviceChoice, Engine, Layout, RopeSpec, Stream, Tuning};
 
 fn first_call(c: &mut Criterion) {
@@ -32,22 +32,22 @@ fn first_call(c: &mut Criterion) {
 
 /// A miss reads the priors once, then looks into them.
 fn priors(c: &mut Criterion) {
-    const H200: &str = "NVIDIA H200; cc 9.0; 132 multiprocessors; L2 62914560 B; bus 6144 bit; memory 3201000 kHz";
+    let of = |name| Identity::new(name, (9, 0), 132, 62_914_560, 6144);
+    let (h200, b200) = (of("NVIDIA H200"), of("NVIDIA B200"));
     let can = Abilities { dialect: Dialect::Cuda, overlap: true };
     let mut lock = Lock::new(ropejit::jit::render::templates_digest());
     for i in 0..600 {
         let spec = RopeSpec::new(DType::BF16, 128, 1 + i / 15, 8);
         let (class, bucket) = (Class::contiguous(&spec, false, true), Bucket::of(1 << (i % 15)));
         let variant = variant::space(&spec, class, bucket, can)[0];
-        lock.set(Section::new("sm_90", Some(H200)), Locked::of(&spec, class, bucket, variant));
+        lock.set(Section::new("sm_90", Some(&h200)), Locked::of(&spec, class, bucket, variant));
     }
     let text = lock.to_string();
     let read = || Priors::parse([("priors", black_box(&*text))]).expect("a lock file");
     c.bench_function("600 priors, read", |b| b.iter(read));
     let (priors, spec, bucket) = (read(), RopeSpec::new(DType::F16, 128, 32, 8), Bucket::of(4096));
     let class = Class::contiguous(&spec, false, true);
-    c.bench_function("600 priors, exact", |b| b.iter(|| priors.exact(H200, &spec, class, bucket, can)));
-    let b200 = H200.replace("H200", "B200");
+    c.bench_function("600 priors, exact", |b| b.iter(|| priors.exact(&h200, &spec, class, bucket, can)));
     c.bench_function("600 priors, few", |b| b.iter(|| priors.few(&b200, &spec, class, bucket, can)));
 }
 

@@ -21,7 +21,7 @@ fn gone(lock: &Lock) -> usize {
 fn main() -> Result<ExitCode, Error> {
     let mut stale = Vec::new();
     for (name, lock) in prior::files()? {
-        let gpus: Vec<&str> = lock.sections().filter_map(|(p, _)| p.device.as_deref()?.split("; ").next()).collect();
+        let gpus: Vec<&str> = lock.sections().filter_map(|(p, _)| Some(p.device.as_ref()?.name())).collect();
         let (gpus, choices) = (gpus.join(", "), lock.choices().filter(|(place, _)| place.device.is_some()).count());
         let problem = match (lock.is_of(ropejit::jit::render::templates_digest()), gone(&lock)) {
             _ if choices == 0 => None,

@@ -105,6 +105,13 @@ impl Error {
         self
     }
 
+    /// What went wrong and where, in one line.
+    pub(crate) fn without_hint(&self) -> String {
+        let mut error = self.again();
+        error.0.hint = None;
+        error.to_string()
+    }
+
     /// The same error once more, with its cause as text: for a failure that is remembered.
     pub(crate) fn again(&self) -> Self {
         let Inner { kind, subject, message, hint, source, detail } = self.0.as_ref();

@@ -59,24 +59,22 @@
 #[cfg(feature = "cli")]
 extern crate self as ropejit;
 
-pub mod args;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
-pub mod device;
-pub mod engine;
 pub mod error;
 pub mod families;
 pub mod jit;
-pub mod rope;
 mod service;
-pub mod store;
-pub mod tune;
+pub mod rope;
+
+pub use families::rope::args;
+pub use service::{device, engine, store, tune};
 
 pub use args::{Args, CuSeqlens, Input, Offsets, Operand, PositionIds, Positions, Tables, Tensor};
 pub use device::{DeviceChoice, Stream};
 pub use engine::{Engine, Stats, Tuning};
 pub use error::{Error, ErrorKind, Result};
 pub use families::rope::{Angles, Rope};
-pub use rope::{DType, Direction, Layout, PairStyle, PositionForm, RopeSpec, Rounding, TableForm, TableWidth};
 pub use service::family::Origin;
+pub use rope::{DType, Direction, Layout, PairStyle, PositionForm, RopeSpec, Rounding, TableForm, TableWidth};

@@ -6,9 +6,11 @@ use std::sync::Once;
 
 use pyo3::prelude::*;
 use ropejit::engine::ChoiceMeta;
+use ropejit::rope::library::gradients_of;
 use ropejit::rope::model::ModelConfig;
-use ropejit::store::{Kind, Store, layers::Layers};
-use ropejit::{DType, Direction, RopeSpec, TableForm, TableWidth};
+use ropejit::store::layers::{Layers, Places};
+use ropejit::store::{Kind, Store};
+use ropejit::{DType, RopeSpec, TableForm, TableWidth};
 use serde_json::{Value, json};
 
 use crate::call::{self, Order};
@@ -55,10 +57,11 @@ pub fn prewarm(
             spec.table = TableForm { dtype: table, width: TableWidth::Full };
             // Models give one row per token, whose axes are resolved.
             (spec.positions, spec.mrope) = (ropejit::PositionForm::Implicit, None);
-            for direction in [Direction::Forward, Direction::Backward] {
-                spec.direction = direction;
-                if (direction == Direction::Forward || backward) && !specs.contains(&spec) {
-                    specs.push(spec.clone());
+            // Of q and k together, and of one alone where the other needs none.
+            let gradients = if backward { gradients_of(&spec) } else { Vec::new() };
+            for spec in std::iter::once(spec).chain(gradients) {
+                if !specs.contains(&spec) {
+                    specs.push(spec);
                 }
             }
         }
@@ -111,8 +114,7 @@ pub fn stats() -> PyResult<String> {
 #[pyfunction]
 pub fn inspect() -> PyResult<String> {
     guarded(|| {
-        let (user, read_only) = (ropejit::store::default_root(), ropejit::store::default_read_only());
-        let store = Layers::existing(user.as_deref(), &read_only).map_err(raise)?;
+        let store = Places::from_environment().and_then(|places| Layers::existing(&places)).map_err(raise)?;
         let mut choices = Vec::new();
         for listed in store.list(Kind::Choice).map_err(raise)? {
             let Ok(entry) = listed.entry else { continue };

@@ -71,7 +71,7 @@ def test_prewarm_takes_models_configurations_and_files(tmp_path):
     for given, text in ((config, "d32 h2/1"), (model, "f32 d32 h2/1"), (LLAMA, "bf16 d64 h2/1"), (tmp_path, "bf16 d64 h2/1")):
         (done,) = ropejit.prewarm(given, **arguments)
         assert text in done.spec and "half_split" in done.spec and done.tokens == 1 and not done.tuned
-    assert len(ropejit.prewarm(LLAMA, backward=True, **arguments)) == 2
+    assert len(ropejit.prewarm(LLAMA, backward=True, **arguments)) == 4
     with pytest.raises(ValueError, match="layout"):
         ropejit.prewarm(LLAMA, layout="x", **arguments)
     with pytest.raises(ValueError, match="model_type"):

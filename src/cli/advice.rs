@@ -5,7 +5,7 @@ use std::path::Path;
 use ropejit::engine::Missing;
 use ropejit::families::rope;
 use ropejit::jit::Class;
-use ropejit::{Error, ErrorKind, RopeSpec};
+use ropejit::{DeviceChoice, Error, ErrorKind, RopeSpec};
 
 use super::prewarm_command::prewarm_command;
 
@@ -37,26 +37,35 @@ fn without_line(place: &str) -> &str {
     }
 }
 
-/// The command that makes what is missing.
+/// The command that makes what is missing, for the engine as it was built, behind what keeps that from being found.
 fn fill(missing: &Missing) -> Option<String> {
-    if missing.family != rope::NAME {
+    let prewarm = if missing.family == rope::NAME {
+        let (spec, class) = (missing.spec.to::<RopeSpec>()?, missing.class.to::<Class>()?);
+        prewarm_command(&spec, missing.bucket, class)
+    } else {
         let (_, spec) = missing.spec.text().split_once(' ').unwrap_or_default();
         let spec = if spec.is_empty() { String::new() } else { format!(" --spec {spec}") };
-        let command = format!("ropejit prewarm --template {}.toml{spec} --size …", missing.family);
-        return Some(with_lock(missing, command));
-    }
-    let (spec, class) = (missing.spec.to::<RopeSpec>()?, missing.class.to::<Class>()?);
-    let command = prewarm_command(&spec, missing.bucket, class);
-    Some(with_lock(missing, command))
-}
-
-/// The command, where a lock file decides.
-fn with_lock(missing: &Missing, command: String) -> String {
-    match &missing.lock_file {
+        format!("ropejit prewarm --template {}.toml{spec} --size …", missing.family)
+    };
+    let folder = missing.cache_dir.as_ref().map(|folder| format!("ROPEJIT_CACHE_DIR={} ", quoted(folder)));
+    let device = match missing.device {
+        Some(DeviceChoice::Host) => "ROPEJIT_DEVICE=host ".to_owned(),
+        Some(DeviceChoice::Cuda(n)) => format!("ROPEJIT_DEVICE=cuda:{n} "),
+        _ => String::new(),
+    };
+    let command = format!("{}{device}{prewarm}", folder.unwrap_or_default());
+    let command = match &missing.lock_file {
         None => command,
         Some(file) if missing.is_locked => format!("ROPEJIT_LOCK={} {command}", quoted(file)),
         Some(file) => format!("ROPEJIT_LOCK= {command} --lock {}", quoted(file)),
-    }
+    };
+    Some(match (missing.has_folder, &missing.cure) {
+        (true, _) => command,
+        (false, Some(cure)) => format!("{cure}; then: {command}"),
+        (false, None) => {
+            format!("give the engine a cache folder (ROPEJIT_CACHE_DIR, Builder::cache_dir); then: {command}")
+        }
+    })
 }
 
 /// A path as a shell takes it.

@@ -100,8 +100,13 @@ impl Bench {
                 let mut spec = RopeSpec::new(dtype, dim, heads, kv_heads).with_table(table, TableWidth::Half);
                 spec.angles = (self.table == Table::Made).then_some(TableMode::Accurate);
                 let parameters = RopeParameters::new(10_000.0, dim);
-                let chosen =
-                    Chosen { name: name.clone(), spec, frequencies: parameters.frequencies(None)?, parameters };
+                let chosen = Chosen {
+                    name: name.clone(),
+                    model_type: String::new(),
+                    spec,
+                    frequencies: parameters.frequencies(None)?,
+                    parameters,
+                };
                 for head_major in [false, true] {
                     for in_place in [false, true] {
                         bar.set_message(format!("{name} {dtype}"));
@@ -227,11 +232,7 @@ fn landscape(engine: &Engine, spec: &RopeSpec, tokens: u32, head_major: bool) ->
             continue;
         };
         let ours = meta.record.device == engine.facts().name && meta.record.tuned;
-        if ours
-            && meta.spec.text() == spec.to_string()
-            && meta.class.text() == class.to_string()
-            && meta.bucket == bucket
-        {
+        if ours && meta.spec.text() == spec.to_string() && meta.class.text() == class.to_string() && meta.bucket == bucket {
             let copy = meta.record.copy_ns.unwrap_or(0.0);
             let one = |c: &ropejit::jit::Candidate| {
                 Some(Candidate { variant: c.config.to_string(), ratio: copy / c.median_ns()? })

@@ -4,13 +4,15 @@ use std::path::Path;
 
 use clap::{Args, ValueEnum};
 use ropejit::device::{DeviceChoice, nvrtc_version, open};
-use ropejit::store::{default_root, disk::Disk};
+use ropejit::store::disk::Disk;
+use ropejit::store::layers::Places;
+use ropejit::store::{Kind, Store as _};
 use ropejit::{Error, ErrorKind, Result};
 use serde_json::json;
 
 use super::output;
 
-/// Check what this machine has: GPU, NVRTC, C++ compiler, cache folder.
+/// Check what this machine has: GPU, NVRTC, C++ compiler, cache folder, and the folders of `ROPEJIT_CACHE_PATH`.
 ///
 /// NVRTC compiles for GPUs; the C++ compiler stands in for it on the host device. Not all of them are needed: what is
 /// missing fails only when it is required.
@@ -34,6 +36,7 @@ enum Need {
     Nvrtc,
     HostCompiler,
     Cache,
+    CachePath,
 }
 
 impl Doctor {
@@ -44,27 +47,29 @@ impl Doctor {
         });
         let nvrtc = nvrtc_version().map(|(path, identity)| format!("{identity}, {}", path.display()));
         let host = open(DeviceChoice::Host).and_then(|d| d.compiler());
-        let cache = match default_root() {
-            None => Err(Error::new(ErrorKind::Io, "neither ROPEJIT_CACHE_DIR nor HOME is set: nothing is kept")),
-            Some(root) => usable(&root),
-        };
-        let all = [
+        let places = Places::from_environment()?;
+        let mut all = vec![
             (Need::Gpu, "gpu", gpu),
             (Need::Nvrtc, "nvrtc", nvrtc),
             (Need::HostCompiler, "host_compiler", host),
-            (Need::Cache, "cache", cache),
+            (Need::Cache, "cache", usable(&places)),
         ];
+        all.extend(places.read_only.iter().map(|root| (Need::CachePath, "cache_path", readable(&places, root))));
         if self.json {
-            let fields: serde_json::Map<_, _> = all
-                .iter()
-                .map(|(_, name, found)| {
-                    let value = match found {
-                        Ok(text) => json!({ "ok": true, "what": text }),
-                        Err(e) => json!({ "ok": false, "what": e.to_string() }),
-                    };
-                    ((*name).to_owned(), value)
-                })
-                .collect();
+            let mut fields = serde_json::Map::new();
+            for (need, name, found) in &all {
+                let value = match found {
+                    Ok(text) => json!({ "ok": true, "what": text }),
+                    Err(e) => json!({ "ok": false, "what": e.to_string() }),
+                };
+                if *need == Need::CachePath {
+                    // As many as the variable names.
+                    let list = fields.entry(*name).or_insert_with(|| json!([]));
+                    list.as_array_mut().into_iter().for_each(|list| list.push(value.clone()));
+                } else {
+                    fields.insert((*name).to_owned(), value);
+                }
+            }
             output::json(&output::without_engine(fields.into()))?;
         } else {
             for (_, name, found) in &all {
@@ -87,18 +92,41 @@ impl Doctor {
 }
 
 /// Whether entries can be kept in the cache folder; one that is not there is not made.
-fn usable(root: &Path) -> Result<String> {
+fn usable(places: &Places) -> Result<String> {
+    let Some(root) = places.user_folder() else {
+        return Err(Error::new(ErrorKind::Io, "neither ROPEJIT_CACHE_DIR nor HOME is set: nothing is kept")
+            .hint("set ROPEJIT_CACHE_DIR to a folder that you can write to"));
+    };
     let there = root.exists();
-    if there {
-        Disk::open(root)?;
-    }
-    let nearest = root.ancestors().find(|folder| folder.exists()).unwrap_or(root);
+    let holds = if there { holding(&places.open_user(&root)?)? } else { "will be made at the first use".into() };
+    let nearest = root.ancestors().find(|folder| folder.exists()).unwrap_or(&root);
     match tempfile::tempfile_in(nearest) {
-        Ok(_) if there => Ok(root.display().to_string()),
-        Ok(_) => Ok(format!("{} (will be made at the first use)", root.display())),
+        Ok(_) => Ok(format!("{} ({holds})", root.display())),
         Err(e) => Err(Error::new(ErrorKind::Io, "the cache folder cannot be written to")
             .subject_is(root.display().to_string())
             .caused_by(e)
             .hint("set ROPEJIT_CACHE_DIR to a folder that you can write to")),
     }
+}
+
+/// Whether a folder that is only read is there and can be trusted.
+fn readable(places: &Places, root: &Path) -> Result<String> {
+    Ok(format!("{} ({})", root.display(), holding(&places.open_read_only(root)?)?))
+}
+
+/// Owner, mode and number of entries of a folder.
+fn holding(disk: &Disk) -> Result<String> {
+    let entries = disk.heads(Kind::Choice)?.len() + disk.heads(Kind::Artifact)?.len();
+    let Some(meta) = disk.root().and_then(|root| root.metadata().ok()) else { return Ok(format!("entries {entries}")) };
+    #[cfg(unix)]
+    let owner = {
+        use std::os::unix::fs::MetadataExt as _;
+        format!("owner {}, group {}, mode {:o}, ", meta.uid(), meta.gid(), meta.mode() & 0o7777)
+    };
+    #[cfg(not(unix))]
+    let owner = {
+        let _ = meta;
+        String::new()
+    };
+    Ok(format!("{owner}entries {entries}"))
 }

@@ -1,6 +1,7 @@
 //! `ropejit prewarm --lock` and `--check`
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::Path;
 
 use ropejit::families::rope::Prewarmed;
@@ -25,11 +26,16 @@ impl Writer {
         if !path.exists() {
             return Ok(Self { lock: Lock::new(families().templates()), outdated: 0 });
         }
+        if !path.is_file() {
+            return Err(Error::new(ErrorKind::LockFile, "is no file that can be replaced")
+                .subject_is(path.display().to_string())
+                .hint("name a file, or one that is to be made"));
+        }
         let lock = read_lock(path)?;
         if lock.is_of(families().templates()) {
             return Ok(Self { lock, outdated: 0 });
         }
-        Ok(Self { lock: Lock::new(families().templates()), outdated: lock.sections().map(|(_, n)| n).sum() })
+        Ok(Self { lock: lock.emptied(families().templates()), outdated: lock.sections().map(|(_, n)| n).sum() })
     }
 
     /// Adds what a call will be served by: one that was measured for this device or its model, one that was not for its
@@ -37,7 +43,7 @@ impl Writer {
     pub fn add(&mut self, engine: &Engine, done: &Prewarmed) {
         let facts = engine.facts();
         let identity = facts.identity();
-        let section = Section::new(&facts.arch, (done.tuned || done.prior).then_some(identity.as_str()));
+        let section = Section::new(&facts.arch, (done.tuned || done.prior).then_some(&identity));
         self.lock.set(section, Locked::of(&done.spec, done.class, done.bucket, done.variant));
     }
 
@@ -46,13 +52,13 @@ impl Writer {
         let PrewarmedTemplate { spec, class, bucket, config, provenance, .. } = done;
         let facts = engine.facts();
         let identity = provenance.is_tuned().then(|| facts.identity());
-        let section = Section::new(&facts.arch, identity.as_deref());
+        let section = Section::new(&facts.arch, identity.as_ref());
         let [spec, class, config] = [spec, class, config].map(Clone::clone);
         self.lock.set(section, Locked { spec, class, bucket: *bucket, config, line: 0 });
     }
 
     pub fn write(&self, path: &Path) -> Result<()> {
-        std::fs::write(path, self.lock.to_string()).map_err(|e| {
+        replace(path, &self.lock.to_string()).map_err(|e| {
             Error::io(path, "the lock file cannot be written", e)
                 .hint("name a file in a folder that is there and that you can write to")
         })?;
@@ -65,6 +71,36 @@ impl Writer {
     }
 }
 
+/// Puts a text in a file's place at once, so that nobody reads half of it. A file that is there keeps its mode and owner.
+fn replace(path: &Path, text: &str) -> std::io::Result<()> {
+    // A link stays one: what it leads to is replaced.
+    let path = if path.exists() { &std::fs::canonicalize(path)? } else { path };
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".ropejit-lock-");
+    let before = std::fs::metadata(path).ok();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        // A new file is for all to read, as far as the umask lets them, but never for others to write.
+        let mode = if before.is_some() { 0o600 } else { 0o644 };
+        builder.permissions(std::fs::Permissions::from_mode(mode));
+    }
+    let mut file = builder.tempfile_in(folder)?;
+    file.write_all(text.as_bytes())?;
+    if let Some(before) = before {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt as _;
+            // Where this user may not give files away, the file becomes this user's.
+            let _ = std::os::unix::fs::fchown(file.as_file(), Some(before.uid()), Some(before.gid()));
+        }
+        file.as_file().set_permissions(before.permissions())?;
+    }
+    file.as_file().sync_all()?;
+    file.persist(path).map(drop).map_err(|e| e.error)
+}
+
 /// Says what of a lock file no longer holds for these engines' devices; an error if anything does not.
 pub fn check(path: &Path, engines: &[Engine], as_json: bool) -> Result<()> {
     let lock = read_lock(path)?;
@@ -73,7 +109,7 @@ pub fn check(path: &Path, engines: &[Engine], as_json: bool) -> Result<()> {
     for engine in engines {
         let facts = engine.facts();
         let identity = engine.device().runs().then(|| facts.identity());
-        for problem in lock.problems(&facts.arch, identity.as_deref(), engine.device().abilities(), families()) {
+        for problem in lock.problems(&facts.arch, identity.as_ref(), engine.device().abilities(), families()) {
             problems.insert((problem.line, problem.what.clone()), problem);
         }
     }

@@ -11,6 +11,8 @@ mod bench_case;
 mod bench_picture;
 mod demo;
 mod doctor;
+#[cfg(test)]
+mod hint_tests;
 mod inspect;
 mod lock;
 mod model;
@@ -55,6 +57,8 @@ Environment:
   ROPEJIT_CACHE_PATH  further cache folders, separated by ':', that are only read
   ROPEJIT_CACHE_MAX_BYTES
                       size that the cache folder may have (default: 1G)
+  ROPEJIT_TRUST_GROUP number of a group that may write to the cache folders
+  ROPEJIT_STRICT      1: a cache folder that others can write to is an error
   ROPEJIT_TUNING      background, blocking, never or frozen
   ROPEJIT_DEVICE      auto, cuda, cuda:N or host
   ROPEJIT_LOCK        a tuning lock file, as prewarm --lock writes it: its variants serve

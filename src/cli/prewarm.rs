@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use clap::Args;
-use ropejit::jit::Bucket;
+use ropejit::families::rope::Prewarmed;
+use ropejit::jit::{Bucket, Class};
+use ropejit::rope::library::Library;
 use ropejit::{Engine, Error, Result};
 
 use super::lock::{self, Writer};
@@ -29,6 +31,7 @@ use super::spec::{self, Chosen, FormArgs, NumberArgs};
 Examples:
   ropejit prewarm --model config.json --tokens 1,64,512,8192
   ropejit prewarm --model llama-3.1-8b --arch sm_80,sm_90 --no-tune
+  ropejit prewarm --for transformers --model config.json   what ropejit.patch(...) serves
   ropejit prewarm --head-dim 128 --num-heads 32 --num-kv-heads 8 --tokens 8192 --dtype f16
   ropejit prewarm --model config.json --lock rope.lock     tune here, commit the file
   ROPEJIT_LOCK=rope.lock ropejit prewarm --model config.json --arch sm_90
@@ -50,12 +53,25 @@ pub struct Prewarm {
     numbers: NumberArgs,
     #[command(flatten)]
     form: FormArgs,
+    /// Prepare what the calls of this library need, in place of the options that say how the program calls it: transformers (what
+    /// `ropejit.patch("transformers")` serves), unsloth, flash-attn. With --backward also what gradients need.
+    #[arg(
+        long = "for",
+        value_name = "LIBRARY",
+        value_parser = spec::parse::<Library>,
+        conflicts_with_all = ["rounding", "table", "table_width", "angles", "positions", "bhsd", "layout"]
+    )]
+    library: Option<Library>,
     /// Token counts (over the whole batch), each rounded up to a power of two.
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = spec::tokens, default_value = "1,64,512,8192")]
-    tokens: Vec<u64>,
+    pub tokens: Vec<u64>,
     /// Prepare for q and k stored as [B,H,S,D] instead of [B,S,H,D].
     #[arg(long)]
-    bhsd: bool,
+    pub bhsd: bool,
+    /// Prepare for these layout classes instead, as errors and `inspect` name them, such as bshd/8B/t16B: tensors that are not
+    /// contiguous, or not aligned as far as their sizes allow.
+    #[arg(long, value_name = "CLASS,...", value_delimiter = ',', value_parser = spec::parse::<Class>, conflicts_with = "bhsd")]
+    pub layout: Vec<Class>,
     #[command(flatten)]
     templates: TemplateArgs,
     /// Compile for these architectures instead of this machine's GPU.
@@ -71,14 +87,14 @@ pub struct Prewarm {
     #[arg(long, value_name = "FILE")]
     manifest: Option<std::path::PathBuf>,
     /// Also write the choices to this lock file. Choices of a file that is there are kept, but for those made again and
-    /// those of other templates.
+    /// those of other templates; comments stay.
     #[arg(long, value_name = "FILE")]
     lock: Option<std::path::PathBuf>,
     /// Only say whether this lock file still fits: the templates, this device (or --arch), the variants that are legal.
     #[arg(
         long,
         value_name = "FILE",
-        conflicts_with_all = ["model", "lock", "manifest", "no_tune", "measure", "bhsd", "head_dim", "num_heads"]
+        conflicts_with_all = ["model", "lock", "manifest", "no_tune", "measure", "bhsd", "layout", "head_dim", "num_heads"]
     )]
     check: Option<std::path::PathBuf>,
     /// Print one JSON document.
@@ -92,14 +108,7 @@ impl Prewarm {
             return lock::check(path, &self.engines(None)?, self.json);
         }
         self.templates.check()?;
-        let longest = self.tokens.iter().copied().max().unwrap_or(1);
-        let mut chosen: Vec<Chosen> = Vec::new();
-        for model in &self.model {
-            chosen.extend(spec::of_model(model, &self.form, longest)?);
-        }
-        if self.model.is_empty() && self.templates.is_empty() {
-            chosen.push(self.numbers.choose(&self.form, longest)?);
-        }
+        let chosen = if self.templates.is_empty() { self.chosen()? } else { Vec::new() };
         if let (Some(path), Some(used)) = (&self.lock, std::env::var_os("ROPEJIT_LOCK").filter(|v| !v.is_empty())) {
             let what = format!("ROPEJIT_LOCK ({}) has chosen already", used.display());
             return Err(Error::argument("--lock", what)
@@ -130,6 +139,16 @@ impl Prewarm {
         report.kept()
     }
 
+    /// What to prepare.
+    pub fn chosen(&self) -> Result<Vec<Chosen>> {
+        let longest = self.tokens.iter().copied().max().unwrap_or(1);
+        if self.model.is_empty() {
+            return Ok(vec![self.numbers.choose(&self.form, longest)?]);
+        }
+        let models = self.model.iter().map(|model| spec::of_model(model, &self.form, longest));
+        Ok(models.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
     /// Of this machine's device, or of the architectures; without a bar to show progress on, only to look at.
     fn engines(&self, bar: Option<&indicatif::ProgressBar>) -> Result<Vec<Engine>> {
         let builder = || match bar {
@@ -156,7 +175,7 @@ impl Prewarm {
             for one in chosen {
                 for tokens in tokens.iter().map(|bucket| bucket.tokens()) {
                     bar.set_message(format!("{}, {tokens} tokens, {}", one.name, engine.facts().arch));
-                    let done = engine.prewarm(std::slice::from_ref(&one.spec), &[tokens], self.bhsd, !self.no_tune)?;
+                    let done = self.one(engine, one, tokens)?;
                     if let Some(writer) = &mut writer {
                         for done in &done {
                             writer.add(engine, done);
@@ -179,5 +198,21 @@ impl Prewarm {
             report.add_stats(engine);
         }
         Ok(report)
+    }
+}
+
+impl Prewarm {
+    /// What one model's calls with this many tokens need.
+    fn one(&self, engine: &Engine, one: &Chosen, tokens: u64) -> Result<Vec<Prewarmed>> {
+        let (specs, tune) = (std::slice::from_ref(&one.spec), !self.no_tune);
+        if let Some(library) = self.library {
+            let specs = library.specs(&one.model_type, &one.spec, self.form.backward);
+            let done = library.head_major().iter().map(|&bhsd| engine.prewarm(&specs, &[tokens], bhsd, tune));
+            return Ok(done.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect());
+        }
+        if self.layout.is_empty() {
+            return engine.prewarm(specs, &[tokens], self.bhsd, tune);
+        }
+        engine.prewarm_classes(specs, &[tokens], &self.layout, tune).map_err(spec::as_typed)
     }
 }

@@ -1,5 +1,6 @@
-//! The command that fills the cache for a call.
+//! The command that fills the cache for a call: whoever runs it as it stands has the call served.
 
+use ropejit::families::rope::prepared_classes;
 use ropejit::jit::{Bucket, Class};
 use ropejit::rope::scaling::TableMode;
 use ropejit::{DType, Direction, PairStyle, PositionForm, RopeSpec, Rounding, TableWidth};
@@ -42,10 +43,13 @@ pub fn prewarm_command(spec: &RopeSpec, bucket: Bucket, class: Class) -> String 
     };
     flag(spec.angles.is_some(), angles);
     flag(positions.is_some(), &format!("--positions {}", positions.unwrap_or_default()));
-    flag(
-        spec.mrope.is_some(),
-        "--model CONFIG.json   (in place of the numbers: three position axes come from a model)",
-    );
-    flag(class.head_major, "--bhsd");
+    if let Some(mrope) = &spec.mrope {
+        flag(true, &format!("--mrope {mrope}"));
+    }
+    if prepared_classes(spec, class.head_major).contains(&class) {
+        flag(class.head_major, "--bhsd");
+    } else {
+        flag(true, &format!("--layout {class}"));
+    }
     command
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use ropejit::rope::model::{ModelConfig, SHIPPED};
-use ropejit::rope::scaling::{Frequencies, RopeParameters, TableMode};
+use ropejit::rope::scaling::{Frequencies, Mrope, RopeParameters, TableMode};
 use ropejit::{
     DType, Direction, Error, ErrorKind, PairStyle, PositionForm, Result, RopeSpec, Rounding, TableForm, TableWidth,
 };
@@ -39,6 +39,9 @@ pub struct NumberArgs {
     /// Which elements turn together [default: half-split].
     #[arg(long, value_enum, requires = "head_dim")]
     pub style: Option<StyleArg>,
+    /// Pairs of the temporal, height and width axes of positions, such as 16/24/24 or 24/20/20/interleaved.
+    #[arg(long, value_name = "T/H/W", requires = "head_dim", value_parser = parse::<Mrope>)]
+    pub mrope: Option<Mrope>,
 }
 
 /// How it is called.
@@ -128,6 +131,8 @@ pub enum PositionArg {
 /// A RoPE to run: a name for people, what is computed, and its frequencies.
 pub struct Chosen {
     pub name: String,
+    /// The model's type; empty for one given by numbers.
+    pub model_type: String,
     pub spec: RopeSpec,
     pub frequencies: Frequencies,
     pub parameters: RopeParameters,
@@ -145,7 +150,7 @@ impl SpecArgs {
 
 impl NumberArgs {
     /// What cannot stand beside `--model`.
-    pub const NAMES: [&str; 5] = ["head_dim", "num_heads", "num_kv_heads", "rotary_dim", "style"];
+    pub const NAMES: [&str; 6] = ["head_dim", "num_heads", "num_kv_heads", "rotary_dim", "style", "mrope"];
 
     /// The RoPE that the numbers say.
     pub fn choose(&self, form: &FormArgs, tokens: u64) -> Result<Chosen> {
@@ -159,12 +164,13 @@ impl NumberArgs {
             None | Some(StyleArg::HalfSplit) => PairStyle::HalfSplit,
             Some(StyleArg::Interleaved) => PairStyle::Interleaved,
         };
+        spec.mrope = self.mrope;
         let spec = form.apply(spec);
         spec.validate().map_err(as_typed)?;
         let mut parameters = RopeParameters::new(10_000.0, head_dim);
         parameters.rotary_dim = spec.rotary_dim;
         let frequencies = parameters.frequencies(Some(tokens)).map_err(as_typed)?;
-        Ok(Chosen { name: "custom".into(), spec, frequencies, parameters })
+        Ok(Chosen { name: "custom".into(), model_type: String::new(), spec, frequencies, parameters })
     }
 }
 
@@ -231,7 +237,8 @@ pub fn of_model(model: &str, form: &FormArgs, tokens: u64) -> Result<Vec<Chosen>
         spec.validate().map_err(named)?;
         let name = if config.layers.len() > 1 { format!("{model}/{layer}") } else { model.to_owned() };
         let frequencies = parameters.frequencies(Some(tokens)).map_err(named)?;
-        all.push(Chosen { name, spec, frequencies, parameters: parameters.clone() });
+        let model_type = config.model_type.clone();
+        all.push(Chosen { name, model_type, spec, frequencies, parameters: parameters.clone() });
     }
     Ok(all)
 }

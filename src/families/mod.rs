@@ -6,10 +6,10 @@ pub mod template;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use crate::device::at_exit;
-use crate::engine::{ArtifactMeta, Builder, ChoiceMeta, Engine, read_lock as read};
+use crate::service::device::at_exit;
+use crate::service::engine::{ArtifactMeta, Builder, ChoiceMeta, Engine, read_lock as read};
 use crate::error::Result;
-use crate::jit::lock::Lock;
+use crate::service::lock::Lock;
 use crate::service::family::{Abilities, Line};
 
 pub use crate::service::family::{Config, Families, Problem, Stated};
@@ -28,7 +28,7 @@ impl Families for All {
     }
 
     fn templates(&self) -> &str {
-        crate::jit::render::templates_digest()
+        crate::families::rope::render::templates_digest()
     }
 }
 

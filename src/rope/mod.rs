@@ -1,15 +1,17 @@
 //! The domain, pure: what a rotary position embedding is, without saying how or where it is computed.
 //!
 //! No I/O and no CUDA here. [`RopeSpec`] states one computation, [`Layout`] how a tensor lies in memory, [`mod@reference`]
-//! computes it in plain Rust, [`scaling`] and [`model`] turn a model's configuration into frequencies and a spec.
+//! computes it in plain Rust, [`scaling`] and [`model`] turn a model's configuration into frequencies and a spec, [`library`]
+//! says what other libraries' calls compute.
 
 mod dtype;
 mod layout;
+pub mod library;
 pub mod model;
 pub mod reference;
 pub mod scaling;
 mod spec;
-mod text;
+pub(crate) mod text;
 
 pub use dtype::DType;
 pub use layout::Layout;

@@ -263,10 +263,7 @@ impl fmt::Display for RopeSpec {
         write!(f, " pos={}", word(&self.positions))?;
         match &self.mrope {
             None => Ok(()),
-            Some(m) => {
-                let [t, h, w] = m.sections;
-                write!(f, " mrope={t}/{h}/{w}{}", if m.interleaved { "/interleaved" } else { "" })
-            }
+            Some(mrope) => write!(f, " mrope={mrope}"),
         }
     }
 }

@@ -50,15 +50,7 @@ fn read(s: &str) -> Option<RopeSpec> {
             }
             "angles" => spec.angles = Some(word(value)?),
             "pos" => spec.positions = word(value)?,
-            "mrope" => {
-                let (value, interleaved) = match value.strip_suffix("/interleaved") {
-                    Some(rest) => (rest, true),
-                    None => (value, false),
-                };
-                let mut pairs = value.splitn(3, '/').map(|n| n.parse().ok());
-                let sections = [pairs.next()??, pairs.next()??, pairs.next()??];
-                spec.mrope = Some(super::scaling::Mrope { sections, interleaved });
-            }
+            "mrope" => spec.mrope = Some(value.parse().ok()?),
             _ => return None,
         }
     }
@@ -72,7 +64,7 @@ fn word<'a, T: Deserialize<'a>>(text: &'a str) -> Option<T> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;

@@ -36,7 +36,7 @@ fn file(folder: &Path, device: bool, variant: Variant) -> PathBuf {
     let (spec, identity) = (small(5).spec, host.facts().identity());
     let class = Class::contiguous(&spec, false, true);
     let mut lock = Lock::new(ropejit::jit::render::templates_digest());
-    let place = Section::new(&host.facts().arch, device.then_some(&*identity));
+    let place = Section::new(&host.facts().arch, device.then_some(&identity));
     lock.set(place, Locked::of(&spec, class, Bucket::of(5), variant));
     let path = folder.join("rope.lock");
     fs_err::write(&path, lock.to_string()).expect("written");

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use ropejit::jit::lock::{Lock, Locked, Section};
-use ropejit::jit::{Bucket, Class};
+use ropejit::jit::{Bucket, Class, Identity};
 use ropejit::{DType, RopeSpec};
 
 use crate::cli::{RUN, SMALL, Shell, nvrtc, stat, text};
@@ -47,10 +47,7 @@ fn a_lock_file_is_written_kept_and_tested() {
     shell.ok(&prewarm(&["--tokens", "8,1", "--lock", &path])).says(&["choices in [", "] 2"]);
     let first = fs_err::read_to_string(&path).expect("written");
     let choices = |text: &str| text.lines().filter(|l| l.contains(" | ")).count();
-    assert_eq!(
-        (choices(&first), Lock::parse("f", &first, ropejit::families::families()).expect("reads").to_string()),
-        (2, first.clone())
-    );
+    assert_eq!((choices(&first), Lock::parse("f", &first, ropejit::families::families()).expect("reads").to_string()), (2, first.clone()));
     // The same choices are the same bytes, and others are added.
     shell.ok(&prewarm(&["--tokens", "1,8", "--lock", &path]));
     assert_eq!(fs_err::read_to_string(&path).expect("written"), first);
@@ -94,6 +91,54 @@ fn a_lock_file_is_written_kept_and_tested() {
     let used = shell.run_with(&prewarm(&["--lock", &path]), &[("ROPEJIT_LOCK", Some("other.lock"))]);
     used.fails(2, &["--lock", "ROPEJIT_LOCK (other.lock)", "hint: "]);
     shell.run_with(&RUN, &[("ROPEJIT_LOCK", Some("other.lock"))]).fails(1, &["other.lock", "cannot be read"]);
+}
+
+/// People's comments stay, nothing is left beside the file, and its mode is theirs to choose; a link stays a link.
+#[test]
+fn a_lock_file_is_replaced_and_keeps_what_people_wrote() {
+    let shell = Shell::new();
+    let folder = shell.at("locks");
+    fs_err::create_dir(&folder).expect("made");
+    let (file, link) = (folder.join("rope.lock"), folder.join("link.lock"));
+    let [path, by_link] = [&file, &link].map(|path| path.display().to_string());
+    shell.ok(&prewarm(&["--tokens", "8", "--lock", &path]));
+    let mode = |path: &Path| fs_err::metadata(path).expect("there").permissions().mode() & 0o777;
+    assert_eq!(mode(&file) & 0o022, 0, "others cannot write to a new file, whatever the umask is");
+    let first = fs_err::read_to_string(&file).expect("written");
+    let annotated =
+        first.replace("\n[", "\n# measured on the bench\n\n[").replace("\nbf16", "\n# decoding\nbf16") + "\n# end\n";
+    fs_err::write(&file, &annotated).expect("written");
+    fs_err::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).expect("set");
+    std::os::unix::fs::symlink("rope.lock", &link).expect("made");
+    shell.ok(&prewarm(&["--tokens", "8,64", "--lock", &by_link]));
+    let second = fs_err::read_to_string(&file).expect("written");
+    let kept = |line: &str| second.lines().any(|l| l == line);
+    assert!(annotated.lines().all(kept) && second.lines().count() == annotated.lines().count() + 1, "{second}");
+    assert!(second.contains("# decoding\nbf16") && second.ends_with("\n# end\n"), "{second}");
+    assert_eq!(mode(&file), 0o640);
+    assert!(fs_err::symlink_metadata(&link).expect("there").is_symlink());
+    assert_eq!(fs_err::read_dir(&folder).expect("read").count(), 2, "nothing is left beside it");
+    // What is no file cannot be replaced, and is not read for ever.
+    for no_file in ["/dev/zero", &folder.display().to_string()] {
+        shell.run(&prewarm(&["--tokens", "8", "--lock", no_file])).fails(1, &[no_file, "no file", "hint: "]);
+    }
+}
+
+#[test]
+fn a_prewarm_with_a_lock_that_is_silent_about_the_device_says_so() {
+    let shell = Shell::new();
+    let path = shell.at("rope.lock").display().to_string();
+    shell.ok(&prewarm(&["--tokens", "8", "--lock", &path]));
+    let own = fs_err::read_to_string(&path).expect("written");
+    let used = [("ROPEJIT_LOCK", Some(&*path))];
+    let quiet = shell.run_with(&prewarm(&["--tokens", "8"]), &used);
+    assert!(quiet.code == 0 && !quiet.stderr.contains("decides nothing"), "{}", quiet.stderr);
+    let other = own.replace("multiprocessors", "0 multiprocessors").replace(" 0 multi", "0 multi");
+    fs_err::write(&path, other).expect("written");
+    let told = shell.run_with(&prewarm(&["--tokens", "8,64"]), &used);
+    assert_eq!(told.code, 0, "{}", told.stderr);
+    assert_eq!(told.stderr.matches("decides nothing here").count(), 1, "once: {}", told.stderr);
+    told.says(&[&path, "has no choices for ", "there are ["]);
 }
 
 #[test]
@@ -140,13 +185,12 @@ fn a_lock_file_of_a_gpu_is_compiled_where_there_is_none() {
     let spec = RopeSpec::new(DType::BF16, 64, 4, 2);
     let class = Class::contiguous(&spec, false, true);
     let mut lock = Lock::new(ropejit::jit::render::templates_digest());
-    for (device, variant) in
-        [("NVIDIA H200; cc 9.0", "t256 v8 h1 wb/cs pdl"), ("NVIDIA H100; cc 9.0", "t64 v4 h2 cs/cs pdl pf")]
-    {
+    for (device, variant) in [("NVIDIA H200", "t256 v8 h1 wb/cs pdl"), ("NVIDIA H100", "t64 v4 h2 cs/cs pdl pf")] {
         let variant = variant.parse().expect("a variant");
+        let device = Identity::new(device, (9, 0), 132, 50 << 20, 5120);
         for bucket in [1, 8].map(Bucket::of) {
             let locked = Locked::of(&spec, class, bucket, variant);
-            lock.set(Section::new("sm_90", Some(device)), locked);
+            lock.set(Section::new("sm_90", Some(&device)), locked);
         }
     }
     let path = shell.at("rope.lock").display().to_string();

@@ -12,7 +12,11 @@ mod engine;
 mod environment;
 #[cfg(all(feature = "cli", unix))]
 mod faults;
+#[cfg(unix)]
+mod fleet;
 mod gpu;
+#[cfg(all(feature = "cli", unix))]
+mod hints;
 mod host;
 mod imports;
 #[cfg(all(feature = "cli", unix))]

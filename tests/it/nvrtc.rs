@@ -34,6 +34,16 @@ fn sources(can: Abilities) -> BTreeSet<String> {
     all
 }
 
+/// Two nodes with the same NVRTC say the same, wherever it lies.
+#[test]
+fn the_compiler_is_known_by_its_version_alone() {
+    let compiler = Target::new("sm_90").expect("a known architecture").compiler().unwrap_or_else(|e| panic!("{e}"));
+    let build = compiler.strip_prefix("nvrtc ").expect("nvrtc").split('.').map(str::parse::<u32>);
+    assert!(build.clone().count() == 3 && build.clone().all(|n| n.is_ok()), "{compiler}");
+    let (path, version) = ropejit::device::nvrtc_version().expect("found");
+    assert!(version == compiler && path.is_absolute() && !path.to_string_lossy().contains("builtins"), "{path:?}");
+}
+
 #[test]
 fn every_variant_compiles_without_fma_or_spill() {
     let (next, mut total) = (AtomicUsize::new(0), 0);

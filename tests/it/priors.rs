@@ -53,7 +53,7 @@ fn work(engine: &Engine) -> [u64; 3] {
 fn record(engine: &Engine) -> Record {
     let records = engine.store().list(Kind::Choice).expect("listed").into_iter().map(|listed| {
         let meta: ChoiceMeta = serde_json::from_slice(&listed.entry.expect("sound").meta).expect("readable");
-        (meta.fields.get("device") == Some(&engine.facts().identity()), meta.record)
+        (meta.fields.get("device") == Some(&engine.facts().identity().to_string()), meta.record)
     });
     records.filter(|(own, _)| *own).map(|(_, record)| record).next().expect("a choice of the device")
 }

@@ -3,21 +3,20 @@
 use std::path::{Path, PathBuf};
 
 use ropejit::engine::{ArtifactMeta, ChoiceMeta};
-use ropejit::families::Stated;
 use ropejit::families::{read_artifact, read_choice};
 use ropejit::jit::Candidate;
-use ropejit::store::layers::Layers;
-use ropejit::store::{Head, Kind, Listed, Store, default_read_only, default_root};
+use ropejit::families::Stated;
+use ropejit::store::layers::{Layers, Places};
+use ropejit::store::{Head, Kind, Listed, Store};
 use ropejit::{Error, ErrorKind, Result};
 use serde::Serialize;
 
-/// The cache folder that the environment names, else the user's.
+/// The cache folder that the environment names, else the user's; the user's own in it where it is for several.
 pub fn root() -> Result<PathBuf> {
-    let root = default_root().ok_or_else(|| {
+    Places::from_environment()?.user_folder().ok_or_else(|| {
         Error::new(ErrorKind::Io, "no cache folder: neither ROPEJIT_CACHE_DIR nor HOME is set")
             .hint("set ROPEJIT_CACHE_DIR")
-    })?;
-    Ok(std::path::absolute(&root).unwrap_or(root))
+    })
 }
 
 /// The cache folder, if it is there, and those that are only read.
@@ -28,7 +27,7 @@ pub struct Cache {
 
 impl Cache {
     pub fn open(root: &Path) -> Result<Self> {
-        Ok(Self { root: root.to_owned(), store: Layers::existing(Some(root), &default_read_only())? })
+        Ok(Self { root: root.to_owned(), store: Layers::existing(&Places::from_environment()?)? })
     }
 
     /// The heads of all entries, choices first.

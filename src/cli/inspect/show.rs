@@ -6,7 +6,7 @@ use std::process::Command;
 
 use clap::Args;
 use ropejit::engine::{ArtifactMeta, ChoiceMeta};
-use ropejit::jit::{Candidate, KeyFields};
+use ropejit::jit::{Candidate, Identity, KeyFields};
 use ropejit::store::{Entry, Head, Kind, Listed, Lookup, Store as _};
 use ropejit::{Error, ErrorKind, Result};
 use serde_json::json;
@@ -177,15 +177,14 @@ fn hashed(fields: &KeyFields) -> Result<()> {
     fields.0.iter().try_for_each(|(n, v)| output::line(&format!("  {n:<10}{}", v.replace('\n', " "))))
 }
 
-/// Bytes per second of the memory, from the device's identity: a bus moves its width twice a clock. `None` where the
-/// identity does not tell, as a host's.
-pub fn peak(fields: &KeyFields) -> Option<f64> {
-    let identity = fields.get("device")?;
-    let number = |before: &str, after: &str| -> Option<f64> {
-        let (_, rest) = identity.rsplit_once(before)?;
-        rest.split_once(after)?.0.trim().parse().ok()
-    };
-    let peak = number("; bus ", " bit")? / 8.0 * number("; memory ", " kHz")? * 1e3 * 2.0;
+/// Bytes per second of the memory: a bus moves its width twice a clock. `None` where that is not known, as of a host.
+pub fn peak(m: &ChoiceMeta) -> Option<f64> {
+    let device = m.fields.get("device")?;
+    let bus = device.parse::<Identity>().ok()?.memory_bus_bits;
+    // The first versions had the clock in the identity.
+    let in_identity = || device.rsplit_once("; memory ")?.1.strip_suffix(" kHz")?.parse::<u32>().ok();
+    let clock = if m.record.memory_clock_khz > 0 { m.record.memory_clock_khz } else { in_identity()? };
+    let peak = f64::from(bus) / 8.0 * f64::from(clock) * 1e3 * 2.0;
     (peak > 0.0).then_some(peak)
 }
 
@@ -209,7 +208,7 @@ fn show_choice(listed: &Listed<Head>, head: &Head, m: &ChoiceMeta, as_json: bool
     let winner = r.chosen().and_then(Candidate::median_ns);
     // Bytes over nanoseconds are gigabytes per second.
     let rate = winner.filter(|_| r.bytes > 0).map(|ns| r.bytes as f64 / ns * 1e9);
-    let peak = peak(&m.fields);
+    let peak = peak(m);
     if as_json {
         let candidates: Vec<_> = r
             .candidates
@@ -226,7 +225,7 @@ fn show_choice(listed: &Listed<Head>, head: &Head, m: &ChoiceMeta, as_json: bool
             .collect();
         return output::json(&output::without_engine(json!({
             "key": head.key, "kind": "choice", "path": listed.path, "spec": m.spec.to_string(), "arch": m.arch,
-            "device": r.device, "driver": r.driver, "compiler": r.compiler, "tokens": m.bucket.tokens(),
+            "device": r.device, "driver": r.driver, "memory_clock_khz": r.memory_clock_khz, "compiler": r.compiler, "tokens": m.bucket.tokens(),
             "measured_tokens": r.tokens, "layout": m.class.to_string(), "tuned": r.tuned, "prior": r.prior, "bytes": r.bytes,
             "copy_ns": r.copy_ns, "bytes_per_second": rate, "peak_bytes_per_second": peak, "took_ms": r.took_ms,
             "created": r.created, "candidates": candidates, "fields": m.fields,
@@ -243,6 +242,7 @@ fn show_choice(listed: &Listed<Head>, head: &Head, m: &ChoiceMeta, as_json: bool
         ("spec", m.spec.to_string()),
         ("device", format!("{} ({})", r.device, m.arch)),
         ("driver", r.driver.clone()),
+        ("memory", if r.memory_clock_khz > 0 { format!("{} kHz", r.memory_clock_khz) } else { String::new() }),
         ("compiler", r.compiler.clone()),
         (
             "tokens",
@@ -300,11 +300,24 @@ mod tests {
     }
 
     #[test]
-    fn the_peak_of_a_memory_is_read_from_an_identity() {
-        let of = |device: &str| peak(&KeyFields(vec![("device".into(), device.into())]));
-        let h200 = "NVIDIA H200; cc 9.0; 132 multiprocessors; L2 62914560 B; bus 6144 bit; memory 3201000 kHz";
-        assert_eq!(of(h200), Some(6144.0 / 8.0 * 3_201_000.0 * 1e3 * 2.0));
-        assert_eq!(of("AMD EPYC; cc 0.0; 2 multiprocessors; L2 1 B; bus 0 bit; memory 0 kHz"), None);
-        assert_eq!(of("sm_90"), None);
+    fn the_peak_of_a_memory_is_of_its_bus_and_clock() {
+        let spec = ropejit::RopeSpec::new(ropejit::DType::BF16, 128, 32, 8);
+        let of = |device: &str, memory_clock_khz: u32| {
+            peak(&ChoiceMeta {
+                fields: KeyFields(vec![("device".into(), device.into())]),
+                spec: ropejit::families::Stated::of(&spec),
+                bucket: ropejit::jit::Bucket::of(1),
+                class: ropejit::families::Stated::of(&ropejit::jit::Class::contiguous(&spec, false, true)),
+                arch: String::new(),
+                record: ropejit::jit::Record { memory_clock_khz, ..ropejit::jit::Record::new(1, Vec::new()) },
+            })
+        };
+        let h200 = "NVIDIA H200; cc 9.0; 132 multiprocessors; L2 62914560 B; bus 6144 bit";
+        let expected = Some(6144.0 / 8.0 * 3_201_000.0 * 1e3 * 2.0);
+        assert_eq!(of(h200, 3_201_000), expected);
+        assert_eq!(of(&format!("{h200}; memory 3201000 kHz"), 0), expected, "as the first versions kept it");
+        assert_eq!(of(h200, 0), None);
+        assert_eq!(of("AMD EPYC; cc 0.0; 2 multiprocessors; L2 1 B; bus 0 bit; memory 0 kHz", 0), None);
+        assert_eq!(of("sm_90", 1), None);
     }
 }

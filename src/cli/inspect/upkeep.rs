@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ropejit::store::disk::Disk;
+use ropejit::store::layers::Places;
 use ropejit::store::sweep::{Bytes, Swept};
 use ropejit::store::{Head, Listed};
 use ropejit::{Error, ErrorKind, Result};
@@ -38,22 +38,9 @@ pub fn verify(all: Vec<Listed>, as_json: bool, root: &Path) -> Result<()> {
 
 /// Removes what nobody needs, and says what that was.
 pub fn gc(root: &Path, max_bytes: Option<Bytes>, as_json: bool) -> Result<()> {
-    let max_bytes = match (max_bytes, std::env::var("ROPEJIT_CACHE_MAX_BYTES")) {
-        (None, Ok(text)) if !text.is_empty() => {
-            Some(text.parse::<Bytes>().map_err(|e| e.subject_is("ROPEJIT_CACHE_MAX_BYTES"))?)
-        }
-        (given, _) => given,
-    };
-    let swept = if root.exists() {
-        let disk = Disk::open(root)?;
-        match max_bytes {
-            Some(Bytes(n)) => disk.max_bytes(n),
-            None => disk,
-        }
-        .gc()?
-    } else {
-        Swept::default()
-    };
+    let mut places = Places::from_environment()?;
+    places.max_bytes = max_bytes.map(|Bytes(n)| n).or(places.max_bytes);
+    let swept = if root.exists() { places.open_user(root)?.gc()? } else { Swept::default() };
     if as_json {
         output::json(&output::without_engine(json!(swept)))?;
     } else {

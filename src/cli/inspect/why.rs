@@ -150,10 +150,7 @@ impl LookUp<'_> {
     fn answer(&self) -> Result<Answer> {
         let (facts, problem) = (self.engine.facts(), self.problem);
         let space = problem.space(self.engine.device().abilities());
-        let wanted = [facts.identity(), facts.arch.clone()].map(|device| KeyFields::choice(problem, &space, &device));
-        // Where the device is not there, only what holds for its architecture is made.
-        let wanted = if self.engine.device().runs() { &wanted[..] } else { &wanted[1..] };
-        let (choice, records) = self.choice(wanted)?;
+        let (choice, records) = self.choice(&self.engine.choice_keys(problem))?;
         let chosen = records.first().and_then(Record::chosen).filter(|c| self.is_legal(&c.config));
         let locked = self.engine.locked_config(problem);
         let artifact = if let Some((config, _)) = &locked {

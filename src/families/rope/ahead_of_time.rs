@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::params::ShapeParams;
-use crate::device::{AheadOfTime, Binary, Device, Geometry, Kernel, LaunchAttrs, Stream};
+use crate::service::device::{AheadOfTime, Binary, Device, Geometry, Kernel, LaunchAttrs, Stream};
 use crate::error::Result;
-use crate::jit::portable::{PTX_ARCH, Portable, arch_for, render_portable};
-use crate::jit::render::{Dialect, ENTRY, source};
-use crate::jit::{Class, Variant};
+use super::portable::{PTX_ARCH, Portable, arch_for, render_portable};
+use super::render::{Dialect, ENTRY, source};
+use super::variant::{Class, Variant};
 use crate::rope::RopeSpec;
 
 /// Those of one engine.
@@ -46,12 +46,7 @@ fn binary(portable: Portable, device: &dyn Device) -> Result<Option<Binary>> {
 
 impl Loaded {
     /// The one that serves a spec and layout class, with how it runs; `None` if none is shipped for this device.
-    pub fn get(
-        &self,
-        device: &dyn Device,
-        spec: &RopeSpec,
-        class: Class,
-    ) -> Result<Option<(Arc<dyn Kernel>, Variant)>> {
+    pub fn get(&self, device: &dyn Device, spec: &RopeSpec, class: Class) -> Result<Option<(Arc<dyn Kernel>, Variant)>> {
         let portable = Portable::of(spec, class);
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let inner = match all.iter().find(|(p, _)| *p == portable) {

@@ -16,11 +16,11 @@ use super::in_engine::InEngine;
 use super::kept_angles::{Kept, Set, Table};
 use super::launch::launch;
 use super::params::AngleParams;
-use crate::args::borrowed::Location;
-use crate::args::{Args, Made, Operand, Positions, Tables, Tensor};
-use crate::engine::{Engine, Tuning};
-use crate::error::{ErrorKind, Result};
-use crate::jit::Bucket;
+use super::args::{Args, Made, Operand, Positions, Tables, Tensor};
+use super::args::borrowed::Location;
+use crate::service::engine::{Engine, Tuning};
+use crate::error::Result;
+use crate::service::bucket::Bucket;
 use crate::rope::scaling::{RopeParameters, Scaling, TableMode};
 use crate::rope::{DType, Layout, RopeSpec};
 
@@ -134,12 +134,7 @@ impl Angles {
         let stream = device.stream();
         let Some(call) = self.maker.call(stream, &args)? else { return Ok(()) };
         let policy = if shared.tuning() == Tuning::Frozen { Tuning::Frozen } else { Tuning::Never };
-        let plan = self.maker.resolve(stream, maker_bucket(), call.class, policy).map_err(|e| {
-            if e.kind() != ErrorKind::NotCached {
-                return e;
-            }
-            e.hint("prewarm a spec with these angles: it brings the kernel that makes tables")
-        })?;
+        let plan = self.maker.resolve(stream, maker_bucket(), call.class, policy)?;
         launch(&plan, stream, &call)?;
         // A download waits for the device's own stream: from here on every stream may read the table.
         table.memory.download(0, &mut [0; 4])

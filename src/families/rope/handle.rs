@@ -5,11 +5,12 @@ use std::sync::Arc;
 use super::in_engine::{InEngine, State};
 use super::launch::{Call, launch, launch_nothing, place_of};
 use super::problem::{RopeProblem, variant_of};
-use crate::args::Args;
-use crate::device::{Dialect, Stream};
-use crate::engine::{Engine, Tuning};
+use super::args::Args;
+use crate::service::device::{Dialect, Stream};
+use crate::service::engine::{Engine, Tuning};
 use crate::error::{Error, ErrorKind, Result};
-use crate::jit::{Bucket, Class, Variant};
+use super::variant::{Class, Variant};
+use crate::service::bucket::Bucket;
 use crate::rope::RopeSpec;
 use crate::service::family::{Origin, Plan, Problem, Provenance};
 

@@ -6,11 +6,11 @@ use dashmap::DashMap;
 
 use super::ahead_of_time::Loaded;
 use super::kept_angles::Kept;
-use crate::device::{Device, FaultWord};
-use crate::engine::slots::Slots;
-use crate::engine::{Builder, Engine};
+use crate::service::device::{Device, FaultWord};
+use crate::service::engine::slots::Slots;
+use crate::service::engine::{Builder, Engine};
 use crate::error::Result;
-use crate::jit::prior::{self, Priors};
+use super::prior::{self, Priors};
 use crate::rope::RopeSpec;
 
 /// What the family keeps in an engine.

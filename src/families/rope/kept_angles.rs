@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwapOption;
 
 use super::params::AngleParams;
-use crate::device::Memory;
+use crate::service::device::Memory;
 use crate::error::{Error, Result};
 use crate::rope::scaling::{RopeParameters, Scaling, TableMode};
 

@@ -1,8 +1,9 @@
 //! What was stored of this family, read back without an engine: lines of a lock file, metadata of entries.
 
 use crate::error::Result;
-use crate::jit::lock::Locked;
-use crate::jit::{Bucket, Class, Variant, variant};
+use crate::service::lock::Locked;
+use super::variant::{self, Class, Variant};
+use crate::service::bucket::Bucket;
 use crate::rope::RopeSpec;
 use crate::service::family::{Abilities, Line, Stated};
 

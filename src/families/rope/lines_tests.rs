@@ -3,13 +3,21 @@ use proptest::prelude::*;
 use super::*;
 use crate::error::ErrorKind;
 use crate::families::families;
-use crate::jit::lock::{Lock, Section};
-use crate::jit::render::{Dialect, templates_digest};
-use crate::jit::text::tests::{classes, variants};
+use crate::service::lock::{Lock, Section};
+use super::render::{Dialect, templates_digest};
+use crate::service::device::Identity;
+use crate::service::device::identity::tests::identities;
+use super::text::tests::{classes, variants};
 use crate::rope::DType;
 
-const GPU: &str = "NVIDIA H200; cc 9.0; 132 multiprocessors; L2 62914560 B; bus 6144 bit; memory 3201000 kHz";
+const GPU: &str = "NVIDIA H200; cc 9.0; 132 multiprocessors; L2 62914560 B; bus 6144 bit";
+const HOST: &str = "a host; cc 0.0; 2 multiprocessors; L2 33554432 B; bus 0 bit";
+const ANOTHER: &str = "NVIDIA H100; cc 9.0; 132 multiprocessors; L2 52428800 B; bus 5120 bit";
 const CAN: Abilities = Abilities { dialect: Dialect::Cuda, overlap: true };
+
+fn of(device: &str) -> Identity {
+    device.parse().expect("an identity")
+}
 
 fn spec() -> RopeSpec {
     RopeSpec::new(DType::BF16, 128, 32, 8)
@@ -34,10 +42,10 @@ fn threads(locked: &Locked) -> u16 {
 /// Choices for the GPU, for its architecture and for a host.
 fn sample() -> Lock {
     let mut lock = Lock::new(templates_digest());
-    lock.set(Section::new("x86_64", Some("a host")), locked(8, "t128 v8 h1 wb/wb"));
+    lock.set(Section::new("x86_64", Some(&of(HOST))), locked(8, "t128 v8 h1 wb/wb"));
     lock.set(Section::new("sm_90", None), locked(8192, "t128 v8 h1 wb/cs keep pdl"));
-    lock.set(Section::new("sm_90", Some(GPU)), locked(8192, "t256 v8 h1 wb/cs keep pdl"));
-    lock.set(Section::new("sm_90", Some(GPU)), locked(16, "t64 v8 h1 wb/wb pdl pf"));
+    lock.set(Section::new("sm_90", Some(&of(GPU))), locked(8192, "t256 v8 h1 wb/cs keep pdl"));
+    lock.set(Section::new("sm_90", Some(&of(GPU))), locked(16, "t64 v8 h1 wb/wb pdl pf"));
     lock
 }
 
@@ -58,7 +66,7 @@ fn the_text_is_sorted_and_reads_back() {
             &format!("[sm_90: {GPU}]"),
             &format!("{spec} | 16 = t64 v8 h1 wb/wb pdl pf"),
             &format!("{spec} | 8192 = t256 v8 h1 wb/cs keep pdl"),
-            "[x86_64: a host]",
+            &format!("[x86_64: {HOST}]"),
             &format!("{spec} | 8 = t128 v8 h1 wb/wb"),
         ]
     );
@@ -71,10 +79,11 @@ fn the_text_is_sorted_and_reads_back() {
 fn the_device_comes_before_its_architecture() {
     let lock = sample();
     let (spec, class) = (spec().to_string(), class().to_string());
-    let find =
-        |arch, device, tokens| lock.find(arch, device, &spec, &class, Bucket::of(tokens)).map(|(_, l)| threads(l));
-    assert_eq!([find("sm_90", GPU, 8192), find("sm_90", "another", 8192)], [Some(256), Some(128)]);
-    assert_eq!([find("sm_90", GPU, 16), find("sm_90", "another", 16), find("sm_80", GPU, 16)], [Some(64), None, None]);
+    let find = |arch, device, tokens| {
+        lock.find(arch, &of(device), &spec, &class, Bucket::of(tokens)).map(|(_, l)| threads(l))
+    };
+    assert_eq!([find("sm_90", GPU, 8192), find("sm_90", ANOTHER, 8192)], [Some(256), Some(128)]);
+    assert_eq!([find("sm_90", GPU, 16), find("sm_90", ANOTHER, 16), find("sm_80", GPU, 16)], [Some(64), None, None]);
     let of_arch: Vec<_> = lock.of_arch("sm_90", &spec, &class, Bucket::of(8192));
     assert_eq!(of_arch.iter().map(|l| threads(l)).collect::<Vec<_>>(), [128, 256]);
 }
@@ -90,6 +99,7 @@ fn what_is_wrong_is_named_by_file_and_line() {
         (body(good), 3, "must stand in a section"),
         (body("[sm_90\n"), 3, "ends with ']'"),
         (body("[sm 90]\n"), 3, "named like [sm_90]"),
+        (body("[sm_90: some device]\n"), 3, "identity of a device"),
         (body("[sm_90]\n[sm_90]"), 4, "a second time"),
         (body(&format!("[sm_90]\n{good}\n\n{good}")), 6, "line 4 has made this choice"),
         (body("[sm_90]\n<<<<<<< ours"), 4, "not of the form"),
@@ -109,36 +119,90 @@ fn what_is_wrong_is_named_by_file_and_line() {
 fn what_no_longer_holds_is_told() {
     let read = |text: &str| parse("f", text).expect("reads");
     let lock = read(&sample().to_string());
-    assert_eq!(lock.problems("sm_90", Some(GPU), CAN, families()), []);
+    assert_eq!(lock.problems("sm_90", Some(&of(GPU)), CAN, families()), []);
     assert_eq!(lock.problems("sm_90", None, CAN, families()), []);
-    assert_eq!(lock.problems("sm_90", Some("another"), CAN, families()), [], "the architecture's choices hold for it");
+    assert_eq!(lock.problems("sm_90", Some(&of(ANOTHER)), CAN, families()), [], "the architecture's choices hold for it");
 
     let other = lock.problems("sm_80", None, CAN, families());
     assert_eq!((other.len(), other[0].line), (1, 0));
     assert!(other[0].what.starts_with("no choices for sm_80; there are [sm_90], [sm_90: NVIDIA"), "{other:?}");
 
-    let old = lock.problems("sm_90", Some(GPU), Abilities { overlap: false, ..CAN }, families());
+    let old = lock.problems("sm_90", Some(&of(GPU)), Abilities { overlap: false, ..CAN }, families());
     assert_eq!(old.iter().map(|p| p.line).collect::<Vec<_>>(), [7, 10, 11], "{old:?}");
     assert!(old.iter().all(|p| p.what.contains("not legal here: variant.overlap: needs compute capability")));
 
     let stale = read(&sample().to_string().replace(templates_digest(), &"0".repeat(64)));
     assert!(!stale.is_of(templates_digest()));
-    let problems = stale.problems("x86_64", Some("a host"), CAN, families());
+    let problems = stale.problems("x86_64", Some(&of(HOST)), CAN, families());
     assert_eq!((problems.len(), problems[0].line), (1, 4), "{problems:?}");
+}
+
+#[test]
+fn sections_with_a_memory_clock_are_the_devices() {
+    let line = |tokens: u64, threads: u32| {
+        let spec = "bf16 d128 h32/8 half_split once table=f32/half pos=implicit | bshd/16B/t16B";
+        format!("{spec} | {tokens} = t{threads} v8 h1 wb/wb\n")
+    };
+    let old = [
+        format!("[sm_90: {GPU}; memory 0 kHz]\n{}", line(8, 64)),
+        format!("# the other driver\n[sm_90: {GPU}; memory 3201000 kHz]\n{}{}", line(8, 128), line(16, 256)),
+    ];
+    let lock = parse("f", &body(&old.concat())).expect("reads");
+    let (spec, class) = (spec().to_string(), class().to_string());
+    let find = |tokens| lock.find("sm_90", &of(GPU), &spec, &class, Bucket::of(tokens)).map(|(_, l)| threads(l));
+    assert_eq!([find(8), find(16)], [Some(64), Some(256)], "the first of two lines holds");
+    let new = format!("# the other driver\n[sm_90: {GPU}]\n{}{}", line(8, 64), line(16, 256));
+    assert_eq!(lock.to_string(), body(&new), "and it is written without the clock");
+    // One text twice is a mistake as before.
+    let e = parse("f", &body(&[&*old[1], &old[1]].concat())).expect_err("twice");
+    assert!(e.message().contains("begins a second time"), "{e}");
+}
+
+#[test]
+fn comments_and_empty_lines_stay_where_they_are() {
+    let digest = templates_digest();
+    let text = format!(
+        "# ours\n\n#   indented\nversion = 1\n# which kernels\ntemplates = {digest}\n\n# everywhere\n[sm_90]\n\
+         # best on the test bench\n{0} | 8192 = t128 v8 h1 wb/cs keep pdl\n\n# rack 4\n\n[sm_90: {GPU}]\n{0} | 16 = t64 v8 h1 wb/wb pdl pf\n\
+         \n# the end\n",
+        "bf16 d128 h32/8 half_split once table=f32/half pos=implicit | bshd/16B/t16B"
+    );
+    let mut lock = parse("f", &text).expect("reads");
+    assert_eq!(lock.to_string(), text);
+    // Another choice of the section, and a new section, stand where they belong.
+    lock.set(Section::new("sm_90", Some(&of(GPU))), locked(8, "t64 v8 h1 wb/wb pdl pf"));
+    lock.set(Section::new("sm_80", None), locked(8, "t64 v8 h1 wb/wb"));
+    lock.set(Section::new("sm_90", None), locked(8192, "t256 v8 h1 wb/wb"));
+    let more = lock.to_string();
+    for line in text.lines().filter(|line| !line.contains("t128")) {
+        assert!(more.contains(line), "{line} is not in\n{more}");
+    }
+    assert!(more.contains(&format!("templates = {digest}\n\n[sm_80]\n")), "{more}");
+    assert!(more.contains("# best on the test bench\nbf16 d128 h32/8 half_split once table=f32/half pos=implicit | bshd/16B/t16B | 8192 = t256 "), "{more}");
+    assert_eq!(parse("f", &more).expect("reads").to_string(), more);
+    // Comments of lines that are no more come last.
+    let emptied = lock.emptied(templates_digest()).to_string();
+    assert!(
+        emptied.ends_with(&format!(
+            "templates = {digest}\n# everywhere\n# rack 4\n# best on the test bench\n\n# the end\n"
+        )),
+        "{emptied}"
+    );
+    assert_eq!(parse("f", &emptied).expect("reads").to_string(), emptied);
 }
 
 proptest! {
     #[test]
     fn a_lock_reads_back(
         lines in prop::collection::vec((variants(), classes(), 0u32..30, 0usize..3, 1u32..=256), 0..20),
-        device in "\\PC{0,40}",
+        device in identities(),
     ) {
-        let mut lock = Lock::new(templates_digest());
-        for (variant, class, bucket, section, half) in lines {
-            let section = [None, Some("plain"), Some(&*device)][section];
+        let (mut lock, host) = (Lock::new(templates_digest()), of(HOST));
+        for (variant, class, bucket, place, half) in lines {
+            let place = [None, Some(&host), Some(&device)][place];
             let spec = RopeSpec::new(DType::F16, 2 * half, 4, 2);
             let bucket = Bucket::of(1 << bucket);
-            lock.set(Section::new("sm_90", section.filter(|d| !d.trim().is_empty())), Locked::of(&spec, class, bucket, variant));
+            lock.set(Section::new("sm_90", place), Locked::of(&spec, class, bucket, variant));
         }
         let text = lock.to_string();
         prop_assert_eq!(parse("f", &text).expect("reads back").to_string(), text);
@@ -152,7 +216,7 @@ proptest! {
         near.insert_str(at.index(near.len() + 1), &text);
         for text in [near.clone(), body(&near), near.replace(' ', "\n"), near.replace('=', "|")] {
             if let Ok(lock) = parse("f", &text) {
-                let _ = lock.problems("sm_90", Some(GPU), CAN, families());
+                let _ = lock.problems("sm_90", Some(&of(GPU)), CAN, families());
                 let again = lock.to_string();
                 prop_assert_eq!(parse("f", &again).expect("what is written is read").to_string(), again);
             }

@@ -2,20 +2,26 @@
 
 pub(crate) mod ahead_of_time;
 mod angles;
+pub mod args;
 mod handle;
 mod in_engine;
 mod kept_angles;
 pub(crate) mod launch;
 pub(crate) mod lines;
 pub mod params;
+pub mod portable;
 mod prewarm;
+pub mod prior;
 mod problem;
 mod reference_kernel;
+pub mod render;
+pub(crate) mod text;
 mod trial;
+pub mod variant;
 
 pub use angles::Angles;
 pub use handle::{Rope, Serving};
-pub use prewarm::Prewarmed;
+pub use prewarm::{Prewarmed, prepared_classes};
 pub(crate) use problem::NAME;
 pub use problem::{choice_fields, problem};
 

@@ -2,8 +2,8 @@
 
 #![allow(missing_docs)]
 
-use crate::jit::render::{mrope_code, positions_code};
-use crate::jit::{Class, Variant};
+use super::render::{mrope_code, positions_code};
+use super::variant::{Class, Variant};
 use crate::rope::scaling::{Frequencies, TableMode};
 use crate::rope::{Direction, RopeSpec, Rounding};
 

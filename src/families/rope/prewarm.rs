@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use super::angles;
 use super::in_engine::InEngine;
 use super::problem::{RopeProblem, variant_of};
-use crate::engine::Engine;
+use crate::service::engine::Engine;
 use crate::error::Result;
-use crate::jit::{Bucket, Class, Variant};
+use super::variant::{Class, Variant};
+use crate::service::bucket::Bucket;
 use crate::rope::RopeSpec;
 use crate::service::family::{Origin, Provenance};
 
@@ -42,43 +43,51 @@ impl Engine {
     /// At the first that is not to be had: a spec is invalid, nothing can be compiled, the device fails or has too little
     /// free memory to tune in. What was made before is kept, and found the next time.
     pub fn prewarm(&self, specs: &[RopeSpec], tokens: &[u64], head_major: bool, tune: bool) -> Result<Vec<Prewarmed>> {
+        self.prewarm_all(specs, tokens, tune, |spec| prepared_classes(spec, head_major))
+    }
+
+    /// As [`prewarm`](Self::prewarm), for calls of these layout classes: those of tensors that are not contiguous, or not
+    /// aligned as far as their sizes allow. The error of a call that is not cached names its class.
+    ///
+    /// # Errors
+    /// As [`prewarm`](Self::prewarm), and where a spec has no calls of a class.
+    pub fn prewarm_classes(
+        &self,
+        specs: &[RopeSpec],
+        tokens: &[u64],
+        classes: &[Class],
+        tune: bool,
+    ) -> Result<Vec<Prewarmed>> {
+        for (spec, class) in specs.iter().flat_map(|spec| classes.iter().map(move |class| (spec, class))) {
+            class.check(spec)?;
+        }
+        self.prewarm_all(specs, tokens, tune, |_| classes.to_vec())
+    }
+
+    fn prewarm_all(
+        &self,
+        specs: &[RopeSpec],
+        tokens: &[u64],
+        tune: bool,
+        classes: impl Fn(&RopeSpec) -> Vec<Class>,
+    ) -> Result<Vec<Prewarmed>> {
         let buckets: BTreeSet<Bucket> = tokens.iter().map(|&tokens| Bucket::of(tokens)).collect();
         let mut done = Vec::new();
         for spec in specs {
             spec.validate()?;
             for &bucket in &buckets {
-                self.prewarm_one(spec, bucket, head_major, tune, &mut done)?;
+                for class in classes(spec) {
+                    done.extend(self.prewarm_call(spec, bucket, class, tune)?);
+                }
+                if let Some(mode) = spec.angles {
+                    // What makes their tables.
+                    let maker = angles::maker_spec(spec.rotary_dim, mode);
+                    let class = tableless(Class::contiguous(&maker, false, true));
+                    done.extend(self.prewarm_call(&maker, angles::maker_bucket(), class, false)?);
+                }
             }
         }
         Ok(done)
-    }
-
-    fn prewarm_one(
-        &self,
-        spec: &RopeSpec,
-        bucket: Bucket,
-        head_major: bool,
-        tune: bool,
-        done: &mut Vec<Prewarmed>,
-    ) -> Result<()> {
-        // Partial rotary has one kernel out of place, which copies what does not turn, and another in place.
-        let mut classes = vec![true, false];
-        classes.retain(|&out| out || spec.rotary_dim < spec.head_dim);
-        for &out in &classes {
-            done.extend(self.prewarm_call(spec, bucket, Class::contiguous(spec, head_major, out), tune)?);
-        }
-        if let Some(mode) = spec.angles {
-            // For what has no table: lengths with frequencies of their own, and tables, which are made so.
-            let tableless =
-                |spec: &RopeSpec, head_major, out| Class { table_word: 0, ..Class::contiguous(spec, head_major, out) };
-            for &out in &classes {
-                done.extend(self.prewarm_call(spec, bucket, tableless(spec, head_major, out), tune)?);
-            }
-            let maker = angles::maker_spec(spec.rotary_dim, mode);
-            let class = tableless(&maker, false, true);
-            done.extend(self.prewarm_call(&maker, angles::maker_bucket(), class, false)?);
-        }
-        Ok(())
     }
 
     /// Makes sure that calls of a spec, bucket and class find everything in the cache.
@@ -99,4 +108,19 @@ impl Engine {
         });
         Ok(prewarmed.collect())
     }
+}
+
+/// The classes of calls with contiguous tensors. Partial rotary has one kernel out of place, which copies what does not turn,
+/// and another in place. Angles of the engine are read from a table, or computed for lengths that have none.
+pub fn prepared_classes(spec: &RopeSpec, head_major: bool) -> Vec<Class> {
+    let mut classes = vec![Class::contiguous(spec, head_major, true), Class::contiguous(spec, head_major, false)];
+    classes.dedup();
+    if spec.angles.is_some() {
+        classes.extend(classes.clone().into_iter().map(tableless));
+    }
+    classes
+}
+
+fn tableless(class: Class) -> Class {
+    Class { table_word: 0, ..class }
 }

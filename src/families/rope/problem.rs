@@ -7,9 +7,9 @@ use super::in_engine::InEngine;
 use super::reference_kernel::ReferenceKernel;
 use super::trial::Scratch;
 use crate::error::{Error, Result};
-use crate::jit::key::KeyFields;
-use crate::jit::render::{render, source, templates_digest};
-use crate::jit::{Class, Variant, variant};
+use crate::service::key::KeyFields;
+use super::render::{render, source, templates_digest};
+use super::variant::{self, Class, Variant};
 use crate::rope::RopeSpec;
 use crate::service::family::{
     Abilities, Bucket, Config, Device, Dialect, Kernel, LaunchAttrs, Problem, Source, Stated, Throttle, Trial,
@@ -137,7 +137,7 @@ impl Problem for RopeProblem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::jit::key::tests::every_field_counts;
+    use crate::service::key::tests::every_field_counts;
     use crate::rope::DType;
 
     #[test]

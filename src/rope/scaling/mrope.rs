@@ -1,6 +1,11 @@
 //! Multimodal rotary embedding: which of three position axes a pair follows.
 
+use std::fmt;
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result, clip};
 
 /// How the pairs of a head are divided among the temporal, height and width axes of a position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -34,9 +39,41 @@ impl Mrope {
     }
 }
 
+impl fmt::Display for Mrope {
+    /// Such as `16/24/24`, or `24/20/20/interleaved`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [t, h, w] = self.sections;
+        write!(f, "{t}/{h}/{w}{}", if self.interleaved { "/interleaved" } else { "" })
+    }
+}
+
+impl FromStr for Mrope {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        let (numbers, interleaved) = s.strip_suffix("/interleaved").map_or((s, false), |rest| (rest, true));
+        let sections: Option<Vec<u32>> = numbers.splitn(3, '/').map(|n| n.parse().ok()).collect();
+        let read = sections.and_then(|s| s.try_into().ok()).map(|sections| Self { sections, interleaved });
+        read.filter(|mrope| mrope.to_string() == s).ok_or_else(|| {
+            Error::argument("mrope", format!("'{}' does not divide pairs among three axes", clip(s)))
+                .hint("sections read like this: 16/24/24, or 24/20/20/interleaved")
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sections_read_back() {
+        for text in ["16/24/24", "24/20/20/interleaved", "0/1/2"] {
+            assert_eq!(text.parse::<Mrope>().expect("reads").to_string(), text);
+        }
+        for wrong in ["", "16", "16/24", "16/24/24/8", "016/24/24", "16/24/24/", "16/24/24/chunked", "-1/2/3"] {
+            assert!(wrong.parse::<Mrope>().is_err(), "{wrong}");
+        }
+    }
 
     fn axes(sections: [u32; 3], interleaved: bool) -> String {
         let mrope = Mrope { sections, interleaved };

@@ -14,6 +14,7 @@ macro_rules! say {
 
 mod damage;
 mod kills;
+mod kubernetes;
 mod many;
 mod places;
 mod processes;

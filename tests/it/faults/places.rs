@@ -174,8 +174,12 @@ fn a_folder_of_another_user() {
             assert!(e.advice().is_some_and(|hint| hint.contains("chown -R")), "{e}");
         }
     }
-    let builder = Engine::builder().device(DeviceChoice::Host).cache_dir(&root);
-    assert_eq!(builder.build().err().expect("refused").kind(), ErrorKind::UntrustedCache);
+    let builder = || Engine::builder().device(DeviceChoice::Host).cache_dir(&root).cache_path([&root]);
+    assert_eq!(builder().strict(true).build().err().expect("refused").kind(), ErrorKind::UntrustedCache);
+    // Unless that is asked for, a program runs on without it.
+    let engine = builder().tuning(Tuning::Never).build().expect("opens");
+    assert_eq!((works(&engine), engine.store().root()), (Origin::Compiled, None));
+    assert!(engine.stats().failed_writes > 0, "and knows that nothing is kept");
 }
 
 #[test]
@@ -186,8 +190,11 @@ fn layers_are_read_from_the_top_and_written_at_the_top() {
     Disk::open(&first).expect("opens").put(&a_below).expect("kept");
     Disk::open(&second).expect("opens").put(&b).expect("kept");
     let missing = folder.path().join("missing");
-    let places =
-        Places { user: Some(user.clone()), read_only: vec![missing.clone(), first.clone(), second], max_bytes: None };
+    let places = Places {
+        user: Some(user.clone()),
+        read_only: vec![missing.clone(), first.clone(), second],
+        ..Places::default()
+    };
     let layers = Layers::open(&places).expect("opens");
     assert!(!missing.exists(), "a folder to read is not made");
     let hit = |e| match layers.get(Kind::Artifact, e) {
@@ -216,7 +223,18 @@ fn layers_are_read_from_the_top_and_written_at_the_top() {
     assert!(layers.remove(a.kind, a.key).expect("removed"));
     assert!(!layers.remove(b.kind, b.key).expect("only above"), "a layer below is only read");
     fs_err::set_permissions(&first, std::fs::Permissions::from_mode(0o777)).expect("set");
-    assert_eq!(Layers::open(&places).err().expect("refused").kind(), ErrorKind::UntrustedCache);
+    let refused = Layers::open(&Places { strict: true, ..places.clone() }).err().expect("refused");
+    assert_eq!(refused.kind(), ErrorKind::UntrustedCache);
+    // It is passed over, and what is searched says of each folder what became of it.
+    let layers = Layers::open(&places).expect("opens");
+    assert!(
+        matches!(layers.get(a.kind, a.key), Lookup::Miss(_)) && matches!(layers.get(b.kind, b.key), Lookup::Hit(_))
+    );
+    let searched = layers.searched();
+    let parts: Vec<&str> = searched.split("; ").collect();
+    assert_eq!(parts.len(), 4, "{searched}");
+    assert!(parts[0] == text(&user) && parts[1].contains("missing") && parts[3].ends_with("/2"), "{searched}");
+    assert!(parts[2].contains("others can write to it"), "{searched}");
 }
 
 /// What root prepared in an image serves a user who can write nowhere.

@@ -1,0 +1,149 @@
+//! The text of a kernel: a generated prelude of `#define` lines in front of the templates, which are C++ as they stand.
+
+use std::fmt::Write as _;
+use std::sync::LazyLock;
+
+use sha2::{Digest, Sha256};
+
+use super::variant::{Class, Variant};
+pub use crate::service::device::Dialect;
+use crate::service::device::Source;
+use crate::rope::scaling::{Mrope, TableMode};
+use crate::rope::{DType, Direction, PairStyle, PositionForm, RopeSpec, Rounding};
+
+/// The name of every kernel's entry point.
+pub const ENTRY: &str = "rope_kernel";
+
+const PARAMS: &str = include_str!("../../../templates/params.h");
+const CUDA: &str = include_str!("../../../templates/cuda.h");
+const HOST: &str = include_str!("../../../templates/host.h");
+const NUMERIC: &str = include_str!("../../../templates/numeric.h");
+const ANGLES: &str = include_str!("../../../templates/angles.h");
+const ROPE: &str = include_str!("../../../templates/rope.h");
+
+/// SHA-256 over all templates, in hexadecimal: a choice made for other templates is not taken over.
+pub fn templates_digest() -> &'static str {
+    static DIGEST: LazyLock<String> = LazyLock::new(|| {
+        let mut hasher = Sha256::new();
+        for text in [PARAMS, CUDA, HOST, NUMERIC, ANGLES, ROPE] {
+            hasher.update((text.len() as u64).to_le_bytes());
+            hasher.update(text);
+        }
+        crate::service::digest::hex(&hasher.finalize())
+    });
+    &DIGEST
+}
+
+/// What makes the blocks of a kernel run on the host device, which hands over pointers to the values of its parameters.
+const HOST_BLOCKS: &str = r#"
+extern "C" void rope_kernel_blocks(const void* const* args, const u32*, u32 first, u32 last) {
+    rope_kernel((const RopeParams*)args[0], (const RopeAngles*)args[1], (const RopeShape*)args[2], first, last);
+}
+"#;
+
+/// A kernel's text as a device takes it.
+pub fn source(text: String) -> Source {
+    Source { text, entry: ENTRY.to_owned(), options: Vec::new() }
+}
+
+/// The complete source of one kernel.
+pub fn render(dialect: Dialect, spec: &RopeSpec, class: Class, v: Variant) -> String {
+    let [t, h, w] = spec.mrope.map_or([0; 3], |m| m.sections);
+    assemble(
+        dialect,
+        &[
+            ("PORTABLE", &0),
+            ("DTYPE", &dtype_name(spec.dtype)),
+            ("TABLE_F32", &u8::from(spec.table.dtype == DType::F32)),
+            ("HEAD_DIM", &spec.head_dim),
+            ("ROTARY_DIM", &spec.rotary_dim),
+            ("NUM_HEADS", &spec.num_heads),
+            ("NUM_KV_HEADS", &spec.num_kv_heads),
+            ("INTERLEAVED", &u8::from(spec.style == PairStyle::Interleaved)),
+            ("PER_OP", &u8::from(spec.rounding == Rounding::PerOp)),
+            ("BACKWARD", &u8::from(spec.direction == Direction::Backward)),
+            ("POSITIONS", &positions_code(spec.positions)),
+            ("MROPE", &mrope_code(spec.mrope.as_ref())),
+            ("MROPE_T", &t),
+            ("MROPE_H", &h),
+            ("MROPE_W", &w),
+            ("ONE_AXIS", &u8::from(spec.mrope.is_none())),
+            ("WORD", &class.word),
+            ("TABLE_WORD", &class.table_word.max(2)),
+            ("HEAD_MAJOR", &u8::from(class.head_major)),
+            ("COPY_REST", &u8::from(class.copy_rest)),
+            ("THREADS", &v.threads),
+            ("VEC", &v.vec),
+            ("HEADS_PER_THREAD", &v.heads),
+            ("LOAD_HINT", &v.load.code()),
+            ("STORE_HINT", &v.store.code()),
+            ("KEEP_TABLES", &u8::from(v.keep_tables)),
+            ("TABLELESS", &u8::from(v.tableless)),
+            ("ACCURATE", &u8::from(spec.angles == Some(TableMode::Accurate))),
+            ("OVERLAP", &u8::from(v.overlap)),
+            ("PREFETCH", &u8::from(v.prefetch)),
+        ],
+    )
+}
+
+/// The prelude, then the templates.
+pub(super) fn assemble(dialect: Dialect, prelude: &[(&str, &dyn std::fmt::Display)]) -> String {
+    let mut text = String::with_capacity(16 << 10);
+    // Writing to a String cannot fail.
+    for (name, value) in prelude {
+        let _ = writeln!(text, "#define ROPE_{name} {value}");
+    }
+    let device = match dialect {
+        Dialect::Cuda => ("cuda.h", CUDA),
+        Dialect::Host => ("host.h", HOST),
+    };
+    for (name, body) in [("params.h", PARAMS), device, ("numeric.h", NUMERIC), ("angles.h", ANGLES), ("rope.h", ROPE)] {
+        let _ = writeln!(text, "#line 1 \"templates/{name}\"");
+        text.push_str(body);
+    }
+    if dialect == Dialect::Host {
+        text.push_str(HOST_BLOCKS);
+    }
+    text
+}
+
+pub(super) fn dtype_name(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F32 => "ROPE_F32",
+        DType::F16 => "ROPE_F16",
+        DType::BF16 => "ROPE_BF16",
+    }
+}
+
+/// The number that `templates/params.h` gives a form of positions.
+pub fn positions_code(form: PositionForm) -> u32 {
+    match form {
+        PositionForm::Implicit => 0,
+        PositionForm::Ids32 => 1,
+        PositionForm::Ids64 => 2,
+        PositionForm::Offsets32 => 3,
+        PositionForm::Offsets64 => 4,
+        PositionForm::CuSeqlens => 5,
+        PositionForm::CuSeqlens64 => 6,
+    }
+}
+
+/// How `templates/rope.h` tells the kinds of mRoPE apart.
+pub fn mrope_code(mrope: Option<&Mrope>) -> u32 {
+    mrope.map_or(0, |m| 1 + u32::from(m.interleaved))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use super::variant::{Abilities, Bucket, space};
+
+    #[test]
+    fn every_variant_has_its_own_text() {
+        let spec = RopeSpec::new(DType::BF16, 128, 32, 8);
+        let class = Class::contiguous(&spec, false, true);
+        let all = space(&spec, class, Bucket::of(8192), Abilities { dialect: Dialect::Cuda, overlap: true });
+        let texts: std::collections::HashSet<_> = all.iter().map(|&v| render(Dialect::Cuda, &spec, class, v)).collect();
+        assert_eq!(texts.len(), all.len());
+    }
+}

@@ -1,0 +1,340 @@
+//! The tunables of the kernel and their legal space.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+pub use crate::service::device::{Abilities, Dialect};
+pub use crate::service::bucket::Bucket;
+use crate::error::{Error, Result};
+use crate::rope::{DType, PairStyle, RopeSpec};
+
+/// What the layout of a call allows and asks for: decides which variants are legal, and which is fast.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Class {
+    /// Bytes by which every head of q and k is aligned, in and out: 2 to 16.
+    pub word: u8,
+    /// Bytes by which every row of the tables is aligned: 2 to 16; 0 when there is no table and angles are computed.
+    pub table_word: u8,
+    /// `[B,H,S,D]` rather than `[B,S,H,D]` in memory.
+    pub head_major: bool,
+    /// Out of place with partial rotary: what does not turn is copied.
+    pub copy_rest: bool,
+}
+
+impl Class {
+    /// Number of classes.
+    pub const COUNT: usize = 64;
+
+    /// Contiguous tensors, aligned as far as the spec's dimensions allow.
+    pub fn contiguous(spec: &RopeSpec, head_major: bool, out_of_place: bool) -> Self {
+        let aligned = |elements: u32, size: usize| 1u8 << (elements as usize * size).trailing_zeros().min(4);
+        Self {
+            word: aligned(spec.head_dim, spec.dtype.size()),
+            table_word: aligned(spec.table_width(), spec.table.dtype.size()),
+            head_major,
+            copy_rest: out_of_place && spec.rotary_dim < spec.head_dim,
+        }
+    }
+
+    /// Whether calls of a spec can be of this class.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument), saying what does not fit.
+    pub fn check(self, spec: &RopeSpec) -> Result<()> {
+        let what = if usize::from(self.word) < spec.dtype.size() {
+            format!("heads are aligned to their elements at least: {} bytes", spec.dtype.size())
+        } else if self.table_word == 0 && spec.angles.is_none() {
+            "calls without tables need a spec whose angles come from the engine".into()
+        } else if self.table_word > 0 && usize::from(self.table_word) < spec.table.dtype.size() {
+            format!("tables are aligned to their elements at least: {} bytes", spec.table.dtype.size())
+        } else if self.copy_rest && spec.rotary_dim == spec.head_dim {
+            "the whole head turns, there is no rest to copy".into()
+        } else {
+            return Ok(());
+        };
+        Err(Error::argument("layout", format!("'{self}' has no calls of this spec: {what}")))
+    }
+
+    /// Its number, below [`Class::COUNT`].
+    pub fn index(self) -> usize {
+        // No table shares its number with rows aligned to 2 bytes: a spec has the one or the other.
+        let log2 = |word: u8| (word.clamp(2, 16).trailing_zeros() - 1) as usize;
+        log2(self.word) << 4
+            | log2(self.table_word) << 2
+            | usize::from(self.head_major) << 1
+            | usize::from(self.copy_rest)
+    }
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let order = if self.head_major { "bhsd" } else { "bshd" };
+        let rest = if self.copy_rest { "+rest" } else { "" };
+        match self.table_word {
+            0 => write!(f, "{order}/{}B/no-table{rest}", self.word),
+            word => write!(f, "{order}/{}B/t{word}B{rest}", self.word),
+        }
+    }
+}
+
+/// What the caches are told about an access.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hint {
+    /// Nothing.
+    #[default]
+    Default,
+    /// Evict first everywhere (`.cs`).
+    Streaming,
+    /// Keep out of the L1, evict first from the L2 (`L1::no_allocate` and an L2 policy; compute capability 8.0).
+    EvictFirst,
+}
+
+impl Hint {
+    /// Its number in `templates/cuda.h`.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Default => 0,
+            Self::Streaming => 1,
+            Self::EvictFirst => 2,
+        }
+    }
+
+    /// Its name in a variant's text.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Default => "wb",
+            Self::Streaming => "cs",
+            Self::EvictFirst => "ef",
+        }
+    }
+}
+
+/// One way to run the kernel. All give the same bits.
+#[allow(clippy::struct_excessive_bools)] // independent switches, each of them tuned
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Variant {
+    /// Threads per block.
+    pub threads: u16,
+    /// Elements in the piece that a thread moves at once.
+    pub vec: u8,
+    /// Heads per thread: they share the thread's cos/sin.
+    pub heads: u8,
+    /// Hint of loads of q and k.
+    pub load: Hint,
+    /// Hint of stores.
+    pub store: Hint,
+    /// The tables are to stay in the L2.
+    pub keep_tables: bool,
+    /// Launched before the kernel ahead of it on the stream has ended (programmatic dependent launch): its blocks are
+    /// placed and its indices computed while that one drains; it waits before it reads or writes.
+    pub overlap: bool,
+    /// Computes its angles in place of reading them from a table, for specs whose angles are the engine's.
+    #[serde(default)]
+    pub tableless: bool,
+    /// With `overlap`: asks for its inputs to be brought into the L2 before it waits. The L2 is where memory is coherent,
+    /// so what the kernel ahead still writes is seen.
+    pub prefetch: bool,
+}
+
+impl Variant {
+    /// Threads that share a head: those that turn its pairs, and those that copy the rest.
+    pub fn lanes(self, spec: &RopeSpec, class: Class) -> u32 {
+        let vec = u32::from(self.vec);
+        let pairs = if spec.style == PairStyle::Interleaved { vec / 2 } else { vec };
+        let rest = if class.copy_rest { spec.head_dim - spec.rotary_dim } else { 0 };
+        spec.rotary_dim / 2 / pairs + rest / vec
+    }
+}
+
+impl fmt::Display for Variant {
+    /// Such as `t128 v8 h2 cs/wb keep pdl`: threads, elements, heads, hints of loads and stores, and what is switched on.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "t{} v{} h{} {}/{}", self.threads, self.vec, self.heads, self.load.name(), self.store.name())?;
+        for (name, on) in
+            [("keep", self.keep_tables), ("tableless", self.tableless), ("pdl", self.overlap), ("pf", self.prefetch)]
+        {
+            if on {
+                write!(f, " {name}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The legal variants for a spec, class and bucket on a device; the first is the default.
+pub fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilities) -> Vec<Variant> {
+    use Hint::{Default, EvictFirst, Streaming};
+    let heads_of_all = bucket.tokens() * u64::from(spec.num_heads + spec.num_kv_heads);
+    let few = heads_of_all <= 1 << 15 || can.dialect == Dialect::Host;
+    let default = Variant {
+        threads: 128,
+        vec: widest_piece(spec, class),
+        heads: if class.table_word == 0 && !few { shared_heads(spec) } else { 1 },
+        load: Default,
+        store: if few { Default } else { Streaming },
+        keep_tables: !few && class.table_word > 0,
+        tableless: class.table_word == 0,
+        overlap: can.overlap,
+        prefetch: few && can.overlap,
+    };
+    let mut all = vec![default];
+    let mut push = |v: Variant| {
+        if check(spec, class, v, can).is_ok() && !all.contains(&v) {
+            all.push(v);
+        }
+    };
+    // What stands here has won on some shape; benches/NOTES.md has the figures, and what never did.
+    if can.dialect == Dialect::Host {
+        // Caches and launches mean nothing to a processor, and its compiler is slow.
+        for (threads, heads) in [(128, 2), (128, 4), (512, 1)] {
+            push(Variant { threads, heads, ..default });
+        }
+        push(Variant { heads: 4, tableless: true, ..default });
+        return all;
+    }
+    if class.table_word == 0 {
+        // A thread computes its angles once for all its heads.
+        for heads in [1, 2, 4] {
+            push(Variant { heads, ..default });
+        }
+        return all;
+    }
+    if may_compute(spec) {
+        push(Variant { heads: if few { 4 } else { 2 }, tableless: true, keep_tables: false, ..default });
+    }
+    let (whole, half) = (default.vec, (default.vec / 2).max(1));
+    if heads_of_all <= 1 << 17 && can.overlap {
+        // Few tokens: latency decides. The work is spread thin, and its memory is asked for ahead of time.
+        for (threads, vec) in [(64, whole), (128, whole), (256, whole), (64, half), (128, half), (256, half)] {
+            push(Variant { threads, vec, store: Default, keep_tables: false, prefetch: true, ..default });
+        }
+    }
+    if few && !can.overlap {
+        for (threads, heads) in [(64, 1), (64, 2), (128, 2), (256, 2)] {
+            push(Variant { threads, heads, ..default });
+        }
+        push(Variant { threads: 256, heads: 2, load: Streaming, store: Streaming, ..default });
+        push(Variant { vec: half, ..default });
+    }
+    if !few {
+        // Many: what the memory does decides.
+        for (threads, load, store, keep_tables) in [
+            (128, Default, Default, true),
+            (256, Default, Streaming, true),
+            (512, Default, Default, true),
+            (128, EvictFirst, EvictFirst, false),
+            (192, EvictFirst, EvictFirst, false),
+        ] {
+            push(Variant { threads, load, store, keep_tables, ..default });
+        }
+    }
+    all
+}
+
+/// Whether candidates that compute their angles stand beside those that read a table. Where q and k take twice the time,
+/// computing hides behind them; with 16-bit types it never won.
+pub(super) fn may_compute(spec: &RopeSpec) -> bool {
+    spec.angles.is_some() && spec.dtype == DType::F32
+}
+
+/// Heads that share computed angles: four where they divide all heads.
+fn shared_heads(spec: &RopeSpec) -> u8 {
+    let heads = spec.num_heads + spec.num_kv_heads;
+    [4, 2].into_iter().find(|&n| heads.is_multiple_of(n.into())).unwrap_or(1)
+}
+
+/// Elements in the widest piece: 16 bytes where dimensions and alignment allow.
+pub(super) fn widest_piece(spec: &RopeSpec, class: Class) -> u8 {
+    let span = match spec.style {
+        PairStyle::HalfSplit => spec.rotary_dim / 2,
+        PairStyle::Interleaved => spec.rotary_dim,
+    };
+    let rest = if class.copy_rest { spec.head_dim - spec.rotary_dim } else { 0 };
+    let widest = 16 / spec.dtype.size() as u32;
+    // Where a word is narrower than that, the piece is moved in several accesses: better than one element at a time.
+    1 << (span | rest | widest).trailing_zeros()
+}
+
+/// Whether a variant is legal for a spec and class on a device.
+///
+/// # Errors
+/// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument), naming the tunable.
+pub fn check(spec: &RopeSpec, class: Class, v: Variant, can: Abilities) -> Result<()> {
+    let bad = |name: &str, why: &str| Err(Error::argument(format!("variant.{name}"), format!("{why}, in '{v}'")));
+    if !(32..=1024).contains(&v.threads) || !v.threads.is_multiple_of(32) {
+        return bad("threads", "must be a multiple of 32 up to 1024");
+    }
+    let vec = u32::from(v.vec);
+    if !vec.is_power_of_two() || vec as usize * spec.dtype.size() > 16 {
+        return bad("vec", "must be a power of two of at most 16 bytes");
+    }
+    let fits = match spec.style {
+        PairStyle::HalfSplit => (spec.rotary_dim / 2).is_multiple_of(vec),
+        PairStyle::Interleaved => vec >= 2 && spec.rotary_dim.is_multiple_of(vec),
+    };
+    if !fits || (class.copy_rest && !(spec.head_dim - spec.rotary_dim).is_multiple_of(vec)) {
+        return bad("vec", "must divide what turns and what is copied");
+    }
+    let heads = spec.num_heads + spec.num_kv_heads;
+    if v.heads == 0 || !heads.is_multiple_of(u32::from(v.heads)) {
+        return bad("heads", "must divide num_heads + num_kv_heads");
+    }
+    if v.heads > 8 {
+        return bad("heads", "must be 1 to 8");
+    }
+    if v.overlap && !can.overlap {
+        return bad("overlap", "needs compute capability 9.0 and a driver of CUDA 12.3");
+    }
+    if v.tableless && spec.angles.is_none() {
+        return bad("tableless", "needs a spec whose angles come from the engine");
+    }
+    if !v.tableless && class.table_word == 0 {
+        return bad("tableless", "must be on where there is no table");
+    }
+    if v.prefetch && !v.overlap {
+        return bad("prefetch", "means nothing without overlap");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_class_has_its_own_number() {
+        let mut seen = std::collections::HashSet::new();
+        for word in [2, 4, 8, 16] {
+            for table_word in [2, 4, 8, 16] {
+                for bits in 0..4 {
+                    let class = Class { word, table_word, head_major: bits & 1 == 1, copy_rest: bits & 2 == 2 };
+                    assert!(class.index() < Class::COUNT && seen.insert(class.index()), "{class}");
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_space_is_legal_and_starts_with_the_default(
+            half in 1u32..=256, turning in 1u32..=256, q in 1u32..65, k in 0u32..33, tokens in 0u64..100_000,
+            dtype in prop::sample::select(DType::ALL.to_vec()), interleaved: bool, head_major: bool, copy: bool, overlap: bool,
+        ) {
+            let mut spec = RopeSpec::new(dtype, 2 * half, q, k);
+            spec.rotary_dim = 2 * turning.min(half);
+            if interleaved { spec.style = PairStyle::Interleaved; }
+            let class = Class::contiguous(&spec, head_major, copy);
+            let can = Abilities { dialect: Dialect::Cuda, overlap };
+            let all = space(&spec, class, Bucket::of(tokens), can);
+            prop_assert!(!all.is_empty() && all.len() <= 64);
+            for &v in &all {
+                let legal = check(&spec, class, v, can);
+                prop_assert!(legal.is_ok(), "{v} for {spec} {class}: {legal:?}");
+            }
+        }
+    }
+}

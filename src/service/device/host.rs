@@ -1,0 +1,346 @@
+//! The processor as a device: the same templates, compiled by the system's C++ compiler into a shared library.
+//!
+//! Blocks are spread over all cores and a launch returns when they are done. Beside its entry point, a text for this device
+//! has a function `ENTRY_blocks(args, geometry, first, last)`, which runs some blocks of a launch: `args` are pointers to the
+//! values of the parameters, `geometry` the blocks and threads in three dimensions each, and blocks are numbered x first.
+
+use std::alloc::Layout;
+use std::ffi::c_void;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::time::Instant;
+
+use libloading::Library;
+use rayon::prelude::*;
+
+use super::compiler_version;
+use super::leftovers;
+use super::{
+    AheadOfTime, Binary, Device, Dialect, Facts, FaultWord, Geometry, Kernel, LaunchAttrs, Measuring, Memory, Source, Stream,
+    TimedLaunch, Timer, compile_error, range,
+};
+use crate::error::{Error, ErrorKind, Result};
+
+/// The processor.
+pub struct Host {
+    facts: Facts,
+    ahead_of_time: Option<AheadOfTime>,
+}
+
+impl Host {
+    /// Opens it; there is always one.
+    pub fn open() -> Self {
+        let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let name = cpuinfo
+            .lines()
+            .find_map(|l| l.strip_prefix("model name")?.split_once(':').map(|(_, v)| v.trim().to_owned()))
+            .unwrap_or_else(|| "host processor".into());
+        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let facts = Facts {
+            name,
+            arch: std::env::consts::ARCH.to_owned(),
+            compute_capability: (0, 0),
+            multiprocessors: std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
+            l2_bytes: last_level_cache(),
+            memory_bus_bits: 0,
+            memory_clock_khz: 0,
+            memory_bytes: memory_line(&meminfo, "MemTotal:"),
+            driver: String::new(),
+            overlap: false,
+        };
+        Self { facts, ahead_of_time: None }
+    }
+
+    /// As if the system had told this of it: for tests of nodes that differ.
+    #[must_use]
+    pub fn with_facts(mut self, facts: Facts) -> Self {
+        self.facts = facts;
+        self
+    }
+
+    /// Compiles portable kernels where it is asked for them. The crate ships none for processors: this is to try their
+    /// text without a GPU.
+    #[must_use]
+    pub fn with_portable(mut self) -> Self {
+        self.ahead_of_time = Some(AheadOfTime::Text);
+        self
+    }
+}
+
+/// A `/proc/meminfo` line's kilobytes, in bytes.
+fn memory_line(meminfo: &str, name: &str) -> u64 {
+    meminfo
+        .lines()
+        .find_map(|l| l.strip_prefix(name)?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok())
+        .map_or(0, |kb| kb.saturating_mul(1024))
+}
+
+fn last_level_cache() -> u64 {
+    let size = |index: u32| {
+        let text = std::fs::read_to_string(format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size")).ok()?;
+        let text = text.trim();
+        let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+        let scale = match unit {
+            "K" => 1 << 10,
+            "M" => 1 << 20,
+            _ => 1,
+        };
+        digits.parse::<u64>().ok()?.checked_mul(scale)
+    };
+    (0..8).filter_map(size).max().unwrap_or(0)
+}
+
+/// The system's C++ compiler: `CXX`, else `c++`, `g++` or `clang++` on the path.
+fn find_compiler() -> Result<PathBuf> {
+    let named = std::env::var_os("CXX").filter(|v| !v.is_empty());
+    let names = match &named {
+        Some(name) => vec![PathBuf::from(name)],
+        None => ["c++", "g++", "clang++"].map(PathBuf::from).to_vec(),
+    };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    for name in &names {
+        if name.components().count() > 1 && name.is_file() {
+            return Ok(name.clone());
+        }
+        if let Some(found) = std::env::split_paths(&path).map(|d| d.join(name)).find(|f| f.is_file()) {
+            return Ok(found);
+        }
+    }
+    let (what, hint) = match named {
+        Some(name) => {
+            (format!("CXX names '{}', which was not found", name.display()), "set CXX to a C++ compiler, or unset it")
+        }
+        None => {
+            ("no C++ compiler (c++, g++, clang++) on the path".into(), "install one, such as with: apt-get install g++")
+        }
+    };
+    Err(Error::new(ErrorKind::CompilerMissing, what).hint(hint))
+}
+
+impl Device for Host {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn dialect(&self) -> Dialect {
+        Dialect::Host
+    }
+
+    fn measuring(&self) -> Measuring {
+        Measuring { launches: (1, 64), sample_ns: 10e6, scratch_bytes: 64 << 20, slice_ns: 100e6 }
+    }
+
+    /// What the compiler says of its version. Asked once a process, and only where something is to be compiled.
+    fn compiler(&self) -> Result<String> {
+        compiler_version::of(&find_compiler()?)
+    }
+
+    fn compile_options(&self) -> Vec<String> {
+        let mut options: Vec<String> =
+            ["-x", "c++", "-std=c++17", "-O3", "-fopenmp-simd", "-fPIC", "-shared", "-ffp-contract=off"]
+                .into_iter()
+                .chain(["-fno-strict-aliasing", "-fwrapv"]) // positions wrap, as on a GPU, and are then outside
+                .map(String::from)
+                .collect();
+        // For sanitizers and the like: part of the key, as all options are.
+        let extra = std::env::var("ROPEJIT_HOST_CXXFLAGS").unwrap_or_default();
+        options.extend(extra.split_whitespace().map(String::from));
+        options
+    }
+
+    fn compile(&self, source: &Source) -> Result<Binary> {
+        let compiler = find_compiler()?;
+        let io = |e| Error::io(&std::env::temp_dir(), "a folder to compile in cannot be used", e);
+        leftovers::sweep_once();
+        let folder = tempfile::Builder::new().prefix(leftovers::PREFIX).tempdir().map_err(io)?;
+        let (text, library) = (folder.path().join(leftovers::SOURCE), folder.path().join(leftovers::LIBRARY));
+        fs_err::write(&text, &source.text).map_err(io)?;
+        let options = self.options_for(source);
+        let output = Command::new(&compiler)
+            .args(&options)
+            .arg("-o")
+            .arg(&library)
+            .arg(&text)
+            .output()
+            .map_err(|e| Error::io(&compiler, "cannot be run", e))?;
+        if !output.status.success() {
+            let log = String::from_utf8_lossy(&output.stderr);
+            return Err(compile_error(&compiler.display().to_string(), &options, &source.text, &log));
+        }
+        Ok(Binary { ptx: Vec::new(), image: fs_err::read(&library).map_err(io)? })
+    }
+
+    fn load(&self, binary: &Binary, entry: &str, _: &LaunchAttrs) -> Result<Arc<dyn Kernel>> {
+        load(binary, entry)
+    }
+
+    fn ahead_of_time(&self) -> Option<AheadOfTime> {
+        self.ahead_of_time
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>> {
+        let refused = || Error::new(ErrorKind::OutOfMemory, "out of memory").subject_is(format!("{bytes} bytes"));
+        let layout = Layout::from_size_align(bytes.max(1), 64).map_err(|_| refused())?;
+        // SAFETY: the size is not zero.
+        let start = unsafe { std::alloc::alloc_zeroed(layout) };
+        if start.is_null() {
+            return Err(refused());
+        }
+        Ok(Box::new(HostMemory { address: start as u64, bytes, layout }))
+    }
+
+    fn free_memory(&self) -> Result<u64> {
+        let path = Path::new("/proc/meminfo");
+        let text = fs_err::read_to_string(path).map_err(|e| Error::io(path, "cannot be read", e))?;
+        Ok(memory_line(&text, "MemAvailable:"))
+    }
+
+    fn fault_word(&self) -> Result<Box<dyn FaultWord>> {
+        Ok(Box::new(HostFaultWord(Box::new(AtomicU64::new(0)))))
+    }
+
+    fn timer(&self, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>> {
+        let mut timer = HostTimer { launches, launch };
+        timer.sample()?;
+        Ok(Box::new(timer))
+    }
+
+    fn copy(&self, to: (&dyn Memory, usize), from: (&dyn Memory, usize), bytes: usize, _: Stream<'_>) -> Result<()> {
+        const CHUNK: usize = 1 << 20;
+        let (to, from) = (range(to.0, to.1, bytes)? as usize, range(from.0, from.1, bytes)? as usize);
+        (0..bytes.div_ceil(CHUNK)).into_par_iter().for_each(|i| {
+            let (at, len) = (i * CHUNK, CHUNK.min(bytes - i * CHUNK));
+            // SAFETY: both ranges are inside memory of this device, which lives until this returns.
+            unsafe { std::ptr::copy((from + at) as *const u8, (to + at) as *mut u8, len) };
+        });
+        Ok(())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn is_capturing(&self, _: Stream<'_>) -> bool {
+        false
+    }
+}
+
+/// Loads a shared library.
+fn load(binary: &Binary, entry: &str) -> Result<Arc<dyn Kernel>> {
+    // The loader wants a file; once it is open its name is not needed.
+    let io = |e| Error::io(&std::env::temp_dir(), "a kernel to load cannot be kept", e);
+    let mut file = tempfile::Builder::new().prefix(leftovers::PREFIX).suffix(".so").tempfile().map_err(io)?;
+    file.write_all(&binary.image).map_err(io)?;
+    let path: &Path = file.path();
+    let refused = |e: libloading::Error| Error::new(ErrorKind::Device, format!("the loader refused a kernel: {e}"));
+    // SAFETY: our own compiler made it, and a digest has vouched for it since; it has no initialisers.
+    let library = unsafe { Library::new(path) }.map_err(refused)?;
+    // SAFETY: a text for this device defines it with this type (see the module).
+    let run = *unsafe { library.get::<RunBlocks>(format!("{entry}_blocks").as_bytes()) }.map_err(refused)?;
+    Ok(Arc::new(HostKernel { run, _library: library }))
+}
+
+/// Runs blocks `first..last`.
+type RunBlocks = unsafe extern "C" fn(args: *const *const c_void, geometry: *const u32, first: u32, last: u32);
+
+struct HostKernel {
+    run: RunBlocks,
+    // Kept: the function is in it.
+    _library: Library,
+}
+
+/// The arguments of a launch, for all threads that run its blocks.
+struct Shared(*const *const c_void, [u32; 6]);
+
+// SAFETY: they are only read, and live until the launch returns.
+unsafe impl Sync for Shared {}
+
+impl Kernel for HostKernel {
+    unsafe fn launch(&self, _: Stream<'_>, geometry: &Geometry, args: &[*const c_void]) -> Result<()> {
+        let ([x, y, z], [tx, ty, tz]) = (geometry.grid, geometry.block);
+        let blocks = x.checked_mul(y).and_then(|xy| xy.checked_mul(z)).ok_or_else(|| {
+            Error::new(ErrorKind::Unsupported, format!("a grid of {x} × {y} × {z} blocks is too large for a processor"))
+        })?;
+        let shared = &Shared(args.as_ptr(), [x, y, z, tx, ty, tz]);
+        let run = |first: u32, last: u32| {
+            // SAFETY: this function's contract; threads of a launch write disjoint elements.
+            unsafe { (self.run)(shared.0, shared.1.as_ptr(), first, last) };
+        };
+        let chunk = blocks.div_ceil(4 * rayon::current_num_threads() as u32).max(16);
+        if blocks <= chunk {
+            run(0, blocks);
+        } else {
+            (0..blocks.div_ceil(chunk)).into_par_iter().for_each(|i| run(i * chunk, blocks.min((i + 1) * chunk)));
+        }
+        Ok(())
+    }
+}
+
+/// Exactly as many bytes as were asked for, so that a sanitizer sees the first access past them.
+struct HostMemory {
+    address: u64,
+    bytes: usize,
+    layout: Layout,
+}
+
+impl Drop for HostMemory {
+    fn drop(&mut self) {
+        // SAFETY: allocated once with this layout, freed once.
+        unsafe { std::alloc::dealloc(self.address as *mut u8, self.layout) };
+    }
+}
+
+// SAFETY: allocated with this size, freed when dropped.
+unsafe impl Memory for HostMemory {
+    fn address(&self) -> u64 {
+        self.address
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn upload(&self, offset: usize, data: &[u8]) -> Result<()> {
+        let at = range(self, offset, data.len())? as *mut u8;
+        // SAFETY: the range lies inside the allocation.
+        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), at, data.len()) };
+        Ok(())
+    }
+
+    fn download(&self, offset: usize, data: &mut [u8]) -> Result<()> {
+        let at = range(self, offset, data.len())? as *const u8;
+        // SAFETY: the range lies inside the allocation.
+        unsafe { std::ptr::copy_nonoverlapping(at, data.as_mut_ptr(), data.len()) };
+        Ok(())
+    }
+}
+
+struct HostFaultWord(Box<AtomicU64>);
+
+impl FaultWord for HostFaultWord {
+    fn address(&self) -> u64 {
+        self.0.as_ptr() as u64
+    }
+
+    fn take(&self) -> u64 {
+        self.0.swap(0, Ordering::Relaxed)
+    }
+}
+
+struct HostTimer {
+    launches: usize,
+    launch: TimedLaunch,
+}
+
+impl Timer for HostTimer {
+    fn sample(&mut self) -> Result<f64> {
+        let start = Instant::now();
+        for i in 0..self.launches {
+            (self.launch)(i, Stream::DEFAULT)?;
+        }
+        Ok(start.elapsed().as_secs_f64() * 1e9 / self.launches.max(1) as f64)
+    }
+}

@@ -1,0 +1,92 @@
+//! What all handles of an engine share.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::choices::Choices;
+use super::extensions::Extensions;
+use super::kernels::Kernels;
+use super::locked::Held;
+use super::policy::{OnProgress, Progress, Tuning};
+use super::slots::Slots;
+use super::stats::{Counters, Stats};
+use crate::service::device::{Device, DeviceChoice};
+use crate::service::family::{Config, Problem};
+use crate::service::store::Store;
+
+/// What all handles of an engine share.
+pub struct Shared {
+    pub device: Arc<dyn Device>,
+    pub store: Arc<dyn Store>,
+    pub choices: Choices,
+    pub kernels: Kernels,
+    pub counters: Arc<Counters>,
+    pub(super) tuning: Tuning,
+    /// Decides calls before the policy does.
+    pub(super) lock: Option<Held>,
+    /// The device and the cache folder, where the builder was told and not the environment.
+    pub(super) named_device: Option<DeviceChoice>,
+    pub(super) named_folder: Option<PathBuf>,
+    /// Whether to follow what was measured on other GPUs.
+    pub(super) priors: bool,
+    /// Whether kernels that were compiled ahead of time may serve.
+    pub(super) ahead_of_time: bool,
+    /// Set by `Engine::freeze`.
+    pub(super) frozen: AtomicBool,
+    /// Set when the last handle is dropped: background work ends.
+    pub closing: Arc<AtomicBool>,
+    pub(super) opened: Instant,
+    /// When a capture was last seen: milliseconds since `opened`, plus one; 0 for never.
+    pub(super) captured: AtomicU64,
+    /// Of all specs.
+    pub(super) slots: Mutex<Vec<Arc<Slots>>>,
+    pub extensions: Extensions,
+    pub(super) on_progress: Option<OnProgress>,
+}
+
+impl Shared {
+    pub fn tuning(&self) -> Tuning {
+        if self.frozen.load(Ordering::Relaxed) { Tuning::Frozen } else { self.tuning }
+    }
+
+    /// Takes note that somebody captures a graph.
+    pub fn note_capture(&self) {
+        self.captured.store(self.opened.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
+    }
+
+    /// Time since a capture was last seen.
+    pub fn since_capture(&self) -> Option<Duration> {
+        let seen = Duration::from_millis(self.captured.load(Ordering::Relaxed).checked_sub(1)?);
+        Some(self.opened.elapsed().saturating_sub(seen))
+    }
+
+    pub fn tell(&self, progress: &Progress<'_>) {
+        if let Some(f) = &self.on_progress {
+            f(progress);
+        }
+    }
+
+    /// Slots for a spec.
+    pub fn new_slots(&self, classes: usize) -> Arc<Slots> {
+        let slots = Arc::new(Slots::new(classes));
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&slots));
+        slots
+    }
+
+    pub fn stats(&self) -> Stats {
+        let hits = self.slots.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|slots| slots.hits()).sum();
+        self.counters.snapshot(hits)
+    }
+
+    /// The config that serves where nothing is known.
+    pub fn default_config(&self, problem: &dyn Problem) -> Config {
+        problem.space(self.device.abilities()).swap_remove(0)
+    }
+
+    /// Whether kernels that were compiled ahead of time serve a problem.
+    pub fn has_ahead_of_time(&self, problem: &dyn Problem) -> bool {
+        self.ahead_of_time && problem.has_ahead_of_time(self.device.as_ref())
+    }
+}

@@ -1,0 +1,109 @@
+//! Where folders are, as the environment says. All variables about the cache are read here.
+
+use std::path::{Path, PathBuf};
+
+use super::disk::Disk;
+use super::sweep::Bytes;
+use super::trust::Trust;
+use crate::error::{Error, Result};
+
+/// Where layers are, and who may write to them.
+#[derive(Debug, Clone, Default)]
+pub struct Places {
+    /// The user's folder.
+    pub user: Option<PathBuf>,
+    /// Folders that are only read, the first first.
+    pub read_only: Vec<PathBuf>,
+    /// Bytes that the user's folder may hold.
+    pub max_bytes: Option<u64>,
+    /// A group that may write to the folders, by its number.
+    pub trust_group: Option<u32>,
+    /// A folder that others can write to is an error; else it is not used, with a warning.
+    pub strict: bool,
+}
+
+impl Places {
+    /// As `ROPEJIT_CACHE_DIR`, `ROPEJIT_CACHE_PATH`, `ROPEJIT_CACHE_MAX_BYTES`, `ROPEJIT_TRUST_GROUP` and `ROPEJIT_STRICT` say.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument), naming the variable that is wrong.
+    pub fn from_environment() -> Result<Self> {
+        let (group, strict) = ("ROPEJIT_TRUST_GROUP", "ROPEJIT_STRICT");
+        Ok(Self {
+            user: default_root(),
+            read_only: default_read_only(),
+            max_bytes: variable("ROPEJIT_CACHE_MAX_BYTES")?
+                .map(|text| text.parse::<Bytes>())
+                .transpose()
+                .map_err(|e| e.subject_is("ROPEJIT_CACHE_MAX_BYTES"))?
+                .map(|Bytes(n)| n),
+            trust_group: variable(group)?
+                .map(|text| {
+                    text.parse().map_err(|_| {
+                        Error::argument(group, format!("'{text}' is not the number of a group"))
+                            .hint("give the number, such as that of fsGroup: ROPEJIT_TRUST_GROUP=2000")
+                    })
+                })
+                .transpose()?,
+            strict: match variable(strict)?.as_deref() {
+                None | Some("0") => false,
+                Some("1") => true,
+                Some(text) => {
+                    return Err(Error::argument(strict, format!("'{text}' is neither 0 nor 1"))
+                        .hint("set it to 1, or unset it"));
+                }
+            },
+        })
+    }
+
+    /// The folder that the user's entries are kept in, there or not: the user's, or where that is for several users, the
+    /// user's own in it.
+    pub fn user_folder(&self) -> Option<PathBuf> {
+        let named = std::path::absolute(self.user.as_ref()?).ok()?;
+        Some(Trust::own(self.trust_group).folder_in(&named))
+    }
+
+    /// Opens the user's folder, and makes it if it is not there.
+    ///
+    /// # Errors
+    /// As [`Disk::open`].
+    pub fn open_user(&self, root: &Path) -> Result<Disk> {
+        let disk = Disk::open_trusting(root, self.trust_group)?;
+        Ok(match self.max_bytes {
+            Some(bytes) => disk.max_bytes(bytes),
+            None => disk,
+        })
+    }
+
+    /// Opens a folder that is only read.
+    ///
+    /// # Errors
+    /// As [`Disk::read_only`].
+    pub fn open_read_only(&self, root: &Path) -> Result<Disk> {
+        Disk::read_only_trusting(root, self.trust_group)
+    }
+}
+
+/// An environment variable; unset and empty are the same.
+fn variable(name: &str) -> Result<Option<String>> {
+    match std::env::var(name) {
+        Ok(text) => Ok(Some(text).filter(|text| !text.is_empty())),
+        Err(std::env::VarError::NotUnicode(_)) => Err(Error::argument(name, "is not valid text")),
+        Err(std::env::VarError::NotPresent) => Ok(None),
+    }
+}
+
+/// The cache folder that is used unless the caller names one: `ROPEJIT_CACHE_DIR`, else the user's cache folder. `None`
+/// when neither is known.
+pub fn default_root() -> Option<PathBuf> {
+    match std::env::var_os("ROPEJIT_CACHE_DIR").filter(|v| !v.is_empty()) {
+        Some(folder) => Some(folder.into()),
+        None => directories::ProjectDirs::from("", "", "ropejit").map(|d| d.cache_dir().to_owned()),
+    }
+}
+
+/// The cache folders that are only read unless the caller names others: `ROPEJIT_CACHE_PATH`, a list as `PATH` is.
+pub fn default_read_only() -> Vec<PathBuf> {
+    let list = std::env::var_os("ROPEJIT_CACHE_PATH").unwrap_or_default();
+    std::env::split_paths(&list).filter(|folder| !folder.as_os_str().is_empty()).collect()
+}
