@@ -125,13 +125,13 @@ pub fn inspect() -> PyResult<String> {
                 .candidates
                 .iter()
                 .map(
-                    |c| json!({"variant": c.variant.to_string(), "median_ns": c.median_ns(), "bit_equal": c.bit_equal}),
+                    |c| json!({"variant": c.config.to_string(), "median_ns": c.median_ns(), "bit_equal": c.bit_equal}),
                 )
                 .collect();
             choices.push(json!({
                 "key": entry.key.to_string(), "spec": meta.spec.to_string(), "tokens": meta.bucket.tokens(),
                 "layout": meta.class.to_string(), "arch": meta.arch, "device": meta.record.device,
-                "variant": chosen.variant.to_string(), "tuned": meta.record.tuned, "prior": meta.record.is_prior(),
+                "variant": chosen.config.to_string(), "tuned": meta.record.tuned, "prior": meta.record.is_prior(),
                 "median_ns": chosen.median_ns(), "copy_ns": meta.record.copy_ns, "candidates": candidates,
             }));
         }

@@ -92,7 +92,12 @@ impl Template {
             }
         }
         for (i, (declared, given)) in d.args.iter().zip(args).enumerate() {
-            let Kind::Tensor { element, shape, .. } = &declared.kind else { continue };
+            let Kind::Tensor { element, shape, .. } = &declared.kind else {
+                if matches!((&declared.kind, given), (Kind::Number(e), Given::Nothing) if e.is_float()) {
+                    return Err(Error::argument(&*declared.name, "is missing"));
+                }
+                continue;
+            };
             let Given::Tensor(of, dimensions) = given else { return Err(no_tensor(declared, given)) };
             if let ElementOf::Word(key) = element {
                 self.says(&mut known, *key, of.id(), (first + i) as u8, || format!("is {of}"))?;
@@ -188,6 +193,7 @@ mod tests {
         assert_eq!(with(1, b(&[7, 65])), "residual: has 65 in dimension 1, and 'hidden' is 64 by 'x'");
         assert_eq!(with(4, Given::Integer(8)), "x: has 7 in dimension 0, and 'rows' is 8");
         assert_eq!(with(2, Given::Nothing), "weight: is missing");
+        assert_eq!(with(5, Given::Nothing), "eps: is missing");
         assert_eq!(with(2, Given::Integer(3)), "weight: is a number, and should be a tensor");
         assert_eq!(
             with(0, Given::Tensor(Element::F64, &[7, 64])),
@@ -196,7 +202,7 @@ mod tests {
         assert_eq!(infer(&all, &[None, Some("65")]), Err("x: has 64 in dimension 1, and 'hidden' is 65".into()));
         let flat = Given::Tensor(Element::Bf16, &[]);
         assert_eq!(
-            infer(&[flat, flat, flat, flat, Given::Nothing, Given::Nothing], &[None, None]),
+            infer(&[flat, flat, flat, flat, Given::Nothing, Given::Float(0.0)], &[None, None]),
             Err("hidden: is missing, and no tensor's type or shape says it\nhint: give hidden = … by name".into())
         );
     }
