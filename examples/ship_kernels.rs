@@ -15,7 +15,8 @@ use ropejit::jit::render::{Dialect, source};
 
 fn packed(arch: &str, portable: Portable) -> Result<Vec<u8>, Error> {
     let ptx = arch == PTX_ARCH;
-    let binary = Target::new(&arch.replace("compute_", "sm_"))?.compile(&source(render_portable(Dialect::Cuda, &portable)))?;
+    let binary =
+        Target::new(&arch.replace("compute_", "sm_"))?.compile(&source(render_portable(Dialect::Cuda, &portable)))?;
     let code = if ptx { binary.ptx() } else { binary.image() };
     let mut packer = DeflateEncoder::new(Vec::new(), Compression::best());
     packer

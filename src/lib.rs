@@ -65,8 +65,8 @@ pub mod cli;
 pub mod error;
 pub mod families;
 pub mod jit;
-mod service;
 pub mod rope;
+mod service;
 
 pub use families::rope::args;
 pub use service::{device, engine, store, tune};
@@ -76,5 +76,5 @@ pub use device::{DeviceChoice, Stream};
 pub use engine::{Engine, Stats, Tuning};
 pub use error::{Error, ErrorKind, Result};
 pub use families::rope::{Angles, Rope};
-pub use service::family::Origin;
 pub use rope::{DType, Direction, Layout, PairStyle, PositionForm, RopeSpec, Rounding, TableForm, TableWidth};
+pub use service::family::Origin;

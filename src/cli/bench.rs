@@ -232,7 +232,11 @@ fn landscape(engine: &Engine, spec: &RopeSpec, tokens: u32, head_major: bool) ->
             continue;
         };
         let ours = meta.record.device == engine.facts().name && meta.record.tuned;
-        if ours && meta.spec.text() == spec.to_string() && meta.class.text() == class.to_string() && meta.bucket == bucket {
+        if ours
+            && meta.spec.text() == spec.to_string()
+            && meta.class.text() == class.to_string()
+            && meta.bucket == bucket
+        {
             let copy = meta.record.copy_ns.unwrap_or(0.0);
             let one = |c: &ropejit::jit::Candidate| {
                 Some(Candidate { variant: c.config.to_string(), ratio: copy / c.median_ns()? })

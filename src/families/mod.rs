@@ -6,11 +6,11 @@ pub mod template;
 use std::path::Path;
 use std::sync::OnceLock;
 
+use crate::error::Result;
 use crate::service::device::at_exit;
 use crate::service::engine::{ArtifactMeta, Builder, ChoiceMeta, Engine, read_lock as read};
-use crate::error::Result;
-use crate::service::lock::Lock;
 use crate::service::family::{Abilities, Line};
+use crate::service::lock::Lock;
 
 pub use crate::service::family::{Config, Families, Problem, Stated};
 

@@ -11,12 +11,10 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 
-pub use super::stated::Stated;
-pub use crate::service::device::{
-    Abilities, Binary, Device, Dialect, Geometry, Kernel, LaunchAttrs, Memory, Source, Stream,
-};
-pub use crate::service::engine::throttle::Throttle;
 pub use super::bucket::Bucket;
+pub use super::stated::Stated;
+pub use crate::service::device::{Abilities, Binary, Device, Dialect, Geometry, Kernel, LaunchAttrs, Memory, Source, Stream};
+pub use crate::service::engine::throttle::Throttle;
 
 /// One assignment of a family's tunables. All configs of a problem give the same bits, or within its tolerance.
 pub type Config = Stated;
@@ -262,10 +260,7 @@ impl Plan {
         provenance: Provenance,
     ) -> Result<Self> {
         let kernel = kernel.ok_or_else(|| {
-            Error::new(
-                crate::ErrorKind::DeviceUnavailable,
-                "this engine compiles for another machine and runs nothing",
-            )
+            Error::new(crate::ErrorKind::DeviceUnavailable, "this engine compiles for another machine and runs nothing")
         })?;
         let attrs = problem.attrs(&config);
         Ok(Self { kernel, config, origin, provenance, attrs })

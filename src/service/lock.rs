@@ -18,80 +18,25 @@
 //! The first versions had the memory's clock in the device's identity. Their sections are read without it: two that differ
 //! in nothing else are one, in which the first of two lines for the same call holds.
 
-mod note;
+mod content;
 mod parse;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::service::device::Identity;
 use crate::error::{Error, ErrorKind, Result};
 use crate::service::bucket::Bucket;
-use crate::service::family::{Abilities, Families, Line};
-use note::{At, Notes};
+use crate::service::device::Identity;
+use crate::service::family::{Abilities, Families};
+use content::{At, Content, VERSION, sought};
+pub use content::{Locked, Section};
 
-/// Version of the file's format.
-const VERSION: &str = "1";
 /// A file that is longer is no lock file; a thousand choices are some 130 KB.
 pub const MAX_BYTES: u64 = 8 << 20;
 const HEAD: &str = "\
-# ropejit lock file: the variant that serves each RoPE, layout and number of tokens. Commit it.
+# ropejit lock file: the variant that serves each spec, layout and number of tokens. Commit it.
 # Written by `ropejit prewarm --lock FILE`, tested by `ropejit prewarm --check FILE`, used with ROPEJIT_LOCK=FILE.
 ";
-
-/// Where choices hold: on one kind of device, or, not measured, on all of an architecture.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Section {
-    /// What kernels are compiled for.
-    pub arch: String,
-    /// The device that they were measured on.
-    pub device: Option<Identity>,
-}
-
-impl Section {
-    /// A section.
-    pub fn new(arch: &str, device: Option<&Identity>) -> Self {
-        Self { arch: arch.to_owned(), device: device.cloned() }
-    }
-}
-
-impl fmt::Display for Section {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.device {
-            None => f.write_str(&self.arch),
-            Some(device) => write!(f, "{}: {device}", self.arch),
-        }
-    }
-}
-
-/// One choice.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Locked {
-    /// What is computed, as its family writes it.
-    pub spec: String,
-    /// For which layouts.
-    pub class: String,
-    /// For how many tokens.
-    pub bucket: Bucket,
-    /// The config that serves.
-    pub config: String,
-    /// The line that says so; 0 for one that was not read from a file.
-    pub line: usize,
-}
-
-impl Locked {
-    /// The texts that its family reads.
-    pub fn parts(&self) -> Line<'_> {
-        Line { spec: &self.spec, class: &self.class, config: &self.config }
-    }
-}
-
-/// What a choice is looked up by, in the order of the file.
-type Sought = (String, String, Bucket);
-
-fn sought(spec: &str, class: &str, bucket: Bucket) -> Sought {
-    (spec.to_owned(), class.to_owned(), bucket)
-}
 
 /// What no longer holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,17 +49,14 @@ pub struct Problem {
 
 /// The choices of a lock file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lock {
-    templates: (String, usize),
-    sections: BTreeMap<Section, BTreeMap<Sought, Locked>>,
-    notes: Notes,
-}
+pub struct Lock(Content);
 
 impl Lock {
     /// No choices, for templates of this digest.
     pub fn new(templates: &str) -> Self {
-        let (sections, notes) = (BTreeMap::new(), BTreeMap::from([(At::Version, HEAD.lines().map(String::from).collect())]));
-        Self { templates: (templates.to_owned(), 0), sections, notes }
+        let (sections, notes) =
+            (BTreeMap::new(), BTreeMap::from([(At::Version, HEAD.lines().map(String::from).collect())]));
+        Self(Content { templates: (templates.to_owned(), 0), sections, notes })
     }
 
     /// Reads the text of a file that errors call `name`.
@@ -122,7 +64,7 @@ impl Lock {
     /// # Errors
     /// [`ErrorKind::LockFile`] with `name:line` as its subject.
     pub fn parse(name: &str, text: &str, families: &dyn Families) -> Result<Self> {
-        parse::read(text, families).map_err(|(line, what)| {
+        parse::read(text, families).map(Self).map_err(|(line, what)| {
             let error = Error::new(ErrorKind::LockFile, what).subject_is(format!("{name}:{line}"));
             error.hint("correct the line, or name a lock file that a prewarm has written")
         })
@@ -131,12 +73,12 @@ impl Lock {
     /// The same file without its choices, for templates of this digest: people's comments stay.
     #[must_use]
     pub fn emptied(&self, templates: &str) -> Self {
-        Self { notes: self.notes.clone(), ..Self::new(templates) }
+        Self(Content { notes: self.0.notes.clone(), ..Self::new(templates).0 })
     }
 
     /// Whether its choices were made with templates of this digest.
     pub fn is_of(&self, templates: &str) -> bool {
-        self.templates.0 == templates
+        self.0.templates.0 == templates
     }
 
     /// The choice for a device, else for its architecture.
@@ -151,30 +93,35 @@ impl Lock {
         let sought = sought(spec, class, bucket);
         [Section::new(arch, Some(device)), Section::new(arch, None)]
             .iter()
-            .filter_map(|section| self.sections.get_key_value(section))
+            .filter_map(|section| self.0.sections.get_key_value(section))
             .find_map(|(section, lines)| Some((section, lines.get(&sought)?)))
     }
 
     /// The choices for all devices of an architecture: what is compiled where the device is not there.
     pub fn of_arch(&self, arch: &str, spec: &str, class: &str, bucket: Bucket) -> Vec<&Locked> {
         let sought = sought(spec, class, bucket);
-        self.sections.iter().filter(|(section, _)| section.arch == arch).filter_map(|(_, lines)| lines.get(&sought)).collect()
+        self.0
+            .sections
+            .iter()
+            .filter(|(section, _)| section.arch == arch)
+            .filter_map(|(_, lines)| lines.get(&sought))
+            .collect()
     }
 
     /// Adds a choice, or replaces the one for the same call.
     pub fn set(&mut self, section: Section, locked: Locked) {
         let sought = sought(&locked.spec, &locked.class, locked.bucket);
-        self.sections.entry(section).or_default().insert(sought, locked);
+        self.0.sections.entry(section).or_default().insert(sought, locked);
     }
 
     /// Its sections, with the number of choices in each.
     pub fn sections(&self) -> impl Iterator<Item = (&Section, usize)> {
-        self.sections.iter().map(|(section, lines)| (section, lines.len()))
+        self.0.sections.iter().map(|(section, lines)| (section, lines.len()))
     }
 
     /// Its choices, with where they hold.
     pub fn choices(&self) -> impl Iterator<Item = (&Section, &Locked)> {
-        self.sections.iter().flat_map(|(section, lines)| lines.values().map(move |locked| (section, locked)))
+        self.0.sections.iter().flat_map(|(section, lines)| lines.values().map(move |locked| (section, locked)))
     }
 
     /// What no longer holds on a device, or, without its identity, on an architecture.
@@ -187,7 +134,7 @@ impl Lock {
     ) -> Vec<Problem> {
         let mut all = Vec::new();
         if !self.is_of(families.templates()) {
-            let (made, line) = &self.templates;
+            let (made, line) = &self.0.templates;
             let what = format!(
                 "made with templates {}, this program has {}: the kernels have changed since",
                 &made[..12], // hexadecimal digits, checked when it was read
@@ -196,7 +143,9 @@ impl Lock {
             all.push(Problem { line: *line, what });
         }
         let found = !self.is_silent(arch, device);
-        for lines in self.sections.iter().filter(|(section, _)| concerns(section, arch, device)).map(|(_, lines)| lines) {
+        for lines in
+            self.0.sections.iter().filter(|(section, _)| concerns(section, arch, device)).map(|(_, lines)| lines)
+        {
             for locked in lines.values() {
                 if let Err(e) = families.check(&locked.parts(), can) {
                     let what = format!("not legal here: {}: {}", e.subject().unwrap_or_default(), e.message());
@@ -213,12 +162,12 @@ impl Lock {
 
     /// Whether it has a choice for the device or its architecture; without an identity, for any device of that.
     pub fn is_silent(&self, arch: &str, device: Option<&Identity>) -> bool {
-        !self.sections.iter().any(|(section, lines)| concerns(section, arch, device) && !lines.is_empty())
+        !self.0.sections.iter().any(|(section, lines)| concerns(section, arch, device) && !lines.is_empty())
     }
 
     /// Says that it has no choices for a device, and for what it has some.
     pub fn silence(&self, arch: &str, device: Option<&Identity>) -> String {
-        let there: Vec<_> = self.sections.keys().map(|p| format!("[{p}]")).collect();
+        let there: Vec<_> = self.0.sections.keys().map(|p| format!("[{p}]")).collect();
         let there = if there.is_empty() { "none".to_owned() } else { there.join(", ") };
         format!("no choices for {}; there are {there}", Section::new(arch, device))
     }
@@ -232,7 +181,7 @@ fn concerns(section: &Section, arch: &str, device: Option<&Identity>) -> bool {
 impl fmt::Display for Lock {
     /// The text of its file.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut lost = self.notes.clone();
+        let mut lost = self.0.notes.clone();
         let mut notes = |f: &mut fmt::Formatter<'_>, line: At, usual: &str| match lost.remove(&line) {
             Some(notes) => notes.iter().try_for_each(|note| writeln!(f, "{note}")),
             None => f.write_str(usual),
@@ -240,8 +189,8 @@ impl fmt::Display for Lock {
         notes(f, At::Version, "")?;
         writeln!(f, "version = {VERSION}")?;
         notes(f, At::Templates, "")?;
-        writeln!(f, "templates = {}", self.templates.0)?;
-        for (section, lines) in self.sections.iter().filter(|(_, lines)| !lines.is_empty()) {
+        writeln!(f, "templates = {}", self.0.templates.0)?;
+        for (section, lines) in self.0.sections.iter().filter(|(_, lines)| !lines.is_empty()) {
             notes(f, At::Section(section.clone()), "\n")?;
             writeln!(f, "[{section}]")?;
             for (sought, locked) in lines {

@@ -396,9 +396,14 @@ fn the_command_names_all_that_makes_a_missing_entry() {
     let case = Case { order: crate::cases::Order::Bhsd, ..Case::new(spec, 1, 5) };
     let error = run(&engine, &case, &Data::new(&case, 1)).expect_err("nothing is cached");
     let hint = ropejit::cli::advice::advised(error).advice().expect("has a hint").to_owned();
-    for flag in
-        ["ropejit prewarm --dtype f16", "--rounding per-op", "--table same", "--table-width full", "--positions ids64", "--bhsd"]
-    {
+    for flag in [
+        "ropejit prewarm --dtype f16",
+        "--rounding per-op",
+        "--table same",
+        "--table-width full",
+        "--positions ids64",
+        "--bhsd",
+    ] {
         assert!(hint.contains(flag), "{flag} is not in: {hint}");
     }
 }

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use ropejit::families::rope::problem;
 use ropejit::device::host::Host;
 use ropejit::device::{Device as _, Facts};
 use ropejit::engine::{Builder, ChoiceMeta};
+use ropejit::families::rope::problem;
 use ropejit::jit::{Bucket, Class, KeyFields};
 use ropejit::store::disk::Disk;
 use ropejit::store::{Entry, Kind, Store as _};
@@ -144,8 +144,9 @@ fn lock_files_of_the_first_versions_still_hold() {
     let lock = ropejit::families::read_lock(Path::new(file)).unwrap_or_else(|e| panic!("{e}"));
     for node in nodes() {
         let identity = node.facts().identity();
-        let (place, locked) =
-            lock.find("x86_64", &identity, &small().spec.to_string(), &class().to_string(), Bucket::of(5)).expect("the device's section");
+        let (place, locked) = lock
+            .find("x86_64", &identity, &small().spec.to_string(), &class().to_string(), Bucket::of(5))
+            .expect("the device's section");
         assert_eq!((place.device.as_ref(), locked.config.clone()), (Some(&identity), "t128 v8 h2 wb/wb".into()));
         assert!(!lock.is_silent("x86_64", Some(&identity)));
     }

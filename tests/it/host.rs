@@ -172,7 +172,8 @@ fn choose(engine: &Engine, spec: &RopeSpec, bucket: Bucket, class: Class, v: Var
     let space = variant::space(spec, class, bucket, engine.device().abilities());
     let fields = choice_fields(spec, bucket, class, &space, &engine.facts().identity().to_string());
     let record = Record { tuned: true, ..Record::new(bucket.tokens(), vec![Candidate::new(Stated::of(&v))]) };
-    let meta = ChoiceMeta { fields, spec: Stated::of(spec), bucket, class: Stated::of(&class), arch: String::new(), record };
+    let meta =
+        ChoiceMeta { fields, spec: Stated::of(spec), bucket, class: Stated::of(&class), arch: String::new(), record };
     let key = meta.fields.key();
     let meta = serde_json::to_vec(&meta).expect("JSON");
     let entry = Entry { kind: Kind::Choice, key, meta, ptx: Vec::new(), image: Vec::new() };

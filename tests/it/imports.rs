@@ -196,7 +196,8 @@ fn expand(prefix: &[String], tree: &str, into: &mut Vec<Vec<String>>) {
 
 #[test]
 fn paths_are_read_from_trees_and_code() {
-    let code = "use crate::a::{b::{C, D as E}, self};\npub(crate) use super::f;\nfn x() { crate::g::h(); because use_it::y }";
+    let code =
+        "use crate::a::{b::{C, D as E}, self};\npub(crate) use super::f;\nfn x() { crate::g::h(); because use_it::y }";
     let mut got: Vec<String> = paths(code).into_iter().map(|(_, path)| path.join("::")).collect();
     got.sort();
     assert_eq!(got, ["crate::a::b::C", "crate::a::b::D", "crate::a::self", "crate::g::h", "super::f", "use_it::y"]);

@@ -47,7 +47,10 @@ fn a_lock_file_is_written_kept_and_tested() {
     shell.ok(&prewarm(&["--tokens", "8,1", "--lock", &path])).says(&["choices in [", "] 2"]);
     let first = fs_err::read_to_string(&path).expect("written");
     let choices = |text: &str| text.lines().filter(|l| l.contains(" | ")).count();
-    assert_eq!((choices(&first), Lock::parse("f", &first, ropejit::families::families()).expect("reads").to_string()), (2, first.clone()));
+    assert_eq!(
+        (choices(&first), Lock::parse("f", &first, ropejit::families::families()).expect("reads").to_string()),
+        (2, first.clone())
+    );
     // The same choices are the same bytes, and others are added.
     shell.ok(&prewarm(&["--tokens", "1,8", "--lock", &path]));
     assert_eq!(fs_err::read_to_string(&path).expect("written"), first);

@@ -30,3 +30,4 @@ mod positions;
 mod priors;
 mod structure;
 mod templates;
+mod zz;

@@ -1,68 +1,86 @@
-//! The house's rules: dependencies point down only, unsafe has one home, no file is two things.
+//! The house's rules: no circles, dependencies point down only, the service knows no family, unsafe has one home.
 
-use std::path::{Path, PathBuf};
+use crate::imports::Sources;
 
-fn sources() -> Vec<(String, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut folders = vec![root.clone()];
-    let mut all = Vec::new();
-    while let Some(folder) = folders.pop() {
-        for entry in fs_err::read_dir(&folder).expect("readable") {
-            let path: PathBuf = entry.expect("an entry").path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|e| e == "rs") {
-                let name = path.strip_prefix(&root).expect("inside").display().to_string();
-                all.push((name, fs_err::read_to_string(&path).expect("text")));
-            }
-        }
-    }
-    assert!(all.len() > 20, "the sources were not found");
-    all
+fn library() -> Sources {
+    Sources::read("src", "ropejit")
 }
 
-/// The text without comments and unit tests, which may name what they like.
-fn code(text: &str) -> String {
-    let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or(text);
-    text.lines().filter(|l| !l.trim_start().starts_with("//")).flat_map(|l| [l, "\n"]).collect()
+#[test]
+fn no_files_name_each_other_in_a_circle() {
+    assert_eq!(library().circles(), Vec::<Vec<String>>::new(), "src");
 }
 
 #[test]
 fn dependencies_point_down() {
-    // For each part of the house, what it may name of the crate.
+    // For each part of the house, what it may name beside itself. The longest name of a part that fits counts.
     let allowed: &[(&str, &[&str])] = &[
         ("error", &[]),
-        ("rope", &["error", "rope"]),
-        ("tune", &["tune"]),
-        ("jit", &["error", "rope", "jit", "tune"]),
-        ("store", &["error", "jit", "store"]),
-        ("device", &["error", "rope", "jit", "device"]),
-        ("args", &["error", "rope", "device", "args"]),
-        ("plan", &["error", "rope", "jit", "device", "args", "plan"]),
-        ("engine", &["error", "rope", "jit", "device", "store", "tune", "args", "plan", "engine"]),
+        ("rope", &["error"]),
+        ("service", &["error"]),
+        ("service/tune", &[]),
+        ("service/digest", &[]),
+        ("service/stated", &[]),
+        ("service/bucket", &["error"]),
+        ("service/key", &["error", "service"]),
+        ("service/device", &["error", "service/digest"]),
+        ("service/store", &["error", "service/key", "service/digest"]),
+        ("families", &["error", "service"]),
+        ("families/rope", &["error", "service", "rope"]),
+        // The facade of names that others use.
+        ("jit", &["service", "families"]),
+        // The command sees what everybody sees, and none of it sees the command.
+        ("cli", &["error", "families", "jit", "rope", "service"]),
     ];
-    for (name, text) in sources() {
-        let part = name.trim_end_matches(".rs").split('/').next().expect("a name").to_owned();
-        let code = code(&text);
-        let names = |prefix: &str| {
-            let after = |(at, _): (usize, &str)| {
-                let rest = &code[at + prefix.len()..];
-                rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or("").to_owned()
-            };
-            code.match_indices(prefix).map(after).collect::<Vec<_>>()
-        };
-        match part.as_str() {
-            "lib" | "bin" => {}
-            // Others do not see the library's inside, and neither do they who use it by its name.
-            "cli" => assert!(!code.contains("crate::") && !code.contains("#[path"), "{name} reaches into the library"),
-            part => {
-                let (_, may) = allowed.iter().find(|(p, _)| *p == part).unwrap_or_else(|| panic!("{name} has no rule"));
-                for used in names("crate::") {
-                    assert!(may.contains(&used.as_str()), "src/{name} uses crate::{used}, which is not below it");
-                }
-            }
+    let part = |name: &str| {
+        let inside =
+            |part: &&str| name.strip_prefix(*part).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        allowed.iter().map(|(part, _)| *part).filter(inside).max_by_key(|part| part.len())
+    };
+    let sources = library();
+    for (from, named) in sources.edges() {
+        let from = from.join("/");
+        let own = part(&from).unwrap_or_else(|| panic!("{from} has no rule"));
+        let (_, may) = allowed.iter().find(|(part, _)| *part == own).expect("found above");
+        for to in named {
+            let to = to.join("/");
+            let there = part(&to).unwrap_or_else(|| panic!("{to} has no rule"));
+            let whole = there.split('/').next().unwrap_or_default();
+            // The list of families names them, and the service as a whole all of its parts.
+            let listed = own == whole && !own.contains('/');
+            let below = may.contains(&there) || may.contains(&whole);
+            assert!(own == there || below || listed, "src/{from} names {to}, which is not below it");
         }
-        if matches!(part.as_str(), "rope" | "jit" | "tune") {
+    }
+    for (name, code) in sources.files.values() {
+        if name.starts_with("cli/") {
+            assert!(!code.contains("crate::") && !code.contains("#[path"), "{name} reaches into the library");
+        }
+    }
+}
+
+/// A family is added without a word about it anywhere below: the service names none.
+#[test]
+fn the_service_names_no_family() {
+    for (module, (name, code)) in &library().files {
+        if module.first().is_none_or(|part| part != "service") {
+            continue;
+        }
+        // The project's own name has the family's in it, and so has the extension of its entries' files.
+        let rest = code.to_lowercase().replace("ropejit", "").replace("\"rope\"", "\"\"").replace(".rope\"", "\"");
+        for line in rest.lines() {
+            assert!(!line.contains("rope"), "src/{name} names a family: {line}");
+        }
+    }
+}
+
+#[test]
+fn what_is_pure_touches_nothing() {
+    let pure =
+        ["rope", "service/tune", "service/stated", "service/bucket", "service/digest", "service/key", "service/lock"];
+    for (module, (name, code)) in &library().files {
+        let module = module.join("/");
+        if pure.iter().any(|part| module == *part || module.starts_with(&format!("{part}/"))) {
             for outside in ["cudarc", "libloading", "std::fs", "fs_err", "std::env", "std::process", "std::thread"] {
                 assert!(!code.contains(outside), "src/{name} is pure, but names {outside}");
             }
@@ -70,17 +88,23 @@ fn dependencies_point_down() {
     }
 }
 
+/// In the devices, and where a family hands a launch what it promises.
 #[test]
 fn unsafe_has_one_home() {
-    for (name, text) in sources() {
-        let blocks = code(&text).lines().filter(|l| l.contains("unsafe {")).count();
-        if name.starts_with("device/") {
-            let reasons = text.lines().filter(|l| l.trim_start().starts_with("// SAFETY:")).count();
-            assert!(reasons >= blocks, "src/{name}: {blocks} unsafe blocks, {reasons} reasons");
-        } else {
-            let launch = usize::from(name == "plan.rs");
-            let workload = if name == "cli/workload.rs" { blocks } else { launch };
-            assert_eq!(blocks, workload, "src/{name} has unsafe blocks");
+    let homes = [
+        "service/device/",
+        "families/rope/launch.rs",
+        "families/rope/reference_kernel.rs",
+        "families/rope/ahead_of_time.rs",
+    ];
+    for (name, code) in library().files.values() {
+        let blocks = code.lines().filter(|l| l.contains("unsafe {")).count();
+        if blocks == 0 || name == "cli/workload.rs" {
+            continue;
         }
+        assert!(homes.iter().any(|home| name.starts_with(home)), "src/{name} has unsafe blocks");
+        let text = fs_err::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(name));
+        let reasons = text.expect("text").lines().filter(|l| l.trim_start().starts_with("// SAFETY:")).count();
+        assert!(reasons >= blocks, "src/{name}: {blocks} unsafe blocks, {reasons} reasons");
     }
 }

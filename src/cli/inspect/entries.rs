@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use ropejit::engine::{ArtifactMeta, ChoiceMeta};
+use ropejit::families::Stated;
 use ropejit::families::{read_artifact, read_choice};
 use ropejit::jit::Candidate;
-use ropejit::families::Stated;
 use ropejit::store::layers::{Layers, Places};
 use ropejit::store::{Head, Kind, Listed, Store};
 use ropejit::{Error, ErrorKind, Result};

@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::params::ShapeParams;
-use crate::service::device::{AheadOfTime, Binary, Device, Geometry, Kernel, LaunchAttrs, Stream};
-use crate::error::Result;
 use super::portable::{PTX_ARCH, Portable, arch_for, render_portable};
 use super::render::{Dialect, ENTRY, source};
 use super::variant::{Class, Variant};
+use crate::error::Result;
 use crate::rope::RopeSpec;
+use crate::service::device::{AheadOfTime, Binary, Device, Geometry, Kernel, LaunchAttrs, Stream};
 
 /// Those of one engine.
 #[derive(Default)]
@@ -46,7 +46,12 @@ fn binary(portable: Portable, device: &dyn Device) -> Result<Option<Binary>> {
 
 impl Loaded {
     /// The one that serves a spec and layout class, with how it runs; `None` if none is shipped for this device.
-    pub fn get(&self, device: &dyn Device, spec: &RopeSpec, class: Class) -> Result<Option<(Arc<dyn Kernel>, Variant)>> {
+    pub fn get(
+        &self,
+        device: &dyn Device,
+        spec: &RopeSpec,
+        class: Class,
+    ) -> Result<Option<(Arc<dyn Kernel>, Variant)>> {
         let portable = Portable::of(spec, class);
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let inner = match all.iter().find(|(p, _)| *p == portable) {

@@ -11,18 +11,18 @@
 use std::borrow::Cow;
 use std::sync::{Arc, PoisonError};
 
+use super::args::borrowed::Location;
+use super::args::{Args, Made, Operand, Positions, Tables, Tensor};
 use super::handle::Rope;
 use super::in_engine::InEngine;
 use super::kept_angles::{Kept, Set, Table};
 use super::launch::launch;
 use super::params::AngleParams;
-use super::args::{Args, Made, Operand, Positions, Tables, Tensor};
-use super::args::borrowed::Location;
-use crate::service::engine::{Engine, Tuning};
 use crate::error::Result;
-use crate::service::bucket::Bucket;
 use crate::rope::scaling::{RopeParameters, Scaling, TableMode};
 use crate::rope::{DType, Layout, RopeSpec};
+use crate::service::bucket::Bucket;
+use crate::service::engine::{Engine, Tuning};
 
 /// Rows that the first table has.
 const FIRST_ROWS: u64 = 4096;

@@ -7,18 +7,19 @@ use std::time::{Duration, Instant};
 
 use super::problem::problem;
 use super::reference_kernel::ReferenceKernel;
+use super::variant::Class;
+use crate::error::Result;
+use crate::rope::{DType, RopeSpec};
+use crate::service::bucket::Bucket;
 use crate::service::device::host::Host;
 use crate::service::device::{
-    Binary, Device, Dialect, Facts, FaultWord, Kernel, LaunchAttrs, Measuring, Memory, Source, Stream, TimedLaunch, Timer,
+    Binary, Device, Dialect, Facts, FaultWord, Kernel, LaunchAttrs, Measuring, Memory, Source, Stream, TimedLaunch,
+    Timer,
 };
 use crate::service::engine::{Engine, QUIET, Tuning};
-use crate::error::Result;
-use super::variant::Class;
-use crate::service::bucket::Bucket;
-use crate::rope::{DType, RopeSpec};
 use crate::service::family::{Plan, Problem};
+use crate::service::store::claim::Claim;
 use crate::service::store::disk::Disk;
-use crate::service::store::flight::Claim;
 use crate::service::store::{Kind, Store, memory};
 
 struct Fake {

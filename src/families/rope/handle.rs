@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
+use super::args::Args;
 use super::in_engine::{InEngine, State};
 use super::launch::{Call, launch, launch_nothing, place_of};
 use super::problem::{RopeProblem, variant_of};
-use super::args::Args;
+use super::variant::{Class, Variant};
+use crate::error::{Error, ErrorKind, Result};
+use crate::rope::RopeSpec;
+use crate::service::bucket::Bucket;
 use crate::service::device::{Dialect, Stream};
 use crate::service::engine::{Engine, Tuning};
-use crate::error::{Error, ErrorKind, Result};
-use super::variant::{Class, Variant};
-use crate::service::bucket::Bucket;
-use crate::rope::RopeSpec;
 use crate::service::family::{Origin, Plan, Problem, Provenance};
 
 /// The kernels of one spec.

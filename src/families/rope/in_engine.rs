@@ -6,12 +6,12 @@ use dashmap::DashMap;
 
 use super::ahead_of_time::Loaded;
 use super::kept_angles::Kept;
+use super::prior::{self, Priors};
+use crate::error::Result;
+use crate::rope::RopeSpec;
 use crate::service::device::{Device, FaultWord};
 use crate::service::engine::slots::Slots;
 use crate::service::engine::{Builder, Engine};
-use crate::error::Result;
-use super::prior::{self, Priors};
-use crate::rope::RopeSpec;
 
 /// What the family keeps in an engine.
 #[derive(Default)]

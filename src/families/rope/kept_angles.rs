@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwapOption;
 
 use super::params::AngleParams;
-use crate::service::device::Memory;
 use crate::error::{Error, Result};
 use crate::rope::scaling::{RopeParameters, Scaling, TableMode};
+use crate::service::device::Memory;
 
 /// What all handles of the same parameters and mode share.
 pub(super) struct Kept {

@@ -1,10 +1,10 @@
 //! The way from a call's arguments to a launch: what every call does, so no hash, lock, allocation, sync or log.
 
-use super::args::{Args, Operand, Positions, Tables};
 use super::args::borrowed::Location;
+use super::args::{Args, Operand, Positions, Tables};
 use super::params::{AngleParams, Divider, Params, ShapeParams, TensorParams};
-use crate::error::{Error, ErrorKind, Result};
 use super::variant::{Class, Variant};
+use crate::error::{Error, ErrorKind, Result};
 use crate::rope::{PositionForm, RopeSpec};
 use crate::service::family::{Dialect, Geometry, LaunchAttrs, Plan, Stream};
 

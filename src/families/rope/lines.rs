@@ -1,11 +1,11 @@
 //! What was stored of this family, read back without an engine: lines of a lock file, metadata of entries.
 
-use crate::error::Result;
-use crate::service::lock::Locked;
 use super::variant::{self, Class, Variant};
-use crate::service::bucket::Bucket;
+use crate::error::Result;
 use crate::rope::RopeSpec;
+use crate::service::bucket::Bucket;
 use crate::service::family::{Abilities, Line, Stated};
+use crate::service::lock::Locked;
 
 /// A line's spec, layout class and variant.
 pub(crate) fn typed(line: &Line<'_>) -> Result<(RopeSpec, Class, Variant)> {

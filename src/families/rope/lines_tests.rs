@@ -3,12 +3,12 @@ use proptest::prelude::*;
 use super::*;
 use crate::error::ErrorKind;
 use crate::families::families;
-use crate::service::lock::{Lock, Section};
-use super::render::{Dialect, templates_digest};
+use crate::families::rope::render::{Dialect, templates_digest};
+use crate::families::rope::text::tests::{classes, variants};
+use crate::rope::DType;
 use crate::service::device::Identity;
 use crate::service::device::identity::tests::identities;
-use super::text::tests::{classes, variants};
-use crate::rope::DType;
+use crate::service::lock::{Lock, Section};
 
 const GPU: &str = "NVIDIA H200; cc 9.0; 132 multiprocessors; L2 62914560 B; bus 6144 bit";
 const HOST: &str = "a host; cc 0.0; 2 multiprocessors; L2 33554432 B; bus 0 bit";
@@ -79,9 +79,8 @@ fn the_text_is_sorted_and_reads_back() {
 fn the_device_comes_before_its_architecture() {
     let lock = sample();
     let (spec, class) = (spec().to_string(), class().to_string());
-    let find = |arch, device, tokens| {
-        lock.find(arch, &of(device), &spec, &class, Bucket::of(tokens)).map(|(_, l)| threads(l))
-    };
+    let find =
+        |arch, device, tokens| lock.find(arch, &of(device), &spec, &class, Bucket::of(tokens)).map(|(_, l)| threads(l));
     assert_eq!([find("sm_90", GPU, 8192), find("sm_90", ANOTHER, 8192)], [Some(256), Some(128)]);
     assert_eq!([find("sm_90", GPU, 16), find("sm_90", ANOTHER, 16), find("sm_80", GPU, 16)], [Some(64), None, None]);
     let of_arch: Vec<_> = lock.of_arch("sm_90", &spec, &class, Bucket::of(8192));
@@ -121,7 +120,11 @@ fn what_no_longer_holds_is_told() {
     let lock = read(&sample().to_string());
     assert_eq!(lock.problems("sm_90", Some(&of(GPU)), CAN, families()), []);
     assert_eq!(lock.problems("sm_90", None, CAN, families()), []);
-    assert_eq!(lock.problems("sm_90", Some(&of(ANOTHER)), CAN, families()), [], "the architecture's choices hold for it");
+    assert_eq!(
+        lock.problems("sm_90", Some(&of(ANOTHER)), CAN, families()),
+        [],
+        "the architecture's choices hold for it"
+    );
 
     let other = lock.problems("sm_80", None, CAN, families());
     assert_eq!((other.len(), other[0].line), (1, 0));

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use super::angles;
 use super::in_engine::InEngine;
 use super::problem::{RopeProblem, variant_of};
-use crate::service::engine::Engine;
-use crate::error::Result;
 use super::variant::{Class, Variant};
-use crate::service::bucket::Bucket;
+use crate::error::Result;
 use crate::rope::RopeSpec;
+use crate::service::bucket::Bucket;
+use crate::service::engine::Engine;
 use crate::service::family::{Origin, Provenance};
 
 /// What a prewarm has done for one spec, bucket and class.

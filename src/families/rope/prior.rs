@@ -18,13 +18,13 @@
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
-use crate::service::lock::Lock;
 use super::render::templates_digest;
 use super::variant::{Abilities, Bucket, Class, Hint, Variant, may_compute, space, widest_piece};
-use crate::service::device::Identity;
 use crate::error::{Error, Result};
 use crate::rope::{PairStyle, PositionForm, RopeSpec, Rounding};
+use crate::service::device::Identity;
 use crate::service::family::{Families, Line};
+use crate::service::lock::Lock;
 
 /// The lock files that come with the crate: a name for errors, and the text.
 const SHIPPED: &[(&str, &str)] = &[("nvidia-h200.lock", include_str!("../../../cache/priors/nvidia-h200.lock"))];

@@ -1,8 +1,8 @@
 use super::*;
-use crate::service::lock::{Locked, Section};
-use super::render::Dialect;
+use crate::families::rope::render::Dialect;
 use crate::rope::scaling::TableMode;
 use crate::rope::{DType, Direction, PositionForm, Rounding, TableWidth};
+use crate::service::lock::{Locked, Section};
 
 const H200: &str = "NVIDIA H200; cc 9.0; 132 multiprocessors; L2 62914560 B; bus 6144 bit; memory 3201000 kHz";
 const GPU: Abilities = Abilities { dialect: Dialect::Cuda, overlap: true };
@@ -120,7 +120,7 @@ fn a_choice_outside_of_the_space_serves_nobody() {
 #[test]
 fn other_templates_only_order() {
     let spec = llama(DType::BF16);
-    let digest = super::render::templates_digest();
+    let digest = crate::families::rope::render::templates_digest();
     let text = text(H200, &[(&spec, 8192, 2)]).replace(digest, &"0".repeat(64));
     let priors = Priors::parse([("test", &*text)]).expect("a lock file");
     assert_eq!(exact(&priors, H200, &spec, 8192), None);

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use super::ahead_of_time;
 use super::in_engine::InEngine;
 use super::reference_kernel::ReferenceKernel;
-use super::trial::Scratch;
-use crate::error::{Error, Result};
-use crate::service::key::KeyFields;
 use super::render::{render, source, templates_digest};
+use super::trial::Scratch;
 use super::variant::{self, Class, Variant};
+use crate::error::{Error, Result};
 use crate::rope::RopeSpec;
 use crate::service::family::{
     Abilities, Bucket, Config, Device, Dialect, Kernel, LaunchAttrs, Problem, Source, Stated, Throttle, Trial,
 };
+use crate::service::key::KeyFields;
 
 /// The family's name, as keys have it.
 pub(crate) const NAME: &str = "rope";
@@ -137,8 +137,8 @@ impl Problem for RopeProblem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::service::key::tests::every_field_counts;
     use crate::rope::DType;
+    use crate::service::key::tests::every_field_counts;
 
     #[test]
     fn every_field_of_a_choice_changes_its_key() {

@@ -6,10 +6,10 @@ use std::ffi::c_void;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::params::{AngleParams, Params, TensorParams};
-use crate::service::device::{Geometry, Kernel, Stream};
 use crate::error::Result;
 use crate::rope::scaling::cos_sin;
 use crate::rope::{DType, PositionForm, RopeSpec, TableWidth, reference};
+use crate::service::device::{Geometry, Kernel, Stream};
 
 /// The reference as a kernel.
 pub(crate) struct ReferenceKernel {

@@ -6,10 +6,10 @@ use std::sync::LazyLock;
 use sha2::{Digest, Sha256};
 
 use super::variant::{Class, Variant};
-pub use crate::service::device::Dialect;
-use crate::service::device::Source;
 use crate::rope::scaling::{Mrope, TableMode};
 use crate::rope::{DType, Direction, PairStyle, PositionForm, RopeSpec, Rounding};
+pub use crate::service::device::Dialect;
+use crate::service::device::Source;
 
 /// The name of every kernel's entry point.
 pub const ENTRY: &str = "rope_kernel";
@@ -136,7 +136,7 @@ pub fn mrope_code(mrope: Option<&Mrope>) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use super::variant::{Abilities, Bucket, space};
+    use crate::families::rope::variant::{Abilities, Bucket, space};
 
     #[test]
     fn every_variant_has_its_own_text() {

@@ -3,15 +3,15 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use super::args::borrowed::Location;
+use super::args::{Args, CuSeqlens, Made, Offsets, Operand, PositionIds, Positions, Tables, Tensor};
 use super::launch::{Call, launch};
 use super::params::AngleParams;
-use super::args::{Args, CuSeqlens, Made, Offsets, Operand, PositionIds, Positions, Tables, Tensor};
-use super::args::borrowed::Location;
-use crate::error::{Error, Result};
 use super::variant::Class;
-use crate::service::family::{Bucket, Device, Memory, Plan, Stream, Throttle, Trial};
+use crate::error::{Error, Result};
 use crate::rope::scaling::{RopeParameters, cos_sin_table};
 use crate::rope::{DType, Layout, PositionForm, RopeSpec};
+use crate::service::family::{Bucket, Device, Memory, Plan, Stream, Throttle, Trial};
 
 /// How often the rotated sets together exceed the last-level cache.
 const PAST_CACHE: u64 = 3;
@@ -241,7 +241,13 @@ fn position_numbers(spec: &RopeSpec, tokens: usize) -> Option<Vec<u8>> {
 }
 
 /// Fills memory with random values: a block from the host, copied on over the rest by the device.
-fn fill(device: &dyn Device, memory: &dyn Memory, dtype: DType, noise: &mut Noise, throttle: &Throttle<'_>) -> Result<()> {
+fn fill(
+    device: &dyn Device,
+    memory: &dyn Memory,
+    dtype: DType,
+    noise: &mut Noise,
+    throttle: &Throttle<'_>,
+) -> Result<()> {
     let mut block = vec![0; memory.bytes().min(HOST_PIECE)];
     noise.fill(dtype, &mut block);
     upload(memory, 0, &block, throttle)?;

@@ -4,10 +4,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::service::device::{Abilities, Dialect};
-pub use crate::service::bucket::Bucket;
 use crate::error::{Error, Result};
 use crate::rope::{DType, PairStyle, RopeSpec};
+pub use crate::service::bucket::Bucket;
+pub use crate::service::device::{Abilities, Dialect};
 
 /// What the layout of a call allows and asks for: decides which variants are legal, and which is fast.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

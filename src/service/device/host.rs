@@ -9,8 +9,8 @@ use std::ffi::c_void;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use libloading::Library;
@@ -18,9 +18,9 @@ use rayon::prelude::*;
 
 use super::compiler_version;
 use super::leftovers;
-use super::{
-    AheadOfTime, Binary, Device, Dialect, Facts, FaultWord, Geometry, Kernel, LaunchAttrs, Measuring, Memory, Source, Stream,
-    TimedLaunch, Timer, compile_error, range,
+use super::machine::{
+    AheadOfTime, Binary, Device, Dialect, Facts, FaultWord, Geometry, Kernel, LaunchAttrs, Measuring, Memory, Source,
+    Stream, TimedLaunch, Timer, compile_error, range,
 };
 use crate::error::{Error, ErrorKind, Result};
 

@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 /// What names of temporary folders and libraries begin with.
 pub(super) const PREFIX: &str = "ropejit-host-";
 /// What is in such a folder: the source and what it is compiled to.
-pub(super) const SOURCE: &str = "rope.cpp";
-pub(super) const LIBRARY: &str = "rope.so";
+pub(super) const SOURCE: &str = "kernel.cpp";
+pub(super) const LIBRARY: &str = "kernel.so";
 /// No compile takes that long.
 const LEFT_AFTER: Duration = Duration::from_secs(60 * 60);
 
@@ -76,8 +76,13 @@ mod tests {
         for name in ["ropejit-host-a", "ropejit-host-full", "ropejit-cache", "other"] {
             fs_err::create_dir(at(name)).expect("made");
         }
-        let files =
-            ["ropejit-host-a/rope.cpp", "ropejit-host-full/mine", "ropejit-host-b.so", "ropejit-0123-c.cu", "other.so"];
+        let files = [
+            "ropejit-host-a/kernel.cpp",
+            "ropejit-host-full/mine",
+            "ropejit-host-b.so",
+            "ropejit-0123-c.cu",
+            "other.so",
+        ];
         for name in files {
             fs_err::write(at(name), "text").expect("written");
         }

@@ -9,7 +9,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use libloading::Library;
 
-use super::{Binary, compile_error};
+use super::machine::{Binary, compile_error};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The environment variable that names the library's file.
@@ -159,7 +159,7 @@ impl Nvrtc {
         let mut raw: Program = std::ptr::null_mut();
         // SAFETY: the strings are NUL-terminated and outlive the program, which `ProgramGuard` destroys.
         let status = unsafe {
-            (self.api.create)(&raw mut raw, text.as_ptr(), c"rope.cu".as_ptr(), 0, std::ptr::null(), std::ptr::null())
+            (self.api.create)(&raw mut raw, text.as_ptr(), c"kernel.cu".as_ptr(), 0, std::ptr::null(), std::ptr::null())
         };
         if status != 0 {
             return Err(self.failed("nvrtcCreateProgram", status));

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{
-    Binary, Device, Dialect, Facts, FaultWord, Kernel, LaunchAttrs, Measuring, Memory, Source, Stream, TimedLaunch, Timer,
-    nvrtc::Nvrtc,
+use super::machine::{
+    Binary, Device, Dialect, Facts, FaultWord, Kernel, LaunchAttrs, Measuring, Memory, Source, Stream, TimedLaunch,
+    Timer,
 };
+use super::nvrtc::Nvrtc;
 use crate::error::{Error, ErrorKind, Result};
 
 /// An architecture to compile for.

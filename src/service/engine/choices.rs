@@ -11,11 +11,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::stats::Counters;
-use crate::service::device::Device;
 use crate::service::bucket::Bucket;
+use crate::service::device::Device;
+use crate::service::family::{Abilities, Config, Problem, Stated};
 use crate::service::key::{Key, KeyFields};
 use crate::service::record::{Candidate, Record};
-use crate::service::family::{Abilities, Config, Problem, Stated};
 use crate::service::store::{Entry, Kind, Lookup, Miss, Store};
 
 /// What stands in a choice's metadata.

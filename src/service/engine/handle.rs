@@ -9,10 +9,10 @@ use super::shared::Shared;
 use super::slots::Slots;
 use super::stats::Stats;
 use super::worker::Worker;
-use crate::service::device::{Device, Facts, Stream};
 use crate::error::Result;
-use crate::service::key::KeyFields;
+use crate::service::device::{Device, Facts, Stream};
 use crate::service::family::{Config, Plan, Problem};
+use crate::service::key::KeyFields;
 use crate::service::store::Store;
 
 /// One device, one cache. Cheap to clone; background work ends when the last clone and the last handle are dropped.

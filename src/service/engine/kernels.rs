@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use dashmap::DashMap;
 use serde::{Deserialize, Serialize};
 
-use super::throttle::cancelled;
 use super::stats::Counters;
-use crate::service::device::{Binary, Device, Kernel};
+use super::throttle::cancelled;
 use crate::error::{Error, ErrorKind, Result};
-use crate::service::key::{Key, KeyFields};
+use crate::service::device::{Binary, Device, Kernel};
 use crate::service::digest::text_digest;
 use crate::service::family::{Config, Origin, Problem, Source, Stated};
+use crate::service::key::{Key, KeyFields};
 use crate::service::store::flight::{self, Flight};
 use crate::service::store::{Entry, Kind, Lookup, Miss, Store};
 
@@ -78,12 +78,7 @@ impl Kernels {
 
     /// The kernel of a config; compiled if it is nowhere. `named` is the artifact that a choice names: it is looked for
     /// first, since that asks no compiler for its version.
-    pub fn obtain(
-        &self,
-        problem: &dyn Problem,
-        config: &Config,
-        named: Option<Key>,
-    ) -> Result<(Loaded, Origin)> {
+    pub fn obtain(&self, problem: &dyn Problem, config: &Config, named: Option<Key>) -> Result<(Loaded, Origin)> {
         self.in_slot(problem, config, true, |source| {
             if let Some(loaded) = named.and_then(|key| self.read(problem, config, key, source)) {
                 return Ok(Some((loaded, Origin::Disk)));

@@ -4,8 +4,8 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::service::lock::{Lock, Locked, MAX_BYTES};
 use crate::service::family::{Config, Device, Families, Problem};
+use crate::service::lock::{Lock, Locked, MAX_BYTES};
 
 /// Reads a lock file.
 ///
@@ -14,8 +14,7 @@ use crate::service::family::{Config, Device, Families, Problem};
 pub fn read_lock(path: &Path, families: &dyn Families) -> Result<Lock> {
     let name = path.display().to_string();
     let failed = |e| {
-        Error::io(path, "the lock file cannot be read", e)
-            .hint("name a lock file that a prewarm has written, or none")
+        Error::io(path, "the lock file cannot be read", e).hint("name a lock file that a prewarm has written, or none")
     };
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path).map_err(failed)?;
@@ -107,7 +106,9 @@ impl Decided<'_> {
         let config = problem.parse(&self.locked.config)?;
         problem.check(&config, device.abilities()).map_err(|e| {
             let what = format!("the variant is not legal on {}: {}", device.facts().name, e.message());
-            Error::new(ErrorKind::LockFile, what).subject_is(self.at()).hint("correct the line, or write the file again")
+            Error::new(ErrorKind::LockFile, what)
+                .subject_is(self.at())
+                .hint("correct the line, or write the file again")
         })?;
         Ok(config)
     }

@@ -8,9 +8,9 @@ use super::missing;
 use super::policy::Tuning;
 use super::shared::Shared;
 use crate::error::Result;
+use crate::service::family::{Config, Origin, Plan, Problem, Provenance};
 use crate::service::key::Key;
 use crate::service::record::{Candidate, Record};
-use crate::service::family::{Config, Origin, Plan, Problem, Provenance};
 
 /// A config that is named for a problem.
 pub struct Named<'a> {
@@ -114,7 +114,10 @@ pub fn plan(
 /// Notes the artifact among the candidates of the architecture's choice, so that the next process finds it without asking
 /// a compiler. A choice that is there keeps its winner.
 fn note(shared: &Shared, problem: &dyn Problem, config: &Config, loaded: &Loaded) {
-    let mut record = shared.choices.read_arch(problem).unwrap_or_else(|| record_of(shared.device.as_ref(), problem.bucket().tokens(), Vec::new()));
+    let mut record = shared
+        .choices
+        .read_arch(problem)
+        .unwrap_or_else(|| record_of(shared.device.as_ref(), problem.bucket().tokens(), Vec::new()));
     let artifact = Some(loaded.artifact);
     match record.candidates.iter_mut().find(|c| c.config == *config) {
         Some(candidate) => candidate.artifact = artifact,

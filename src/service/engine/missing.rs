@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use super::locked::Decided;
 use super::shared::Shared;
-use crate::service::device::DeviceChoice;
 use crate::error::{Error, ErrorKind};
 use crate::service::bucket::Bucket;
+use crate::service::device::DeviceChoice;
 use crate::service::family::{Problem, Stated};
 
 /// What was asked for and is not in the cache.
@@ -69,13 +69,7 @@ fn call(shared: &Shared, problem: &dyn Problem) -> String {
 }
 
 /// The error of a problem that a frozen engine lacks.
-fn missing(
-    shared: &Shared,
-    what: String,
-    problem: &dyn Problem,
-    lock_file: Option<&Path>,
-    is_locked: bool,
-) -> Error {
+fn missing(shared: &Shared, what: String, problem: &dyn Problem, lock_file: Option<&Path>, is_locked: bool) -> Error {
     let hint = match (lock_file, is_locked) {
         (None, _) => "prewarm this spec, layout and number of tokens with an engine that is not frozen",
         (Some(_), true) => "prewarm it with an engine that has this lock file and is not frozen",

@@ -2,8 +2,8 @@
 
 use super::choices::record_of;
 use super::shared::Shared;
-use crate::service::record::{Candidate, Prior, Record};
 use crate::service::family::{Config, Plan, Problem, Provenance};
+use crate::service::record::{Candidate, Prior, Record};
 
 /// Takes what was measured on a GPU of this model for such a problem: one kernel is made and kept as the device's choice.
 /// `None` where nothing is known, or its kernel cannot be had: then all goes on as if there were no priors.

@@ -8,8 +8,8 @@ use super::shared::Shared;
 use super::slots::Slots;
 use super::throttle::Throttle;
 use super::{lookup, missing, priors, single_flight};
-use crate::service::device::Stream;
 use crate::error::{Error, ErrorKind, Result};
+use crate::service::device::Stream;
 use crate::service::family::{Config, Origin, Plan, Problem, Provenance};
 
 /// What a prewarm has done for a problem.
@@ -122,9 +122,7 @@ fn ahead_of_time(shared: &Shared, problem: &dyn Problem) -> Option<Plan> {
     if !shared.has_ahead_of_time(problem) {
         return None;
     }
-    let plan = |(kernel, config)| {
-        Plan::new(problem, Some(kernel), config, Origin::Embedded, Provenance::AheadOfTime)
-    };
+    let plan = |(kernel, config)| Plan::new(problem, Some(kernel), config, Origin::Embedded, Provenance::AheadOfTime);
     match problem.ahead_of_time(shared.device.as_ref()).and_then(|found| found.map(plan).transpose()) {
         Ok(found) => found.inspect(|_| shared.counters.embedded_hits.add()),
         Err(e) => {

@@ -7,8 +7,8 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use crate::service::device::{Facts, Measuring};
 use crate::error::{Error, ErrorKind, Result};
+use crate::service::device::{Facts, Measuring};
 
 /// How long to hold off at a time while a graph is captured.
 const HOLD: Duration = Duration::from_millis(20);

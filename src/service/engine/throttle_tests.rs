@@ -67,11 +67,12 @@ fn who_is_waited_for_does_not_rest() {
 fn nothing_runs_while_a_graph_is_captured() {
     let fake = Fake { captured: 90 * MS, ..Fake::new() };
     let throttle = Throttle::slices(&fake);
-    throttle.slice(|| {
-        assert_eq!(fake.now(), 100 * MS, "the first time that it looks after the capture");
-        Ok(fake.work(MS))
-    })
-    .expect("worked");
+    throttle
+        .slice(|| {
+            assert_eq!(fake.now(), 100 * MS, "the first time that it looks after the capture");
+            Ok(fake.work(MS))
+        })
+        .expect("worked");
     assert_eq!(throttle.rested(), 101 * MS);
 }
 

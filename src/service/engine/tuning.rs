@@ -10,10 +10,10 @@ use super::policy::Progress;
 use super::priors;
 use super::shared::Shared;
 use super::throttle::{Throttle, cancelled};
-use crate::service::device::{Device, Stream, Timer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::service::record::{Candidate, Record};
+use crate::service::device::{Device, Stream, Timer};
 use crate::service::family::{Origin, Plan, Problem, Provenance, Same, Trial};
+use crate::service::record::{Candidate, Record};
 use crate::service::tune::{Measure, Policy, search};
 
 /// Progress is saved this often while measuring.
@@ -36,16 +36,12 @@ pub fn room(device: &dyn Device, problem: &dyn Problem) -> Result<u64> {
     if limit >= LEAST_SCRATCH.min(twice(problem.bucket().tokens())) && limit >= twice(1) {
         return Ok(limit);
     }
-    Err(Error::new(ErrorKind::OutOfMemory, "too little free memory to measure in").subject_is(problem.spec().to_string()))
+    Err(Error::new(ErrorKind::OutOfMemory, "too little free memory to measure in")
+        .subject_is(problem.spec().to_string()))
 }
 
 /// Tunes a problem, keeps the record and returns the winner.
-pub fn tune(
-    shared: &Shared,
-    problem: &dyn Problem,
-    budget: Duration,
-    throttle: &Throttle<'_>,
-) -> Result<Plan> {
+pub fn tune(shared: &Shared, problem: &dyn Problem, budget: Duration, throttle: &Throttle<'_>) -> Result<Plan> {
     let started = Instant::now();
     shared.device.compiler()?; // without one there is nothing to tune
     let _aside = shared.device.aside()?;
@@ -217,8 +213,7 @@ impl<'a> Run<'a> {
                 plans.push(None);
                 continue;
             };
-            let plan =
-                Plan::new(problem, Some(kernel), candidate.config.clone(), Origin::Tuned, Provenance::Tuned)?;
+            let plan = Plan::new(problem, Some(kernel), candidate.config.clone(), Origin::Tuned, Provenance::Tuned)?;
             let output = match trial.outputs(&plan, throttle) {
                 Ok(output) => output,
                 Err(e) if throttle.cancelled() => return Err(e),
@@ -310,7 +305,13 @@ impl Sizes {
 }
 
 /// The time of a launch by itself: the least of some, since others may come between.
-fn one_launch(shared: &Shared, trial: &Arc<dyn Trial>, plan: &Arc<Plan>, tokens: u64, throttle: &Throttle<'_>) -> Result<f64> {
+fn one_launch(
+    shared: &Shared,
+    trial: &Arc<dyn Trial>,
+    plan: &Arc<Plan>,
+    tokens: u64,
+    throttle: &Throttle<'_>,
+) -> Result<f64> {
     let mut timer = timer(shared, trial, plan, Sizes { tokens, launches: 1 }, throttle)?;
     (0..5).try_fold(f64::INFINITY, |least, _| Ok(throttle.slice(|| timer.sample())?.min(least).max(1.0)))
 }
@@ -329,7 +330,12 @@ fn timer(
 }
 
 /// The median time of a device-to-device copy of as many bytes.
-fn copy_ns(shared: &Shared, trial: &Arc<dyn Trial>, Sizes { tokens, launches }: Sizes, throttle: &Throttle<'_>) -> Result<f64> {
+fn copy_ns(
+    shared: &Shared,
+    trial: &Arc<dyn Trial>,
+    Sizes { tokens, launches }: Sizes,
+    throttle: &Throttle<'_>,
+) -> Result<f64> {
     let trial = Arc::clone(trial);
     let copy = move |i, stream: Stream<'_>| trial.copy(stream, i, tokens);
     let mut timer = throttle.slice(|| shared.device.timer(launches, Box::new(copy)))?;

@@ -13,8 +13,8 @@ use super::resolve;
 use super::shared::Shared;
 use super::slots::Slots;
 use super::throttle::{Beside, Throttle};
-use crate::service::device::Stream;
 use crate::error::ErrorKind;
+use crate::service::device::Stream;
 use crate::service::family::Problem;
 
 /// First calls come in bursts, those of a model's layers say: the work that one leaves begins so much later, when most are

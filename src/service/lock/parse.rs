@@ -1,17 +1,17 @@
 //! Reads the text of a lock file, line by line.
 
+use std::collections::BTreeSet;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
 
-use super::{At, Lock, Locked, Section, Sought, VERSION};
-use crate::service::device::Identity;
+use super::content::{At, Content, Locked, Section, Sought, VERSION, sought};
 use crate::error::{Error, clip};
+use crate::service::device::Identity;
 use crate::service::family::{Families, Line};
 
 /// The lock that a text is, or the line that is wrong and why.
-pub(super) fn read(text: &str, families: &dyn Families) -> Result<Lock, (usize, String)> {
+pub(super) fn read(text: &str, families: &dyn Families) -> Result<Content, (usize, String)> {
     let mut parser = Parser {
-        lock: Lock { notes: BTreeMap::new(), ..Lock::new("") },
+        lock: Content::default(),
         families,
         version: false,
         templates: false,
@@ -39,7 +39,7 @@ pub(super) fn read(text: &str, families: &dyn Families) -> Result<Lock, (usize, 
 
 /// Where a text is read.
 struct Parser<'a> {
-    lock: Lock,
+    lock: Content,
     families: &'a dyn Families,
     version: bool,
     templates: bool,
@@ -123,8 +123,8 @@ impl Parser<'_> {
     /// A choice, and what it is looked up by: one value has one text, so that needs not be written anew.
     fn choice(&self, line: &str, number: usize) -> Result<(Sought, Locked), String> {
         let form = || format!("'{}' is not of the form 'spec | layout | tokens = variant'", clip(line));
-        let (sought, config) = line.rsplit_once(" = ").ok_or_else(form)?;
-        let mut parts = sought.split(" | ");
+        let (call, config) = line.rsplit_once(" = ").ok_or_else(form)?;
+        let mut parts = call.split(" | ");
         let (Some(spec), Some(class), Some(tokens), None) = (parts.next(), parts.next(), parts.next(), parts.next())
         else {
             return Err(form());
@@ -133,6 +133,6 @@ impl Parser<'_> {
         let bucket = tokens.parse().map_err(why)?;
         self.families.read(&Line { spec, class, config }).map_err(why)?;
         let [spec, class, config] = [spec, class, config].map(str::to_owned);
-        Ok((super::sought(&spec, &class, bucket), Locked { spec, class, bucket, config, line: number }))
+        Ok((sought(&spec, &class, bucket), Locked { spec, class, bucket, config, line: number }))
     }
 }

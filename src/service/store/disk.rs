@@ -26,12 +26,12 @@ use std::time::{Duration, SystemTime};
 
 use rayon::prelude::*;
 
-use super::flight::Claim;
+use super::claim::{Claim, claim_file};
 use super::trust::Trust;
 use super::{Entry, Files, Head, Kind, Listed, Lookup, Miss, Store, System};
 use crate::error::{Error, ErrorKind, Result};
-use crate::service::key::Key;
 use crate::service::key::FORMAT_VERSION;
+use crate::service::key::Key;
 
 /// What a file must not exceed to be read at all; the largest kernels are some tens of kilobytes.
 const MAX_ENTRY: u64 = 64 << 20;
@@ -231,7 +231,7 @@ impl Disk {
         }
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if (held.len() < MAX_HELD || held.contains_key(&(kind, key))) && self.files.lock(&file, true).is_ok() {
-            // Closing is not enough, as for a turn (`flight`).
+            // Closing is not enough, as for a lease (`claim`).
             let _ = held.insert((kind, key), file).map(|before| before.unlock());
         }
     }
@@ -301,7 +301,7 @@ fn named(path: &Path, kind: Kind, key: Key) -> Result<(), String> {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Closing is not enough, as for a turn (`flight`).
+        // Closing is not enough, as for a lease (`claim`).
         for file in self.held.get_mut().unwrap_or_else(PoisonError::into_inner).values() {
             let _ = file.unlock();
         }
@@ -367,7 +367,7 @@ impl Store for Disk {
         if self.trust.read_only || path.parent().is_some_and(|folder| self.make_own(folder).is_err()) {
             return Claim::Unavailable;
         }
-        self.claim_file(&path, true)
+        claim_file(self.system(), &path, true)
     }
 
     fn path(&self, kind: Kind, key: Key) -> PathBuf {

@@ -20,8 +20,8 @@ use std::io::Read;
 
 use sha2::{Digest, Sha256};
 
-use crate::service::key::Key;
 use crate::service::key::FORMAT_VERSION;
+use crate::service::key::Key;
 
 const MAGIC: &[u8; 8] = b"ROPEJIT\0";
 const HEADER: usize = 72;

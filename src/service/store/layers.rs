@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::flight::Claim;
+use super::claim::Claim;
 use super::memory::Memory;
 pub use super::places::Places;
 use super::{Entry, Head, Kind, Listed, Lookup, Miss, Store};

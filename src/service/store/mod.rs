@@ -4,6 +4,7 @@
 //! [`sweep`], [`memory`] serves where no folder can be had, [`layers`] puts stores over one another at [`places`], [`entry`] is the format
 //! of one file. [`flight`] lets one process make what many want. [`files`] is the seam where tests put faults in.
 
+pub mod claim;
 pub mod disk;
 pub mod entry;
 pub mod files;
@@ -20,10 +21,9 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::service::key::Key;
 
+use claim::Claim;
 pub use entry::{Entry, Head, Kind};
 pub use files::{Files, System};
-use flight::Claim;
-pub use places::{default_read_only, default_root};
 
 /// The outcome of a look-up.
 #[derive(Debug)]

@@ -15,8 +15,8 @@ use std::time::{Duration, SystemTime};
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::claim::{Claim, claim_file, is_at};
 use super::disk::{Disk, children};
-use super::flight::{Claim, is_at};
 use super::{Kind, Store};
 use crate::error::{Error, Result};
 use crate::service::key::FORMAT_VERSION;
@@ -101,7 +101,7 @@ impl Disk {
         let mut swept = Swept { temporaries: self.sweep_temporaries(Duration::ZERO), ..Swept::default() };
         for path in self.own_children(&self.version().join("lock"))? {
             // Dropping a claim removes its file.
-            swept.locks += u64::from(matches!(self.claim_file(&path, false), Claim::Mine(_)));
+            swept.locks += u64::from(matches!(claim_file(self.system(), &path, false), Claim::Mine(_)));
         }
         let root = self.root().unwrap_or(Path::new(""));
         for path in children(root)? {

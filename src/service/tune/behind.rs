@@ -5,7 +5,7 @@
 //! whatever the noise looks like (Arbuthnot, 1710; Conover, Practical Nonparametric Statistics, section 3.4). It needs seven
 //! rounds for a chance of 1 %. Two candidates that are far apart for how quiet they are need not wait for so many.
 
-use super::median;
+use super::statistics::median;
 
 /// The chance at which two equal candidates may be taken for different ones.
 const CHANCE: f64 = 0.01;

@@ -6,10 +6,13 @@
 //! a near-tie, and among near-ties the default wins, then the canonical order: two tunings of one device agree.
 
 mod behind;
+mod statistics;
 
 use std::time::Duration;
 
 pub use behind::Behind;
+use statistics::deviation;
+pub use statistics::median;
 
 /// What is measured.
 pub trait Measure {
@@ -151,25 +154,6 @@ fn choose(samples: &[Vec<f64>], active: &[usize], policy: &Policy) -> Option<(us
         .collect();
     ties.sort_unstable();
     Some((ties.first().copied().unwrap_or(best), ties))
-}
-
-/// The median of finite values.
-pub fn median(values: &[f64]) -> Option<f64> {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let n = sorted.len();
-    match n {
-        0 => None,
-        _ if n % 2 == 1 => Some(sorted[n / 2]),
-        _ => Some(f64::midpoint(sorted[n / 2 - 1], sorted[n / 2])),
-    }
-}
-
-/// The median absolute deviation, scaled to a standard error of the median.
-fn deviation(values: &[f64]) -> Option<f64> {
-    let middle = median(values)?;
-    let distances: Vec<f64> = values.iter().map(|v| (v - middle).abs()).collect();
-    Some(1.4826 * 1.2533 * median(&distances)? / (values.len() as f64).sqrt())
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use std::os::unix::fs::{FileExt as _, symlink};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use ropejit::store::claim::Claim;
 use ropejit::store::disk::Disk;
-use ropejit::store::flight::Claim;
 use ropejit::store::{Entry, Kind, Lookup, Miss, Store};
 use ropejit::{Origin, Tuning};
 use sha2::{Digest as _, Sha256};

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use ropejit::store::claim::Claim;
 use ropejit::store::disk::Disk;
-use ropejit::store::flight::Claim;
 use ropejit::store::{Lookup, Store};
 
 use super::{ended, entry, process, scratch, sound};

@@ -28,8 +28,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use ropejit::jit::KeyFields;
+use ropejit::store::claim::Claim;
 use ropejit::store::disk::Disk;
-use ropejit::store::flight::Claim;
 use ropejit::store::{Entry, Files, Kind, Lookup, Store, System};
 use ropejit::{DType, DeviceChoice, Engine, Origin, RopeSpec, Tuning};
 use rustix::process::{Signal, getpid, kill_process};

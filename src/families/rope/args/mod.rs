@@ -14,11 +14,11 @@ use std::sync::Arc;
 use borrowed::{Borrowed, Location};
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 
-use crate::service::device::Memory;
-use crate::families::rope::params::AngleParams;
 use crate::error::{Error, Result};
+use crate::families::rope::params::AngleParams;
 use crate::rope::scaling::TableMode;
 use crate::rope::{DType, Layout};
+use crate::service::device::Memory;
 
 pub use positions::{CuSeqlens, Offsets, PositionIds, Positions};
 

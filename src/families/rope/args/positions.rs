@@ -3,8 +3,8 @@
 use std::ffi::c_void;
 
 use super::borrowed::{Borrowed, Location};
-use crate::service::device::Memory;
 use crate::error::{Error, Result};
+use crate::service::device::Memory;
 
 /// Where each token stands. A token whose position lies outside the tables becomes NaN, and [`Rope::check`] says so.
 ///

@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{result, sys};
 
-use super::{Context, OwnStream, failed};
-use crate::service::device::{Geometry, Stream, TimedLaunch, Timer};
+use super::context::{Context, OwnStream, failed};
 use crate::error::Result;
+use crate::service::device::machine::{Geometry, Record, Stream, TimedLaunch, Timer};
 
 /// Takes launches and copies instead of a stream, each after the one before.
-pub(in crate::service::device) struct Recorder {
+pub(super) struct Recorder {
     graph: sys::CUgraph,
     context: sys::CUcontext,
     /// The last node, and whether it is a kernel.
@@ -33,8 +33,38 @@ impl Recorder {
         Ok(Self { graph, context: context.raw, last: Mutex::new(None) })
     }
 
-    /// Adds a kernel; with `overlap` it may start before the kernel ahead of it has ended.
-    pub(in crate::service::device) fn kernel(
+    fn append(&self, kernel: bool, overlap: bool, add: impl FnOnce(&mut sys::CUgraphNode) -> Result<()>) -> Result<()> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut node = std::ptr::null_mut();
+        add(&mut node)?;
+        let added = match *last {
+            None => Ok(()),
+            Some((before, true)) if overlap => {
+                let edge = sys::CUgraphEdgeData {
+                    from_port: sys::CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC as u8,
+                    to_port: 0,
+                    type_: sys::CUgraphDependencyType::CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC as u8,
+                    reserved: [0; 5],
+                };
+                // SAFETY: both nodes are of this graph.
+                unsafe {
+                    sys::cuGraphAddDependencies_v2(self.graph, &raw const before, &raw const node, &raw const edge, 1)
+                }
+                .result()
+            }
+            // SAFETY: both nodes are of this graph.
+            Some((before, _)) => {
+                unsafe { sys::cuGraphAddDependencies(self.graph, &raw const before, &raw const node, 1) }.result()
+            }
+        };
+        added.map_err(|e| failed("cuGraphAddDependencies", &e))?;
+        *last = Some((node, kernel));
+        Ok(())
+    }
+}
+
+impl Record for Recorder {
+    fn kernel(
         &self,
         function: sys::CUfunction,
         geometry: &Geometry,
@@ -65,8 +95,7 @@ impl Recorder {
         self.append(true, overlap, add)
     }
 
-    /// Adds a copy between two places of the device's memory.
-    pub(in crate::service::device) fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+    fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
         let params = sys::CUDA_MEMCPY3D {
             srcXInBytes: 0,
             srcY: 0,
@@ -101,35 +130,6 @@ impl Recorder {
                 .map_err(|e| failed("cuGraphAddMemcpyNode", &e))
         };
         self.append(false, false, add)
-    }
-
-    fn append(&self, kernel: bool, overlap: bool, add: impl FnOnce(&mut sys::CUgraphNode) -> Result<()>) -> Result<()> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut node = std::ptr::null_mut();
-        add(&mut node)?;
-        let added = match *last {
-            None => Ok(()),
-            Some((before, true)) if overlap => {
-                let edge = sys::CUgraphEdgeData {
-                    from_port: sys::CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC as u8,
-                    to_port: 0,
-                    type_: sys::CUgraphDependencyType::CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC as u8,
-                    reserved: [0; 5],
-                };
-                // SAFETY: both nodes are of this graph.
-                unsafe {
-                    sys::cuGraphAddDependencies_v2(self.graph, &raw const before, &raw const node, &raw const edge, 1)
-                }
-                .result()
-            }
-            // SAFETY: both nodes are of this graph.
-            Some((before, _)) => {
-                unsafe { sys::cuGraphAddDependencies(self.graph, &raw const before, &raw const node, 1) }.result()
-            }
-        };
-        added.map_err(|e| failed("cuGraphAddDependencies", &e))?;
-        *last = Some((node, kernel));
-        Ok(())
     }
 }
 

@@ -5,15 +5,20 @@ use std::sync::Arc;
 
 use cudarc::driver::{result, sys};
 
-use super::{Context, failed};
-use crate::service::device::{Binary, Geometry, Kernel, LaunchAttrs, Stream};
+use super::context::{Context, failed};
 use crate::error::{Error, ErrorKind, Result};
+use crate::service::device::machine::{Binary, Geometry, Kernel, LaunchAttrs, Stream};
 
 /// Dynamic shared memory that a kernel may ask for without saying so when it is loaded.
 const USUAL_SHARED: u32 = 48 << 10;
 
 /// Loads a compiled kernel: its cubin, else its PTX.
-pub(super) fn load(context: &Arc<Context>, binary: &Binary, entry: &str, attrs: &LaunchAttrs) -> Result<Arc<dyn Kernel>> {
+pub(super) fn load(
+    context: &Arc<Context>,
+    binary: &Binary,
+    entry: &str,
+    attrs: &LaunchAttrs,
+) -> Result<Arc<dyn Kernel>> {
     let _aside = context.aside()?;
     let raw = match (binary.image.is_empty(), binary.ptx.is_empty()) {
         (true, false) => load_image(&binary.ptx)?,

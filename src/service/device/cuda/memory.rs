@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use cudarc::driver::{result, sys};
 
-use super::{Context, OwnStream, failed};
-use crate::service::device::{FaultWord, Memory, range};
+use super::context::{Context, OwnStream, failed};
 use crate::error::Result;
+use crate::service::device::machine::{FaultWord, Memory, range};
 
 struct CudaMemory {
     address: u64,

@@ -1,0 +1,434 @@
+//! What a machine is: the traits that everything else sees of one, and what they speak of.
+
+#![allow(unsafe_code)]
+
+use std::ffi::c_void;
+use std::io::Write as _;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use cudarc::driver::sys;
+use serde::Serialize;
+
+use super::identity::Identity;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Which of the two kinds of device a text is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Dialect {
+    /// CUDA C++ for NVRTC.
+    Cuda,
+    /// C++ for the system's compiler.
+    Host,
+}
+
+/// What a device can do that bears on which kernels are legal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Abilities {
+    /// Which text it takes.
+    pub dialect: Dialect,
+    /// Programmatic dependent launch: compute capability 9.0 and CUDA 12.3, where graphs can hold such launches.
+    pub overlap: bool,
+}
+
+/// What code that was compiled ahead of time a device takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AheadOfTime {
+    /// Cubins of its architecture, else PTX.
+    Cubin,
+    /// PTX alone: to try it where there is no GPU that needs it.
+    Ptx,
+    /// None; the text is compiled when it is asked for: to try it without a GPU.
+    Text,
+}
+
+/// A kernel's source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// One flat text, without a header.
+    pub text: String,
+    /// The name of the entry point.
+    pub entry: String,
+    /// Compiler options beside the device's own; one of the same name takes the device's place.
+    pub options: Vec<String>,
+}
+
+/// What loading and launching a kernel needs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LaunchAttrs {
+    /// The kernel may start before the one ahead of it on the stream has ended (programmatic dependent launch): it waits
+    /// for that itself.
+    pub overlap: bool,
+    /// Bytes of dynamic shared memory that a launch asks for at most.
+    pub shared: u32,
+    /// What the family needs at each launch, as it likes: kept with the loaded kernel, and nothing to the device.
+    pub numbers: Box<[i64]>,
+}
+
+/// How many blocks of how many threads a launch has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+}
+
+impl Geometry {
+    /// `blocks` blocks of `threads` threads, in a row.
+    pub const fn row(blocks: u32, threads: u32) -> Self {
+        Self { grid: [blocks, 1, 1], block: [threads, 1, 1], shared: 0 }
+    }
+}
+
+/// What is known of a device.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Facts {
+    /// Name, as the driver or the system gives it.
+    pub name: String,
+    /// What kernels are compiled for: `sm_90`, or the host's architecture.
+    pub arch: String,
+    /// Compute capability, major and minor; 0.0 for a host.
+    pub compute_capability: (u32, u32),
+    /// Multiprocessors, or cores.
+    pub multiprocessors: u32,
+    /// Bytes of the last-level cache.
+    pub l2_bytes: u64,
+    /// Width of the memory bus in bits; 0 when unknown.
+    pub memory_bus_bits: u32,
+    /// Memory clock in kHz; 0 when unknown. No part of the identity: drivers report it differently.
+    pub memory_clock_khz: u32,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// Driver version; empty for a host.
+    pub driver: String,
+    /// Whether a kernel can start before the one ahead of it has ended (programmatic dependent launch).
+    pub overlap: bool,
+}
+
+impl Facts {
+    /// What a timing depends on. The name tells a MIG slice from the whole GPU, as do its multiprocessors.
+    pub fn identity(&self) -> Identity {
+        let (name, capability) = (&self.name, self.compute_capability);
+        Identity::new(name, capability, self.multiprocessors, self.l2_bytes, self.memory_bus_bits)
+    }
+
+    /// The identity's text as the first versions wrote it, with the memory's clock: they kept choices under it.
+    pub(crate) fn identity_with_clock(&self) -> String {
+        format!(
+            "{}; cc {}.{}; {} multiprocessors; L2 {} B; bus {} bit; memory {} kHz",
+            self.name,
+            self.compute_capability.0,
+            self.compute_capability.1,
+            self.multiprocessors,
+            self.l2_bytes,
+            self.memory_bus_bits,
+            self.memory_clock_khz
+        )
+    }
+
+    /// Bytes that its memory moves in a nanosecond at most; 0 when unknown.
+    pub fn peak_bytes_per_ns(&self) -> f64 {
+        // Two transfers a clock.
+        2.0 * f64::from(self.memory_bus_bits) / 8.0 * f64::from(self.memory_clock_khz) * 1e-6
+    }
+}
+
+/// A compiled kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binary {
+    /// PTX; empty for a host.
+    pub(crate) ptx: Vec<u8>,
+    /// Cubin, or the host's shared library.
+    pub(crate) image: Vec<u8>,
+}
+
+impl Binary {
+    /// PTX; empty for a host.
+    pub fn ptx(&self) -> &[u8] {
+        &self.ptx
+    }
+
+    /// Cubin, or the host's shared library.
+    pub fn image(&self) -> &[u8] {
+        &self.image
+    }
+}
+
+/// A stream to launch on. For the host device, which runs at once, any will do.
+#[derive(Clone, Copy)]
+pub struct Stream<'a> {
+    pub(super) raw: sys::CUstream,
+    /// Takes what is launched, to be timed later, in place of the stream.
+    pub(super) recorder: Option<&'a dyn Record>,
+    pub(super) lives: PhantomData<&'a ()>,
+}
+
+// SAFETY: a stream handle is an opaque number to the driver, which may be used from any thread.
+unsafe impl Send for Stream<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Stream<'_> {}
+
+impl Stream<'static> {
+    /// The default stream.
+    pub const DEFAULT: Self = Self { raw: std::ptr::null_mut(), recorder: None, lives: PhantomData };
+
+    /// A stream made elsewhere (a `CUstream` or `cudaStream_t`, such as PyTorch's current stream).
+    ///
+    /// # Safety
+    /// It is a stream of the engine's device, alive for as long as it is launched on.
+    pub const unsafe fn from_raw(stream: *mut c_void) -> Self {
+        Self { raw: stream.cast(), recorder: None, lives: PhantomData }
+    }
+}
+
+impl Stream<'_> {
+    /// Its handle, to tell one from another.
+    pub(crate) fn id(&self) -> u64 {
+        self.raw as u64
+    }
+}
+
+impl<'a> From<&'a cudarc::driver::CudaStream> for Stream<'a> {
+    fn from(stream: &'a cudarc::driver::CudaStream) -> Self {
+        Self { raw: stream.cu_stream(), recorder: None, lives: PhantomData }
+    }
+}
+
+/// Takes launches and copies in place of a stream, each after the one before.
+pub(super) trait Record: Sync {
+    /// Adds a kernel; with `overlap` it may start before the kernel ahead of it has ended.
+    fn kernel(
+        &self,
+        function: sys::CUfunction,
+        geometry: &Geometry,
+        arguments: *mut *mut c_void,
+        overlap: bool,
+    ) -> Result<()>;
+
+    /// Adds a copy between two places of the device's memory.
+    fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()>;
+}
+
+/// A loaded kernel.
+pub trait Kernel: Send + Sync {
+    /// Launches the kernel on the stream. Each of `args` points to the value of one of its parameters, in their order; more
+    /// than it has are not looked at.
+    ///
+    /// # Safety
+    /// There is a value of the right type for each of the kernel's parameters. Every address in them is valid on the device
+    /// for all that the kernel reads and writes when it is launched so, until the stream has passed the launch.
+    unsafe fn launch(&self, stream: Stream<'_>, geometry: &Geometry, args: &[*const c_void]) -> Result<()>;
+}
+
+/// Memory of a device, freed when dropped.
+///
+/// # Safety
+/// From `address()` on, `bytes()` bytes are valid on the device for as long as this lives.
+pub unsafe trait Memory: Send + Sync {
+    /// Its address on the device.
+    fn address(&self) -> u64;
+    /// Its size in bytes.
+    fn bytes(&self) -> usize;
+    /// Copies `data` to `offset` on the device's own stream, and waits for that stream.
+    fn upload(&self, offset: usize, data: &[u8]) -> Result<()>;
+    /// Copies from `offset` on the device's own stream, and waits for that stream.
+    fn download(&self, offset: usize, data: &mut [u8]) -> Result<()>;
+}
+
+/// The address of a range of memory, if it is inside.
+pub(super) fn range(memory: &dyn Memory, offset: usize, len: usize) -> Result<u64> {
+    if offset.checked_add(len).is_none_or(|end| end > memory.bytes()) {
+        let what = format!("{offset} + {len} is past the {} bytes allocated", memory.bytes());
+        return Err(Error::argument("offset", what));
+    }
+    Ok(memory.address() + offset as u64)
+}
+
+/// A word that kernels write and the host reads without synchronising.
+pub trait FaultWord: Send + Sync {
+    /// Its address on the device.
+    fn address(&self) -> u64;
+    /// Its value, which becomes zero.
+    fn take(&self) -> u64;
+}
+
+/// A prepared sequence of launches that can be timed again and again.
+pub trait Timer {
+    /// Device time in nanoseconds per launch.
+    fn sample(&mut self) -> Result<f64>;
+}
+
+/// What a [`Timer`] times: launch number `i` on the stream it is given.
+pub type TimedLaunch = Box<dyn Fn(usize, Stream<'_>) -> Result<()> + Send>;
+
+/// A machine that kernels are compiled for and run on.
+pub trait Device: Send + Sync {
+    /// What is known of it.
+    fn facts(&self) -> &Facts;
+
+    /// Which text it takes.
+    fn dialect(&self) -> Dialect;
+
+    /// What bears on which variants are legal.
+    fn abilities(&self) -> Abilities {
+        Abilities { dialect: self.dialect(), overlap: self.facts().overlap }
+    }
+
+    /// Whether it can run what it compiles.
+    fn runs(&self) -> bool {
+        true
+    }
+
+    /// How to measure on it.
+    fn measuring(&self) -> Measuring;
+
+    /// What code that was compiled ahead of time it takes, if any.
+    fn ahead_of_time(&self) -> Option<AheadOfTime> {
+        None
+    }
+
+    /// Identity of its compiler, which enters the keys of artifacts.
+    ///
+    /// # Errors
+    /// [`ErrorKind::CompilerMissing`], with the command that installs one.
+    fn compiler(&self) -> Result<String>;
+
+    /// The compiler's options, in order.
+    fn compile_options(&self) -> Vec<String>;
+
+    /// All options that a source is compiled with: the device's, but for those that the source names itself.
+    fn options_for(&self, source: &Source) -> Vec<String> {
+        let name = |option: &String| option.split('=').next().unwrap_or_default().to_owned();
+        let own: Vec<String> = source.options.iter().map(name).collect();
+        let mut all = self.compile_options();
+        all.retain(|option| !own.contains(&name(option)));
+        all.extend(source.options.iter().cloned());
+        all
+    }
+
+    /// Compiles a source. May be called from several threads at once.
+    fn compile(&self, source: &Source) -> Result<Binary>;
+
+    /// Loads a compiled kernel by the name of its entry point.
+    fn load(&self, binary: &Binary, entry: &str, attrs: &LaunchAttrs) -> Result<Arc<dyn Kernel>>;
+
+    /// Allocates memory; its contents are undefined.
+    fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>>;
+
+    /// Bytes of memory that are free.
+    fn free_memory(&self) -> Result<u64>;
+
+    /// A word for kernels to report a fault in.
+    fn fault_word(&self) -> Result<Box<dyn FaultWord>>;
+
+    /// While the returned value lives, this thread may do what it likes beside a graph that another thread captures.
+    fn aside(&self) -> Result<Box<dyn std::any::Any>> {
+        Ok(Box::new(()))
+    }
+
+    /// A stream of its own, for what is done beside the caller's work.
+    fn stream(&self) -> Stream<'_> {
+        Stream::DEFAULT
+    }
+
+    /// Prepares `launches` launches to be timed together.
+    fn timer(&self, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>>;
+
+    /// Copies between two places of the device's memory (each a memory and an offset), ordered by the stream. They may
+    /// be the same memory, but must not overlap.
+    fn copy(
+        &self,
+        to: (&dyn Memory, usize),
+        from: (&dyn Memory, usize),
+        bytes: usize,
+        stream: Stream<'_>,
+    ) -> Result<()>;
+
+    /// Waits for what was put on its own stream.
+    fn wait(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Waits for what was put on a stream that is not captured. On the host all has ended when its launch returns.
+    fn wait_for(&self, _: Stream<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Waits for what was put on its own stream, for at most this long; whether it is done.
+    fn wait_at_most(&self, _patience: std::time::Duration) -> Result<bool> {
+        self.wait().map(|()| true)
+    }
+
+    /// Waits for all work on the device. Not while anybody captures a graph.
+    fn synchronize(&self) -> Result<()>;
+
+    /// Identity of its memory, to tell one GPU's from another's; 0 for a host.
+    fn context(&self) -> u64 {
+        0
+    }
+
+    /// Whether the stream is, or may be, captured into a graph.
+    fn is_capturing(&self, stream: Stream<'_>) -> bool;
+}
+
+/// How to measure on a device.
+#[derive(Debug, Clone, Copy)]
+pub struct Measuring {
+    /// Launches in one sample, at least and at most.
+    pub launches: (usize, usize),
+    /// Device time that a sample should take.
+    pub sample_ns: f64,
+    /// Scratch memory at most, in bytes.
+    pub scratch_bytes: u64,
+    /// Device time, in nanoseconds, that one piece of background work may take at most.
+    pub slice_ns: f64,
+}
+
+/// Which device to open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum DeviceChoice {
+    /// The first GPU when there is a CUDA driver with one, else the host.
+    #[default]
+    Auto,
+    /// The GPU of this ordinal.
+    Cuda(u32),
+    /// The processor.
+    Host,
+}
+
+impl std::str::FromStr for DeviceChoice {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        match s.split_once(':') {
+            None if s == "auto" => Ok(Self::Auto),
+            None if s == "host" => Ok(Self::Host),
+            None if s == "cuda" => Ok(Self::Cuda(0)),
+            Some(("cuda", n)) if n.parse::<u32>().is_ok() => Ok(Self::Cuda(n.parse().unwrap_or(0))),
+            _ => Err(Error::argument("device", format!("unknown device '{s}'")).hint("use auto, host, cuda or cuda:N")),
+        }
+    }
+}
+
+/// A failed compilation: keeps the source where a person can look at it, and says where.
+pub(super) fn compile_error(compiler: &str, options: &[String], source: &str, log: &str) -> Error {
+    let digest = crate::service::digest::text_digest(source);
+    let prefix = format!("ropejit-{}-", &digest[..16]);
+    let dump = tempfile::Builder::new().prefix(&prefix).suffix(".cu").tempfile().and_then(|mut file| {
+        file.write_all(source.as_bytes())?;
+        Ok(file.keep()?.1)
+    });
+    let dumped = match dump {
+        Ok(path) => format!("source: {}", path.display()),
+        Err(e) => format!("the source could not be kept: {e}"),
+    };
+    Error::new(
+        ErrorKind::Compile,
+        format!("the kernel does not compile\noptions: {}\n{dumped}\nlog:\n{}", options.join(" "), log.trim_end()),
+    )
+    .subject_is(compiler)
+}
