@@ -118,9 +118,10 @@ impl Prewarm {
         let mut writer = self.lock.as_deref().map(Writer::open).transpose()?;
         let bar = output::spinner();
         let engines = self.engines(Some(&bar))?;
-        let report = match self.templates.is_empty() {
-            true => self.fill(&engines, &chosen, &bar, writer.as_mut()),
-            false => self.templates.fill(&engines, !self.no_tune, &bar, writer.as_mut()),
+        let report = if self.templates.is_empty() {
+            self.fill(&engines, &chosen, &bar, writer.as_mut())
+        } else {
+            self.templates.fill(&engines, !self.no_tune, &bar, writer.as_mut())
         };
         bar.finish_and_clear();
         let report = report?;

@@ -40,7 +40,9 @@ impl TemplateArgs {
     pub fn check(&self) -> Result<()> {
         for (given, option) in [(!self.specs.spec.is_empty(), "--spec"), (!self.sizes.size.is_empty(), "--size")] {
             if given && self.is_empty() {
-                return Err(Error::argument(option, "is of a kernel of your own").hint("name its .toml with --template"));
+                return Err(
+                    Error::argument(option, "is of a kernel of your own").hint("name its .toml with --template")
+                );
             }
         }
         Ok(())
@@ -55,7 +57,7 @@ impl TemplateArgs {
                 for size in self.sizes.sizes(&kernel)? {
                     let (_, spec) = kernel.spec().split_once(' ').unwrap_or_default();
                     let spec = if spec.is_empty() { String::new() } else { format!(" --spec {spec}") };
-                    let sizes: String = self.sizes.size.iter().map(|size| format!(" --size {size}")).collect();
+                    let sizes = self.sizes.size.iter().fold(String::new(), |text, size| text + " --size " + &size.to_string());
                     let fill = format!("ropejit prewarm --template {}{spec}{sizes}", path.display());
                     all.push((kernel.problem(size)?, fill));
                 }

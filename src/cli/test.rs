@@ -190,8 +190,9 @@ fn compare(template: &Template, kernel: &str, run: &TestRun, tensor: &TestTensor
     for (i, wanted) in expected.iter().enumerate() {
         let got = tensor.number(i);
         let difference = if got == *wanted || (got.is_nan() && wanted.is_nan()) { 0.0 } else { (got - wanted).abs() };
-        // A reference that is NaN or infinite where the kernel is not is far off as well.
-        if !(difference <= atol + rtol * wanted.abs()) || (difference.is_infinite()) {
+        // Where one of the two is NaN or infinite and the other is not, they are far apart as well.
+        let near = difference.is_finite() && difference <= atol + rtol * wanted.abs();
+        if !near {
             wrong += 1;
             first = first.or(Some((i, got, *wanted)));
         }

@@ -30,4 +30,3 @@ mod positions;
 mod priors;
 mod structure;
 mod templates;
-mod zz;

@@ -91,7 +91,9 @@ impl Check {
             }
         }
         bar.finish_and_clear();
-        notes.iter().for_each(|note| eprintln!("{note}"));
+        for note in &notes {
+            eprintln!("{note}");
+        }
         if self.json {
             output::json(&serde_json::json!({ "checked": all }))?;
         } else {

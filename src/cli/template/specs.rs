@@ -69,7 +69,10 @@ impl TemplateSizeArgs {
             return Ok(vec![kernel.test_size()?]);
         }
         let of = |Sizes(name, values): &Sizes| {
-            values.iter().map(|n| kernel.size_with(name, *n).map_err(|e| typed(e, "--size"))).collect::<Result<Vec<_>>>()
+            values
+                .iter()
+                .map(|n| kernel.size_with(name, *n).map_err(|e| typed(e, "--size")))
+                .collect::<Result<Vec<_>>>()
         };
         Ok(self.size.iter().map(of).collect::<Result<Vec<_>>>()?.concat())
     }

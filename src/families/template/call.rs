@@ -179,7 +179,7 @@ fn check_tensor(
     if given.len() != shape.len() || !shape.iter().zip(given).all(fits) {
         return Err(wrong_shape(d, declared, shape, given, values));
     }
-    if tensor.address % element.size() as u64 != 0 {
+    if !tensor.address.is_multiple_of(element.size() as u64) {
         return Err(Error::argument(name, "is not aligned to its elements"));
     }
     if tensor.address == 0 && !given.contains(&0) {

@@ -1,8 +1,8 @@
 use half::bf16;
 
 use super::*;
+use crate::families::template::loaded::Template;
 use crate::families::template::space::WIDEST;
-use crate::families::template::template::Template;
 
 fn template() -> Template {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/templates/add_rmsnorm.toml");

@@ -1,6 +1,5 @@
 //! What tensors hold while a candidate is checked and measured: the same values each time.
 
-use super::element::Element;
 use super::expr::Expr;
 
 /// How a tensor is filled.

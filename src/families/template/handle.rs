@@ -7,11 +7,11 @@ use dashmap::DashMap;
 
 use super::argument::Arg;
 use super::call::Call;
-use super::kernel_text::OnHost;
+use super::loaded::Template;
 use super::names::Values;
+use super::on_host::OnHost;
 use super::problem::Problem;
 use super::spec::Spec;
-use super::template::Template;
 use crate::args::borrowed::Location;
 use crate::device::{Dialect, Stream};
 use crate::engine::Engine;

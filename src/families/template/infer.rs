@@ -2,8 +2,8 @@
 
 use super::description::{Allowed, Argument, Kind};
 use super::element::Element;
+use super::loaded::Template;
 use super::names::{ElementOf, MOST, Meaning, Section, Values};
-use super::template::Template;
 use crate::error::{Error, Result};
 
 /// What is given for an argument.

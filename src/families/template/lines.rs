@@ -7,10 +7,11 @@ use super::names::is_name;
 use crate::error::{Error, Result, clip};
 use crate::service::family::{Line, Stated};
 
-/// Whether a line is of such a kernel: it starts with its name.
+/// Whether a line is of such a kernel: its spec is a name, and one more word at most.
 pub fn is_own(line: &Line<'_>) -> bool {
-    let family = line.spec.split(' ').next().unwrap_or_default();
-    is_name(family) && Element::of(family).is_none()
+    let mut words = line.spec.split(' ');
+    let family = words.next().unwrap_or_default();
+    is_name(family) && Element::of(family).is_none() && words.count() <= 1
 }
 
 /// Whether a line can be read.
@@ -19,7 +20,8 @@ pub fn is_own(line: &Line<'_>) -> bool {
 /// When a part of it is none of such a kernel's.
 pub fn read(line: &Line<'_>) -> Result<()> {
     let pairs = |text: &str, apart: char, sign: char| {
-        text.split(apart).all(|pair| pair.split_once(sign).is_some_and(|(name, value)| is_name(name) && is_value(value)))
+        text.split(apart)
+            .all(|pair| pair.split_once(sign).is_some_and(|(name, value)| is_name(name) && is_value(value)))
     };
     let spec = line.spec.split_once(' ').map_or("", |(_, values)| values);
     let wrong = |what: &str, text: &str, hint: &str| {
@@ -81,7 +83,10 @@ mod tests {
         assert!(read(&line("plain", "any", "default")).is_ok());
         assert!(!is_own(&line("bf16 d128 h32/8 half_split once table=f32/half pos=implicit", "", "")));
         for (wrong, what) in [
-            (line("a dtype", "any", "default"), "spec: 'dtype' is none\nhint: it reads like this: dtype=bf16,hidden=4096"),
+            (
+                line("a dtype", "any", "default"),
+                "spec: 'dtype' is none\nhint: it reads like this: dtype=bf16,hidden=4096",
+            ),
             (line("a b=1", "x16", "default"), "layout: 'x16' is none\nhint: it reads like this: x:16 y:16, or any"),
             (line("a b=1", "any", "a=01"), "variant: 'a=01' is none\nhint: it reads like this: threads=256 vec=8"),
         ] {

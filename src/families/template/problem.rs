@@ -6,10 +6,10 @@ use serde_json::{Map, Value};
 
 use super::description::{Description, Kind, Same};
 use super::element::Element;
-use super::kernel_text::OnHost;
+use super::loaded::Template;
 use super::names::Values;
+use super::on_host::OnHost;
 use super::spec::Spec;
-use super::template::Template;
 use super::trial::{self, regions};
 use super::{ptx, source};
 use crate::error::{Error, ErrorKind, Result};
@@ -53,6 +53,7 @@ impl Problem {
     }
 
     /// The same in another bucket.
+    #[cfg(test)]
     pub(super) fn at(&self, bucket: Bucket) -> Self {
         let Inner { template, spec, values, class, space, .. } = self.0.as_ref();
         let (template, spec, class, space) = (template.clone(), spec.clone(), class.clone(), space.clone());

@@ -1,33 +1,14 @@
 //! The whole text of a kernel: `#define` lines for the spec and the tunables, the prelude, and the `.cu` as it stands.
 
-use std::collections::HashSet;
 use std::fmt::Write as _;
-use std::sync::LazyLock;
 
 use sha2::{Digest, Sha256};
 
 use super::description::{Allowed, Description, Kind};
-use super::kernel_text::OnHost;
 use super::names::Values;
+use super::on_host::OnHost;
+use super::prelude::{ATOMICS, COMMON, CUDA, ENTRY, FIBERS, HOST, PLACE, THREADS};
 use crate::service::family::{Dialect, Source};
-
-const COMMON: &str = include_str!("prelude/common.h");
-const CUDA: &str = include_str!("prelude/cuda.h");
-const HOST: &str = include_str!("prelude/host.h");
-const ATOMICS: &str = include_str!("prelude/atomics.h");
-const PLACE: &str = include_str!("prelude/place.h");
-const THREADS: &str = include_str!("prelude/threads.h");
-const FIBERS: &str = include_str!("prelude/fibers.h");
-const ENTRY: &str = include_str!("prelude/entry.h");
-
-/// The words of CUDA that the host's prelude offers.
-pub fn host_words() -> &'static HashSet<&'static str> {
-    static WORDS: LazyLock<HashSet<&str>> = LazyLock::new(|| {
-        let texts = [COMMON, HOST, ATOMICS, FIBERS].into_iter();
-        texts.flat_map(super::tokens::tokens).map(|t| t.text).collect()
-    });
-    &WORDS
-}
 
 /// The kernel of one spec and one assignment of the tunables, whose values are among `values`.
 pub fn source(d: &Description, body: &str, on_host: &OnHost, dialect: Dialect, values: &Values) -> Source {

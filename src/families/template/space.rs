@@ -126,9 +126,10 @@ impl Description {
         let mut text = String::new();
         for (tunable, &value) in self.tune.iter().zip(assignment) {
             let space = if text.is_empty() { "" } else { " " };
-            let _ = match tunable.words {
-                true => write!(text, "{space}{}={}", tunable.name, self.names.word_text(value)),
-                false => write!(text, "{space}{}={value}", tunable.name),
+            let _ = if tunable.words {
+                write!(text, "{space}{}={}", tunable.name, self.names.word_text(value))
+            } else {
+                write!(text, "{space}{}={value}", tunable.name)
             };
         }
         if text.is_empty() { "default".into() } else { text }

@@ -74,8 +74,8 @@ fn a_rule_without_a_value_says_for_which_candidate() {
 fn too_many_candidates_are_counted() {
     let list = |n: usize| (1..=n).map(|i| i.to_string()).collect::<Vec<_>>().join(", ");
     let more = |n: usize, names: &[&str]| {
-        let lists: String = names.iter().map(|name| format!("{name} = [{}]\n", list(n))).collect();
-        let defaults: String = names.iter().map(|name| format!("{name} = 1, ")).collect();
+        let lists = names.iter().map(|name| format!("{name} = [{}]\n", list(n))).collect::<Vec<_>>().concat();
+        let defaults = names.iter().map(|name| format!("{name} = 1, ")).collect::<Vec<_>>().concat();
         let text = TEXT.replace("[tune]\n", &format!("[tune]\n{lists}"));
         description(&text.replace("default = { ", &format!("default = {{ {defaults}")))
     };

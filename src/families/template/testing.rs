@@ -8,11 +8,11 @@ use super::call;
 use super::description::{Allowed, Kind, Same};
 use super::element::Element;
 use super::handle::TemplateKernel;
+use super::loaded::Template;
 use super::space::WIDEST;
-use super::template::Template;
 use super::trial::runs::Input;
 use crate::error::{Error, ErrorKind, Result};
-use crate::service::family::{Bucket, Config, Origin, Plan, Problem as _, Provenance, Stream, Throttle};
+use crate::service::family::{Bucket, Config, Origin, Plan, Provenance, Stream, Throttle};
 
 /// Specs to try at most, where the caller names none.
 const MOST_SPECS: usize = 32;

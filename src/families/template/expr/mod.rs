@@ -10,7 +10,7 @@ mod tests;
 
 use std::fmt;
 
-pub use parse::{Mistake, parse};
+pub use parse::parse;
 
 use super::element::Element;
 use super::names::Values;

@@ -24,7 +24,7 @@ pub fn parse(text: &str, names: &Names) -> Result<Expr, Mistake> {
     parser.advance()?;
     let start = parser.start;
     let value = parser.any_of()?;
-    parser.number(value, start)?;
+    number(value, start)?;
     if parser.token != Token::End {
         return Err(parser.unexpected("an operator or the end"));
     }
@@ -62,7 +62,13 @@ struct Parser<'a> {
 
 const SIGNS: [&str; 16] = ["&&", "||", "==", "!=", "<=", ">=", "<", ">", "+", "-", "*", "/", "%", "(", ")", ","];
 
-impl<'a> Parser<'a> {
+/// What begins at `start` is no word.
+fn number(is: Is, start: usize) -> Result<(), Mistake> {
+    let what = "is a word, which can only be compared, with '==' and '!=', or asked for its sizeof";
+    if is == Is::Number { Ok(()) } else { Err(Mistake { at: start, what: what.into() }) }
+}
+
+impl Parser<'_> {
     fn advance(&mut self) -> Result<(), Mistake> {
         let text = self.text;
         self.at += text[self.at..].len() - text[self.at..].trim_start_matches([' ', '\t']).len();
@@ -124,11 +130,6 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    fn number(&self, is: Is, start: usize) -> Result<(), Mistake> {
-        let what = "is a word, which can only be compared, with '==' and '!=', or asked for its sizeof";
-        if is == Is::Number { Ok(()) } else { Err(Mistake { at: start, what: what.into() }) }
-    }
-
     /// `a || b`.
     fn any_of(&mut self) -> Result<Is, Mistake> {
         self.chain("||", Op::Or, Self::all_of)
@@ -148,12 +149,12 @@ impl<'a> Parser<'a> {
         let mut start = self.start;
         let mut is = part(self)?;
         while self.takes(sign)? {
-            self.number(is, start)?;
+            number(is, start)?;
             let jump = self.ops.len();
             self.push(op(0), -1)?;
             start = self.start;
             let right = part(self)?;
-            self.number(right, start)?;
+            number(right, start)?;
             self.push(Op::Truth, 0)?;
             self.ops[jump] = op((self.ops.len() - jump - 1) as u16);
             is = Is::Number;
@@ -170,8 +171,8 @@ impl<'a> Parser<'a> {
         let right_start = self.start;
         let right = self.sum()?;
         if !matches!(op, Op::Eq | Op::Ne) || left != right {
-            self.number(left, start)?;
-            self.number(right, right_start)?;
+            number(left, start)?;
+            number(right, right_start)?;
         }
         self.push(op, -1)?;
         if self.comparing().is_some() {
@@ -210,11 +211,11 @@ impl<'a> Parser<'a> {
         let is = part(self)?;
         loop {
             let Some(&(_, op)) = signs.iter().find(|(sign, _)| self.token == Token::Sign(sign)) else { return Ok(is) };
-            self.number(is, start)?;
+            number(is, start)?;
             self.advance()?;
             let right_start = self.start;
             let right = part(self)?;
-            self.number(right, right_start)?;
+            number(right, right_start)?;
             self.push(op, -1)?;
         }
     }
@@ -233,7 +234,7 @@ impl<'a> Parser<'a> {
                 self.advance()?;
                 let start = self.start;
                 let is = self.single()?;
-                self.number(is, start)?;
+                number(is, start)?;
                 self.push(Op::Sub, -1)?;
                 self.nested -= 1;
                 Ok(is)
@@ -274,7 +275,7 @@ impl<'a> Parser<'a> {
         for n in 1.. {
             let start = self.start;
             let is = self.any_of()?;
-            self.number(is, start)?;
+            number(is, start)?;
             if n > 1 {
                 self.push(op, -1)?;
             }

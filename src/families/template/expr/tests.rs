@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 
+use super::parse::Mistake;
 use super::*;
 use crate::families::template::element::Element;
 use crate::families::template::names::{ElementOf, MOST, Meaning, Names, Section};

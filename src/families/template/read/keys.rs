@@ -17,7 +17,7 @@ pub struct Document<'a> {
 impl Document<'_> {
     /// The line of a byte, from one on.
     pub fn line(&self, at: usize) -> usize {
-        1 + self.text.as_bytes()[..at.min(self.text.len())].iter().filter(|b| **b == b'\n').count()
+        1 + self.text.bytes().take(at).filter(|b| *b == b'\n').count()
     }
 
     /// What is wrong, at a byte, with a key.
@@ -32,7 +32,7 @@ pub struct Value<'a> {
     pub doc: &'a Document<'a>,
     pub key: String,
     pub at: usize,
-    value: &'a DeValue<'a>,
+    content: &'a DeValue<'a>,
 }
 
 impl<'a> Value<'a> {
@@ -45,21 +45,21 @@ impl<'a> Value<'a> {
     }
 
     fn wrong(&self, wanted: &str) -> Error {
-        let is = self.value.type_str();
+        let is = self.content.type_str();
         let an = if is.starts_with(['a', 'i']) { "an" } else { "a" };
         self.error(format!("is {an} {is}, and should be {wanted}"))
     }
 
     pub fn as_text(&self) -> Option<&'a str> {
-        self.value.as_str()
+        self.content.as_str()
     }
 
     pub fn text(&self, wanted: &str) -> Result<&'a str> {
-        self.value.as_str().ok_or_else(|| self.wrong(wanted))
+        self.content.as_str().ok_or_else(|| self.wrong(wanted))
     }
 
     pub fn as_integer(&self) -> Option<Result<i64>> {
-        let integer = self.value.as_integer()?;
+        let integer = self.content.as_integer()?;
         let digits = integer.as_str().replace('_', "");
         let fits = i64::from_str_radix(&digits, integer.radix());
         Some(fits.map_err(|_| self.error(format!("{integer} does not fit 64 bits"))))
@@ -74,14 +74,14 @@ impl<'a> Value<'a> {
         if let Some(integer) = self.as_integer() {
             return integer.map(|n| n as f64);
         }
-        let float = self.value.as_float().ok_or_else(|| self.wrong(wanted))?;
+        let float = self.content.as_float().ok_or_else(|| self.wrong(wanted))?;
         float.as_str().replace('_', "").parse().map_err(|_| self.error(format!("{float} is not a number")))
     }
 
     pub fn as_list(&self) -> Option<Vec<Self>> {
-        let list = self.value.as_array()?;
+        let list = self.content.as_array()?;
         let (doc, key) = (self.doc, &self.key);
-        Some(list.iter().map(|v| Self { doc, key: key.clone(), at: v.span().start, value: v.get_ref() }).collect())
+        Some(list.iter().map(|v| Self { doc, key: key.clone(), at: v.span().start, content: v.get_ref() }).collect())
     }
 
     pub fn list(&self, wanted: &str) -> Result<Vec<Self>> {
@@ -100,12 +100,12 @@ impl<'a> Value<'a> {
     }
 
     pub fn is_table(&self) -> bool {
-        self.value.is_table()
+        self.content.is_table()
     }
 
     /// Its keys, which errors call `name key`.
     pub fn table(&self, name: &str) -> Result<Table<'a>> {
-        let table = self.value.as_table().ok_or_else(|| self.wrong("a table"))?;
+        let table = self.content.as_table().ok_or_else(|| self.wrong("a table"))?;
         Ok(Table::new(self.doc, name, self.at, table))
     }
 }
@@ -124,7 +124,7 @@ impl<'a> Table<'a> {
         let value = |(key, value): (&'a Spanned<_>, &'a Spanned<DeValue<'a>>)| {
             let key: &'a std::borrow::Cow<'a, str> = key.get_ref();
             let at = value.span().start;
-            (key.as_ref(), Value { doc, key: path(key), at, value: value.get_ref() })
+            (key.as_ref(), Value { doc, key: path(key), at, content: value.get_ref() })
         };
         Self { doc, name: name.to_owned(), at, keys: table.iter().map(value).collect() }
     }

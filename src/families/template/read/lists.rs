@@ -117,7 +117,7 @@ pub fn tune<'a>(value: &Value<'a>, names: &mut Names) -> Result<Tune<'a>> {
 }
 
 /// `where`: over the spec, the tunables and alignments, which are known before a kernel is chosen.
-pub fn rules(values: Vec<Value<'_>>, names: &Names) -> Result<Vec<Rule>> {
+pub fn rules(values: &[Value<'_>], names: &Names) -> Result<Vec<Rule>> {
     let rule = |value: &Value<'_>| {
         let expr = expression(value, value.text(EXPRESSION)?, names, |named| match (named.section, named.meaning) {
             (Section::Args, Meaning::Number) => {

@@ -40,7 +40,7 @@ pub fn read(path: &str, text: &str) -> Result<Description> {
     lists::words_are_no_names(&doc, &names)?;
     lists::defines_differ(&doc, &spec, &tune.tunables, &names)?;
     let args = args::with_shapes(args, shapes, &names)?;
-    let rules = lists::rules(tune.rules, &names)?;
+    let rules = lists::rules(&tune.rules, &names)?;
     let launch = launch::launch(&root.require("launch")?, &names)?;
     let test = test::test(root.take("test").as_ref(), &doc, &args, &spec, &names, launch.bucket_arg)?;
     root.finish("family, source, [spec], [tune], [args], [launch], [test]")?;

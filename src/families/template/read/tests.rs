@@ -53,7 +53,8 @@ fn everything_that_is_wrong_has_its_message() {
             Err(e) => e.to_string(),
         };
         if got != wanted.join("\n") {
-            let _ = writeln!(wrong, "{name}\n{}", got.lines().map(|l| format!("#! {l}\n")).collect::<String>());
+            let _ =
+                writeln!(wrong, "{name}\n{}", got.lines().map(|l| format!("#! {l}")).collect::<Vec<_>>().join("\n"));
         }
         seen += 1;
     }
@@ -65,8 +66,8 @@ fn everything_that_is_wrong_has_its_message() {
 fn a_file_and_its_names_are_bounded() {
     let error = |text: &str| read("big.toml", text).map(|_| ()).expect_err("is refused").to_string();
     assert_eq!(error(&" ".repeat(300_000)), "big.toml: is larger than 262144 bytes");
-    let many: String = (0..70).map(|i| format!("k{i} = \"u32\"\n")).collect();
-    let text = right().replace("hidden = \"u32\"\n", &format!("hidden = \"u32\"\n{many}"));
+    let many = (0..70).map(|i| format!("k{i} = \"u32\"")).collect::<Vec<_>>().join("\n");
+    let text = right().replace("hidden = \"u32\"\n", &format!("hidden = \"u32\"\n{many}\n"));
     assert_eq!(error(&text), "big.toml:69: [spec] k62: is one name too many: 64 in [spec], [tune] and [args] together");
     let deep = format!("family = {}1{}", "[".repeat(5000), "]".repeat(5000));
     assert!(error(&deep).starts_with("big.toml:1: "), "{}", error(&deep));

@@ -69,9 +69,9 @@ impl Checks {
         let bytes = inputs.iter().try_fold(0, |n, (values, _)| Ok::<_, Error>(total(p, values)?.max(n)))?;
         let memory: Arc<dyn Memory> = throttle.slice(|| device.alloc(bytes as usize))?.into();
         let all = inputs
-            .into_iter()
+            .iter()
             .enumerate()
-            .map(|(seed, (values, cells))| Check::new(p, values, cells, memory.as_ref(), seed as u64))
+            .map(|(seed, input)| Check::new(p, input, memory.as_ref(), seed as u64))
             .collect::<Result<_>>()?;
         Ok(Self { all, memory, patience: PATIENCE })
     }
@@ -151,7 +151,8 @@ fn copy_of(plan: &Plan) -> Plan {
 }
 
 impl Check {
-    fn new(p: &Problem, values: Values, mut cells: Cells, memory: &dyn Memory, seed: u64) -> Result<Self> {
+    fn new(p: &Problem, (values, cells): &(Values, Cells), memory: &dyn Memory, seed: u64) -> Result<Self> {
+        let (values, mut cells) = (*values, *cells);
         let start = (memory.address(), 0);
         let (regions, end) = regions::place(p.d(), &values, p.aligned(), start, |_| 512, GUARD)?;
         if end > memory.bytes() {

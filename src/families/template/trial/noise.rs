@@ -78,7 +78,7 @@ impl Filling {
                 Self::Integers { low, span, also } => {
                     let bits = noise.next();
                     let n = match also {
-                        Some(also) if bits & 7 == 0 => also,
+                        Some(also) if bits.is_multiple_of(8) => also,
                         _ => low.wrapping_add(((u128::from(bits) * u128::from(span)) >> 64) as i64),
                     };
                     cell.copy_from_slice(&n.to_le_bytes()[..cell.len()]);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::device::host::Host;
-use crate::families::template::template::Template;
+use crate::families::template::loaded::Template;
 use crate::service::family::{Bucket, Dialect, Geometry, Kernel, Origin, Problem as _, Provenance, Trial as _};
 
 const TOML: &str = include_str!("../../../../tests/data/templates/scale.toml");

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::description::Description;
-use super::kernel_text::{self, OnHost};
+use super::kernel_text;
+use super::on_host::OnHost;
 use super::{read, source};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -110,11 +111,12 @@ fn text(path: &Path) -> Result<String> {
     let mut bytes = Vec::new();
     file.take(kernel_text::LARGEST as u64 + 1).read_to_end(&mut bytes).map_err(io)?;
     String::from_utf8(bytes).map_err(|e| {
-        let line = 1 + e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count();
+        let valid = &e.as_bytes()[..e.utf8_error().valid_up_to()];
+        let line = 1 + String::from_utf8_lossy(valid).matches('\n').count();
         Error::new(ErrorKind::Template, "is not UTF-8 text").subject_is(format!("{}:{line}", path.display()))
     })
 }
 
 #[cfg(test)]
-#[path = "template_tests.rs"]
+#[path = "loaded_tests.rs"]
 mod tests;
