@@ -5,14 +5,20 @@ CARGO ?= cargo
 NVRTC_PACKAGE := nvidia-cuda-nvrtc==13.0.88
 # Of each fuzz target.
 FUZZ_SECONDS ?= 600
+# The NVRTC that `make nvrtc` has fetched, once it has: the command searches no folder of this kind by itself.
+OWN_NVRTC := ls -d $(CURDIR)/.venv/lib*/python3*/site-packages/nvidia/*/lib/libnvrtc.so.1* 2>/dev/null | head -n 1
+ifeq ($(origin ROPEJIT_NVRTC),undefined)
+export ROPEJIT_NVRTC = $(shell $(OWN_NVRTC))
+endif
 BIN := $(or $(CARGO_TARGET_DIR),target)/release/ropejit
 
-.PHONY: help build nvrtc demo test test-transformers fuzz kernels check-kernels check-priors lint python test-python lint-python gpu-bundle priors peers-bundle clean
+.PHONY: help build nvrtc demo test test-transformers miri fuzz kernels check-kernels check-priors lint python test-python lint-python gpu-bundle priors peers-bundle clean
 
 help:
 	@echo "make demo        what it is about, in a minute (no GPU needed)"
 	@echo "make test        all tests that need no GPU"
 	@echo "make test-transformers  forms of RoPE, bit for bit with transformers on the CPU (installs PyTorch)"
+	@echo "make miri        unsafe code that needs no GPU, in Miri (a nightly toolchain with miri and rust-src)"
 	@echo "make fuzz        the readers of entries and of config.json against any input (FUZZ_SECONDS each)"
 	@echo "make kernels     the kernels that the crate ships, from templates/ into cache/"
 	@echo "make check-priors  which shipped choices were measured with older templates, and how to measure them again"
@@ -32,7 +38,7 @@ nvrtc: build
 	@$(BIN) doctor --require nvrtc >/dev/null 2>&1 || { \
 		echo "NVRTC was not found, fetching $(NVRTC_PACKAGE) into .venv"; \
 		python3 -m venv .venv && .venv/bin/pip install --quiet --disable-pip-version-check '$(NVRTC_PACKAGE)' \
-		&& $(BIN) doctor --require nvrtc >/dev/null; }
+		&& ROPEJIT_NVRTC=$$($(OWN_NVRTC)) $(BIN) doctor --require nvrtc >/dev/null; }
 
 demo: nvrtc
 	@$(BIN) demo
@@ -47,6 +53,11 @@ test-transformers: build
 		.venv-transformers/bin/pip install --quiet --disable-pip-version-check torch transformers; }
 	.venv-transformers/bin/python tests/data/make_eager.py target/eager
 	ROPEJIT_TEST_EAGER=$(CURDIR)/target/eager $(CARGO) test --release --test it eager -- --nocapture
+
+# Addresses of tensors go through numbers, as a launch takes them: their provenance is exposed, not checked. What a compiler has
+# made and what the driver does is out of Miri's sight; tests/it/host.rs has AddressSanitizer for the former.
+miri:
+	MIRIFLAGS="-Zmiri-permissive-provenance -Zmiri-disable-isolation" $(CARGO) +nightly miri test --lib -- families::rope::launch:: rope::reference
 
 # Needs a C++ compiler, for libFuzzer; any Rust will do.
 fuzz:

@@ -1,6 +1,7 @@
 //! The one error type of the crate: what went wrong, where (argument, path or key), why, and what to do about it.
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -142,16 +143,17 @@ impl Error {
 }
 
 impl fmt::Display for Error {
+    /// What comes from files, keys and paths say, is in here as well: nothing of it is obeyed by a terminal.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(subject) = &self.0.subject {
-            write!(f, "{subject}: ")?;
+            write!(f, "{}: ", shown(subject))?;
         }
-        f.write_str(&self.0.message)?;
+        f.write_str(&shown(&self.0.message))?;
         if let Some(source) = &self.0.source {
-            write!(f, ": {source}")?;
+            write!(f, ": {}", shown(&source.to_string()))?;
         }
         if let Some(hint) = &self.0.hint {
-            write!(f, "\nhint: {hint}")?;
+            write!(f, "\nhint: {}", shown(hint))?;
         }
         Ok(())
     }
@@ -174,6 +176,20 @@ pub(crate) fn clip(text: &str) -> &str {
     text.char_indices().nth(160).map_or(text, |(at, _)| &text[..at])
 }
 
+/// The text without what a terminal would obey: control characters are spelled out (`\u{1b}`), but for line ends and tabs, and
+/// so are those that turn the direction of writing.
+pub fn shown(text: &str) -> Cow<'_, str> {
+    let obeyed = |c: char| {
+        (c.is_control() && !matches!(c, '\n' | '\t'))
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.contains(obeyed) {
+        return Cow::Borrowed(text);
+    }
+    let spelled = |c: char| if obeyed(c) { c.escape_unicode().collect() } else { String::from(c) };
+    Cow::Owned(text.chars().map(spelled).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,5 +200,21 @@ mod tests {
         assert_eq!(e.to_string(), "/x: cannot be read: disk on fire\nhint: buy a disk");
         assert_eq!(e.kind(), ErrorKind::Io);
         assert_eq!(e.subject(), Some("/x"));
+    }
+
+    #[test]
+    fn a_terminal_obeys_nothing_of_it() {
+        let io = std::io::Error::other("c\x1b[2J");
+        let e = Error::io(Path::new("/a\x1b]0;b\x07"), "k\u{9b}31m", io).hint("d\r");
+        assert_eq!(e.to_string(), "/a\\u{1b}]0;b\\u{7}: k\\u{9b}31m: c\\u{1b}[2J\nhint: d\\u{d}");
+    }
+
+    #[test]
+    fn what_a_terminal_obeys_is_spelled_out() {
+        assert_eq!(shown("a\x1b[31mb\u{9b}2J\x07\r\x7f"), "a\\u{1b}[31mb\\u{9b}2J\\u{7}\\u{d}\\u{7f}");
+        assert_eq!(shown("\u{202e}cba"), "\\u{202e}cba");
+        for plain in ["", "two\nlines\tand µs × …", "模型"] {
+            assert!(matches!(shown(plain), Cow::Borrowed(same) if same == plain));
+        }
     }
 }

@@ -67,6 +67,7 @@ pub mod families;
 pub mod jit;
 pub mod rope;
 mod service;
+pub mod system;
 
 pub use families::rope::args;
 pub use service::{device, engine, store, tune};

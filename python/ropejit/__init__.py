@@ -9,6 +9,7 @@ PyTorch is not imported by importing this.
 """
 
 import atexit as _atexit
+import os as _os
 
 from . import _ropejit
 from ._ropejit import NotCachedError, RopejitError, __version__, check, freeze, wait_tuned
@@ -28,6 +29,11 @@ __all__ = [
 # A thread that still tunes while the driver shuts down may crash.
 _atexit.register(_ropejit.close)
 _atexit.register(_ropejit.close_templates)
+
+if _os.environ.get("ROPEJIT_LOG"):
+    from . import _log
+
+    _log.follow(_os.environ["ROPEJIT_LOG"])
 
 
 def __getattr__(name):

@@ -40,6 +40,7 @@ def apply(
     cu_seqlens: Tensor | None = None,
     interleaved: bool = False,
     rotary_dim: int | None = None,
+    tables: Literal["half", "full", "twice"] | None = None,
     inplace: bool = False,
     layout: Literal["bshd", "bhsd", "thd"] = "bshd",
     rounding: Literal["once", "per_op"] = "once",

@@ -4,41 +4,116 @@ import torch
 
 from ._ropejit import rotate_plain
 
+_vmap_level = torch._C._functorch.maybe_current_level
+_view_of_one = torch._C._autograd.CreationMeta.DEFAULT
+
+
+def _dispatched(*arguments):
+    # Gradients come as they like: zero tensors, negated views, many at once.
+    from . import _ops
+
+    return _ops.dispatched(*arguments)
+
 
 def _rowwise(gradient):
     # Gradients of sums are expanded: all elements in one place.
     return gradient if gradient is None or gradient.stride(-1) == 1 else gradient.contiguous()
 
 
+def _keep(ctx, cos, sin, position_ids, cu_seqlens, offset, form, backward):
+    """Keeps what the rotation back needs."""
+    offset_is_tensor = isinstance(offset, torch.Tensor)
+    ctx.save_for_backward(cos, sin, position_ids, cu_seqlens, offset if offset_is_tensor else None)
+    ctx.offset = None if offset_is_tensor else offset
+    ctx.form, ctx.backward = form, backward
+    ctx.set_materialize_grads(False)
+
+
+def _turn_back(ctx, grad_q, grad_k):
+    *tensors, offset = ctx.saved_tensors
+    rest = (*tensors, ctx.offset if offset is None else offset)
+    if _vmap_level() is not None:  # a Function does not see through the transforms of `torch.func`
+        from . import _ops
+
+        return _ops.turned(grad_q, grad_k, *rest, ctx.form, not ctx.backward)
+    rest = (*rest, ctx.form, not ctx.backward)
+    grad_q, grad_k = _rowwise(grad_q), _rowwise(grad_k)
+    # Through `Rotate` again: it records itself where a gradient of the gradient is wanted.
+    if grad_q is not None:
+        return Rotate.apply(grad_q, grad_k, *rest)
+    return None, None if grad_k is None else Rotate.apply(grad_k, None, *rest)[0]
+
+
 class Rotate(torch.autograd.Function):
-    """Rotates q and k. Only an in-place call writes to them, and gradients are never written to."""
+    """q and k, rotated. Neither they nor gradients are written to."""
 
     @staticmethod
-    def forward(ctx, q, k, cos, sin, position_ids, cu_seqlens, offset, form, backward, inplace):
-        tensors = (cos, sin, position_ids, cu_seqlens)
-        offset_is_tensor = isinstance(offset, torch.Tensor)
-        ctx.save_for_backward(*tensors, offset if offset_is_tensor else None)
-        ctx.offset = None if offset_is_tensor else offset
-        ctx.form, ctx.backward = form, backward
-        ctx.set_materialize_grads(False)
-        if inplace:
-            ctx.mark_dirty(*(x for x in (q, k) if x is not None))
-        return rotate_plain(q, k, *tensors, offset, *form, backward, inplace)
+    def forward(ctx, q, k, *rest):
+        _keep(ctx, *rest)
+        *tensors, form, backward = rest
+        out = rotate_plain(q, k, *tensors, *form, backward, False) or _dispatched(q, k, *tensors, *form, backward)
+        # What was made of a k that wants no gradient wants none: a cache that keeps it would keep the graph.
+        unwanted = [x for x, wanted in zip(out, ctx.needs_input_grad, strict=False) if x is not None and not wanted]
+        if unwanted:
+            ctx.mark_non_differentiable(*unwanted)
+        return out
 
     @staticmethod
     def backward(ctx, grad_q, grad_k):
-        *tensors, offset = ctx.saved_tensors
-        rest = (*tensors, ctx.offset if offset is None else offset, ctx.form, not ctx.backward, False)
-        grad_q, grad_k = _rowwise(grad_q), _rowwise(grad_k)
-        # Through `Rotate` again: it records itself where a gradient of the gradient is wanted.
-        if grad_q is not None:
-            grad_q, grad_k = Rotate.apply(grad_q, grad_k, *rest)
-        elif grad_k is not None:
-            grad_k, _ = Rotate.apply(grad_k, None, *rest)
-        return (grad_q, grad_k) + (None,) * 8
+        return *_turn_back(ctx, grad_q, grad_k), *(None,) * 7
 
 
-def apply(q, k, cos, sin, position_ids, cu_seqlens, offset, interleaved, rotary_dim, layout, rounding, inplace):
-    """The native function calls this where autograd has to know."""
+class Rotated(torch.autograd.Function):
+    """Tells autograd that x was rotated where it is. For one tensor: of a Function that writes to views, PyTorch takes no more."""
+
+    @staticmethod
+    def forward(ctx, x, *rest):
+        _keep(ctx, *rest)
+        ctx.mark_dirty(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _turn_back(ctx, grad, None)[0], *(None,) * 7
+
+
+class RotateUnmarked(torch.autograd.Function):
+    """As flash-attn's own function in place: autograd is told of the result, and not that x was written."""
+
+    @staticmethod
+    def forward(ctx, x, *rest):
+        _keep(ctx, *rest)
+        *tensors, form, backward = rest
+        rotate_plain(x.data, None, *tensors, *form, backward, True)  # of its own version: views of x stay as they are
+        return x
+
+    backward = Rotated.backward
+
+
+def _is_refused(x):
+    """Whether PyTorch refuses to write x in place: a leaf, a view of one, one of the views of `unbind` or `split`."""
+    if x.is_leaf or not x._is_view():
+        return x.is_leaf
+    return x._base.is_leaf and x._base.requires_grad or torch._C._autograd._get_creation_meta(x) != _view_of_one
+
+
+def apply(
+    q, k, cos, sin, position_ids, cu_seqlens, offset, interleaved, rotary_dim, layout, rounding, inplace, lenient=False
+):  # fmt: skip
+    """The native function calls this where autograd has to know. In place it is as PyTorch's operations in place are; `lenient`:
+    where PyTorch would refuse q, alone, it is as flash-attn's own function, which works."""
     form = (interleaved, rotary_dim, layout, rounding)
-    return Rotate.apply(q, k, cos, sin, position_ids, cu_seqlens, offset, form, False, inplace)
+    tensors = (cos, sin, position_ids, cu_seqlens, offset)
+    if not inplace:
+        return Rotate.apply(q, k, *tensors, form, False)
+    recorded = [x for x in (q, k) if x is not None and x.requires_grad]
+    for x in recorded:
+        if _is_refused(x):
+            if lenient:
+                return RotateUnmarked.apply(x, *tensors, form, False), None
+            x.mul_(1)  # raises, and says why, as all operations in place do; nothing has been written
+    with torch.no_grad():
+        rotate_plain(q, k, *tensors, *form, False, True)
+    for x in recorded:
+        Rotated.apply(x, *tensors, form, False)
+    return q, k

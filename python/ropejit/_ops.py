@@ -2,13 +2,19 @@
 
 import torch
 
+from . import _tensors
 from ._ropejit import rotate_plain
 
 _Maybe = torch.Tensor | None  # the types below are the operators' schemas
 
 
-def _pick(offsets, offset):
-    return offset if offsets is None else offsets
+def _launched(q, k, cos, sin, position_ids, cu_seqlens, offsets, offset, *rest):
+    tensors = (q, k, cos, sin, position_ids, cu_seqlens, offset if offsets is None else offsets)
+    out = rotate_plain(*tensors, *rest)
+    if out is None:
+        _tensors.refuse(*tensors)
+        raise ValueError("q: PyTorch gave a tensor to the operator whose memory cannot be read, or such a k, table or position")
+    return out
 
 
 @torch.library.custom_op("ropejit::rotate", mutates_args=())
@@ -18,10 +24,9 @@ def rotate(
     backward: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """q and k, rotated."""
-    return rotate_plain(
-        q, k, cos, sin, position_ids, cu_seqlens, _pick(offsets, offset), interleaved, rotary_dim, layout, rounding,
-        backward, False,
-    )  # fmt: skip
+    return _launched(
+        q, k, cos, sin, position_ids, cu_seqlens, offsets, offset, interleaved, rotary_dim, layout, rounding, backward, False
+    )
 
 
 @torch.library.custom_op("ropejit::rotate_one", mutates_args=())
@@ -31,10 +36,9 @@ def rotate_one(
     backward: bool,
 ) -> torch.Tensor:  # fmt: skip
     """x, rotated."""
-    return rotate_plain(
-        x, None, cos, sin, position_ids, cu_seqlens, _pick(offsets, offset), interleaved, rotary_dim, layout, rounding,
-        backward, False,
-    )[0]  # fmt: skip
+    return _launched(
+        x, None, cos, sin, position_ids, cu_seqlens, offsets, offset, interleaved, rotary_dim, layout, rounding, backward, False
+    )[0]
 
 
 @torch.library.custom_op("ropejit::rotate_", mutates_args=("q", "k"))
@@ -43,10 +47,9 @@ def rotate_(
     offsets: _Maybe, offset: int | None, interleaved: bool, rotary_dim: int | None, layout: str, rounding: str,
 ) -> None:  # fmt: skip
     """Rotates q and k where they are."""
-    rotate_plain(
-        q, k, cos, sin, position_ids, cu_seqlens, _pick(offsets, offset), interleaved, rotary_dim, layout, rounding,
-        False, True,
-    )  # fmt: skip
+    _launched(
+        q, k, cos, sin, position_ids, cu_seqlens, offsets, offset, interleaved, rotary_dim, layout, rounding, False, True
+    )
 
 
 @torch.library.custom_op("ropejit::rotate_one_", mutates_args=("x",))
@@ -55,10 +58,9 @@ def rotate_one_(
     offsets: _Maybe, offset: int | None, interleaved: bool, rotary_dim: int | None, layout: str, rounding: str,
 ) -> None:  # fmt: skip
     """Rotates x where it is."""
-    rotate_plain(
-        x, None, cos, sin, position_ids, cu_seqlens, _pick(offsets, offset), interleaved, rotary_dim, layout, rounding,
-        False, True,
-    )  # fmt: skip
+    _launched(
+        x, None, cos, sin, position_ids, cu_seqlens, offsets, offset, interleaved, rotary_dim, layout, rounding, False, True
+    )
 
 
 def _like(x):
@@ -107,25 +109,119 @@ rotate.register_autograd(_backward, setup_context=_setup)
 rotate_one.register_autograd(_backward_one, setup_context=_setup)
 
 
-def apply(q, k, cos, sin, position_ids, cu_seqlens, offset, interleaved, rotary_dim, layout, rounding, inplace):
-    """The call as operators."""
+@rotate_one.register_vmap
+def _(info, in_dims, x, *rest):
+    """One call where only x differs, by more sequences in the batch; else a call each."""
+    n, (dim, *dims) = info.batch_size, in_dims
+    cos, _, position_ids, _, offsets = rest[:5]
+    of_each_sequence = any(t is not None and t.ndim == rank and t.shape[0] > 1 for t, rank in ((cos, 3), (position_ids, 2)))
+    if x.ndim == 5 and offsets is None and not of_each_sequence and all(d is None for d in dims):
+        return rotate_one(x.movedim(dim, 0).flatten(0, 1), *rest).unflatten(0, (n, -1)), 0
+    each = ([t if d is None else t.select(d, i) for t, d in zip((x, *rest), in_dims, strict=True)] for i in range(n))
+    return torch.stack([rotate_one(*arguments) for arguments in each]), 0
+
+
+class Transformed(torch.autograd.Function):
+    """x, rotated under the transforms of `torch.func`, which do not see through an operator's own gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, *rest):
+        return torch.ops.ropejit.rotate_one(x, *rest)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[1:6])
+        ctx.rest = inputs[6:]
+
+    @staticmethod
+    def backward(ctx, grad):
+        return Transformed.apply(grad, *ctx.saved_tensors, *ctx.rest[:-1], not ctx.rest[-1]), *(None,) * 11
+
+
+def _tables_are_constant(cos, sin):
+    if torch.is_grad_enabled():
+        for name, table in (("cos", cos), ("sin", sin)):
+            if table.requires_grad:
+                raise ValueError(f"{name}: requires a gradient, and none is computed for tables: pass a detached one")
+
+
+def _is_recorded(x):
+    return isinstance(x, torch.Tensor) and x.requires_grad and torch.is_grad_enabled()  # a tracer's stand-in may be none
+
+
+def _out_of_place(q, k, *rest):
+    if k is None:
+        return torch.ops.ropejit.rotate_one(q, *rest, False), None
+    out = torch.ops.ropejit.rotate(q, k, *rest, False)
+    if _is_recorded(q) != _is_recorded(k):
+        # An operator's outputs require a gradient all or none.
+        return (out[0], out[1].detach()) if _is_recorded(q) else (out[0].detach(), out[1])
+    return out[0], out[1]
+
+
+def apply(
+    q, k, cos, sin, position_ids, cu_seqlens, offset, interleaved, rotary_dim, layout, rounding, inplace, lenient=False
+):  # fmt: skip
+    """The call as operators. `lenient`: as in `_autograd.apply`."""
     offsets, offset = (offset, None) if isinstance(offset, torch.Tensor) else (None, offset)
     rest = (cos, sin, position_ids, cu_seqlens, offsets, offset, interleaved, rotary_dim, layout, rounding)
-    recorded = torch.is_grad_enabled() and (q.requires_grad or (k is not None and k.requires_grad))
-    if inplace and not recorded:
-        if k is None:
-            torch.ops.ropejit.rotate_one_(q, *rest)
-        else:
-            torch.ops.ropejit.rotate_(q, k, *rest)
-        return q, k
-    if k is None:
-        out = (torch.ops.ropejit.rotate_one(q, *rest, False), None)
-    else:
-        out = torch.ops.ropejit.rotate(q, k, *rest, False)
-    if inplace:
+    _tables_are_constant(cos, sin)
+    if not inplace:
+        return _out_of_place(q, k, *rest)
+    if q is k:
+        raise ValueError("k: is q, and in place it would be turned twice: pass a copy")
+    if _is_recorded(q) or _is_recorded(k):
+        out = _out_of_place(q, k, *rest)
+        if lenient and q.is_leaf:
+            q.detach().copy_(out[0].detach())
+            return out
         # Operators that write have no gradient; a copy has.
         return q.copy_(out[0]), k if k is None else k.copy_(out[1])
-    return out
+    if k is None:
+        torch.ops.ropejit.rotate_one_(q, *rest)
+    else:
+        torch.ops.ropejit.rotate_(q, k, *rest)
+    return q, k
+
+
+def of_any_tensors(
+    q, k, cos, sin, position_ids, cu_seqlens, offset, interleaved, rotary_dim, layout, rounding, inplace, lenient=False
+):  # fmt: skip
+    """The native function hands over subclasses of tensors, and tensors whose numbers do not lie in memory as they are: PyTorch's
+    dispatcher resolves negated views and zero tensors, and takes those of `torch.func` apart."""
+    tensors = (cos, sin, position_ids, cu_seqlens, offset)
+    _tensors.refuse(q, k, *tensors)
+    form = (interleaved, rotary_dim, layout, rounding)
+    if type(q) is not torch.Tensor or not inplace and not _tensors.is_transformed(q, k, *tensors):
+        return apply(q, k, *tensors, *form, inplace, lenient)
+    _tables_are_constant(cos, sin)
+    if inplace:
+        _tensors.refuse_constant(q, k)
+        if q is k:
+            raise ValueError("k: is q, and in place it would be turned twice: pass a copy")
+    if _tensors.is_transformed(q, k, *tensors):
+        out = turned(q, k, *tensors, form, False)
+    else:
+        out = apply(q, k, *tensors, *form, False)
+    # Operators that write have no rule for what these are; a copy has.
+    return tuple(x if x is None else x.copy_(y) for x, y in zip((q, k), out, strict=True)) if inplace else out
+
+
+def dispatched(q, k, cos, sin, position_ids, cu_seqlens, offset, *rest):
+    """The rotation of tensors that the dispatcher has to resolve, without autograd."""
+    tensors = (cos, sin, position_ids, cu_seqlens)
+    _tensors.refuse(q, k, *tensors, offset)
+    rest = (*tensors, *((offset, None) if isinstance(offset, torch.Tensor) else (None, offset)), *rest)
+    return (torch.ops.ropejit.rotate_one(q, *rest), None) if k is None else torch.ops.ropejit.rotate(q, k, *rest)
+
+
+def turned(q, k, cos, sin, position_ids, cu_seqlens, offset, form, backward):
+    """q and k, each of which may be absent, rotated under the transforms of `torch.func`."""
+    offsets, offset = (offset, None) if isinstance(offset, torch.Tensor) else (None, offset)
+    rest = (cos, sin, position_ids, cu_seqlens, offsets, offset, *form, backward)
+    return tuple(None if x is None else Transformed.apply(x, *rest) for x in (q, k))
 
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)

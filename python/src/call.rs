@@ -13,6 +13,7 @@ use ropejit::{
 use crate::dlpack::{Device, Element, View};
 use crate::engines;
 use crate::errors::{raise, wrong};
+use crate::overlap;
 
 /// How q and k are laid out.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -180,6 +181,15 @@ impl Call {
         spec.direction = if form.backward { Direction::Backward } else { Direction::Forward };
         spec.table = TableForm { dtype: table, width };
         spec.positions = position_form(place, form.order, [batch, tokens], &here)?;
+        if let (None, Some(k), Some(k_layout)) = (q_out, k, &k_layout) {
+            let bytes = (k.address as i64).wrapping_sub(q.address as i64);
+            let gap = bytes.div_euclid(dtype.size() as i64);
+            if overlap::meet(&q_layout, k_layout, gap, rotary_dim) {
+                let what = "shares elements with q, and in place they would be turned twice: rotate the tensor that holds \
+                            both as q, or pass a copy";
+                return Err(wrong("k", what));
+            }
+        }
         let out = |name: &str, view: &Option<View>, input: (u64, Layout)| match view {
             None => Ok([input; 2]),
             Some(view) => layout(name, view, form.order).map(|layout| [input, (view.address, layout)]),
@@ -337,11 +347,11 @@ fn position_form(
     match place {
         Place::Offset(_) => Ok(PositionForm::Implicit),
         Place::Offsets(view) => {
-            dense("offsets", view)?;
+            dense("seqlen_offsets", view)?;
             if view.len() as usize != batch {
-                return Err(wrong("offsets", format!("{} numbers for {batch} sequences", view.len())));
+                return Err(wrong("seqlen_offsets", format!("{} numbers for {batch} sequences", view.len())));
             }
-            Ok(if wide("offsets", view)? { PositionForm::Offsets64 } else { PositionForm::Offsets32 })
+            Ok(if wide("seqlen_offsets", view)? { PositionForm::Offsets64 } else { PositionForm::Offsets32 })
         }
         Place::Ids(view) => {
             here("position_ids", view)?;
@@ -367,14 +377,14 @@ fn position_form(
                 return Err(wrong("cu_seqlens", "is empty: one number more than there are sequences is needed"));
             }
             if *offset < 0 {
-                return Err(wrong("offset", format!("{offset} is negative")));
+                return Err(wrong("seqlen_offsets", format!("{offset} is negative")));
             }
             if let Some(view) = offsets {
-                dense("offsets", view)?;
-                wide("offsets", view)?;
+                dense("seqlen_offsets", view)?;
+                wide("seqlen_offsets", view)?;
                 if view.len() + 1 != cu_seqlens.len() {
                     let what = format!("{} numbers for {} sequences", view.len(), cu_seqlens.len() - 1);
-                    return Err(wrong("offsets", what));
+                    return Err(wrong("seqlen_offsets", what));
                 }
             }
             Ok(form)

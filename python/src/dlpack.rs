@@ -9,10 +9,10 @@
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr::NonNull;
 
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::{PyBufferError, PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::PyCapsule;
+use pyo3::types::{PyCapsule, PyDict};
 use ropejit::DType;
 
 /// Most dimensions that any argument has.
@@ -197,8 +197,9 @@ impl Exchange {
         (major == 1).then_some(Self(table))
     }
 
-    /// What an object of the API's tensor type is. Does not synchronise.
-    pub fn view(self, name: &str, object: &Bound<'_, PyAny>) -> PyResult<View> {
+    /// What an object of the API's tensor type is; `None` where the library does not say it: such a tensor has no memory of
+    /// its own. Does not synchronise.
+    pub fn view(self, name: &str, object: &Bound<'_, PyAny>) -> PyResult<Option<View>> {
         // SAFETY: see `of`.
         let Some(from_object) = (unsafe { self.0.as_ref() }).tensor_from_object else {
             return Err(PyTypeError::new_err("the tensor library's exchange API lacks a function"));
@@ -206,10 +207,11 @@ impl Exchange {
         let mut tensor = DlTensor::EMPTY;
         // SAFETY: the object is a live tensor of the API's type, the GIL is held, the struct is valid for a write.
         if unsafe { from_object(object.as_ptr().cast(), &raw mut tensor) } != 0 {
-            return Err(fetch(object.py()));
+            drop(fetch(object.py())); // its text is that of the library's C++
+            return Ok(None);
         }
         // SAFETY: shape and strides are the object's own, which is alive.
-        unsafe { tensor.view(name) }
+        unsafe { tensor.view(name) }.map(Some)
     }
 
     /// The stream that the library works on now.
@@ -232,6 +234,44 @@ fn fetch(py: Python<'_>) -> PyErr {
     PyErr::take(py).unwrap_or_else(|| PyTypeError::new_err("the tensor library failed without an error"))
 }
 
+/// `DLManagedTensorVersioned`, which alone can say that memory is only to be read.
+#[repr(C)]
+struct DlManagedVersioned {
+    version: Version,
+    manager: *const c_void,
+    deleter: *const c_void,
+    flags: u64,
+    tensor: DlTensor,
+}
+
+const READ_ONLY: u64 = 1;
+
+/// A tensor that is not to be written, such as a read-only array of NumPy, which the older form of `__dlpack__` refuses.
+fn borrow_read_only<'py>(
+    name: &str,
+    object: &Bound<'py, PyAny>,
+    kwargs: &Bound<'py, PyDict>,
+    written: bool,
+) -> PyResult<Borrowed<'py>> {
+    kwargs.set_item("max_version", (1, 0))?;
+    let capsule = object.call_method("__dlpack__", (), Some(kwargs))?;
+    let pointer = capsule.cast::<PyCapsule>().map_err(PyErr::from)?.pointer_checked(Some(c"dltensor_versioned"))?;
+    // SAFETY: a capsule of this name holds a `DLManagedTensorVersioned`, which lives as long as the capsule; its first field
+    // is the version, whatever the version.
+    let major = unsafe { pointer.cast::<Version>().as_ref() }.major;
+    if major != 1 {
+        return Err(PyTypeError::new_err(format!("{name}: is handed over in DLPack {major}, 1 is known")));
+    }
+    // SAFETY: as above, of version 1, which is not marked as used.
+    let tensor = unsafe { pointer.cast::<DlManagedVersioned>().as_ref() };
+    if written && tensor.flags & READ_ONLY != 0 {
+        return Err(PyValueError::new_err(format!("{name}: is read-only, and would be written; hint: pass a copy")));
+    }
+    // SAFETY: as above; shape and strides are the tensor's own.
+    let view = unsafe { tensor.tensor.view(name) }?;
+    Ok(Borrowed { view, _capsule: capsule })
+}
+
 /// A tensor that `__dlpack__` has given, kept for as long as the capsule lives.
 pub struct Borrowed<'py> {
     pub view: View,
@@ -239,7 +279,12 @@ pub struct Borrowed<'py> {
 }
 
 /// What `object.__dlpack__()` says, for the library's current work to be waited for on `stream` (as `DLPack` numbers them).
-pub fn borrow<'py>(name: &str, object: &Bound<'py, PyAny>, stream: Option<i64>) -> PyResult<Borrowed<'py>> {
+pub fn borrow<'py>(
+    name: &str,
+    object: &Bound<'py, PyAny>,
+    stream: Option<i64>,
+    written: bool,
+) -> PyResult<Borrowed<'py>> {
     let py = object.py();
     let not_a_tensor = |e: PyErr| {
         let what = format!("{name}: '{}' is no tensor that DLPack can hand over", object.get_type());
@@ -247,15 +292,18 @@ pub fn borrow<'py>(name: &str, object: &Bound<'py, PyAny>, stream: Option<i64>) 
         error.set_cause(py, Some(e));
         error
     };
-    let capsule = match stream {
-        None => object.call_method0("__dlpack__"),
-        Some(stream) => {
-            let kwargs = pyo3::types::PyDict::new(py);
-            kwargs.set_item("stream", stream)?;
-            object.call_method("__dlpack__", (), Some(&kwargs))
-        }
+    let kwargs = PyDict::new(py);
+    if let Some(stream) = stream {
+        kwargs.set_item("stream", stream)?;
     }
-    .map_err(not_a_tensor)?;
+    let capsule = match object.call_method("__dlpack__", (), Some(&kwargs)) {
+        Ok(capsule) => capsule,
+        Err(e) if e.is_instance_of::<PyBufferError>(py) => {
+            return borrow_read_only(name, object, &kwargs, written)
+                .map_err(|again| if again.is_instance_of::<PyValueError>(py) { again } else { not_a_tensor(e) });
+        }
+        Err(e) => return Err(not_a_tensor(e)),
+    };
     let pointer = capsule.cast::<PyCapsule>().map_err(PyErr::from)?.pointer_checked(Some(c"dltensor"))?;
     // SAFETY: a capsule of this name holds a `DLManagedTensor`, which begins with its `DLTensor` and lives as long as the
     // capsule, which is kept and not marked as used: its destructor frees the tensor.

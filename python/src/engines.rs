@@ -22,14 +22,12 @@ struct Engines {
     /// Where the last one was found.
     last: usize,
     frozen: bool,
-    /// The process that has opened the first of them.
-    process: u32,
 }
 
-static ENGINES: Mutex<Engines> =
-    Mutex::new(Engines { opened: Vec::new(), in_use: Vec::new(), last: 0, frozen: false, process: 0 });
+static ENGINES: Mutex<Engines> = Mutex::new(Engines { opened: Vec::new(), in_use: Vec::new(), last: 0, frozen: false });
 
-fn engines() -> MutexGuard<'static, Engines> {
+/// Held by who holds the GIL only, so that it is free in a child of `os.fork()`, which takes the GIL first.
+fn engines(_: Python<'_>) -> MutexGuard<'static, Engines> {
     ENGINES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -37,7 +35,7 @@ fn engines() -> MutexGuard<'static, Engines> {
 pub fn rope(py: Python<'_>, device: Device, spec: &RopeSpec) -> PyResult<Arc<InUse>> {
     let is = |r: &InUse| r.device == device && r.rope.spec() == spec;
     {
-        let mut all = engines();
+        let mut all = engines(py);
         if let Some(found) = all.in_use.get(all.last).filter(|r| is(r)) {
             return Ok(Arc::clone(found));
         }
@@ -48,7 +46,7 @@ pub fn rope(py: Python<'_>, device: Device, spec: &RopeSpec) -> PyResult<Arc<InU
     }
     let rope = engine(py, device)?.rope(spec).map_err(raise)?;
     let found = Arc::new(InUse { device, rope });
-    let mut all = engines();
+    let mut all = engines(py);
     all.in_use.push(Arc::clone(&found));
     all.last = all.in_use.len() - 1;
     Ok(found)
@@ -56,7 +54,7 @@ pub fn rope(py: Python<'_>, device: Device, spec: &RopeSpec) -> PyResult<Arc<InU
 
 /// The engine of a device, opened at its first use.
 pub fn engine(py: Python<'_>, device: Device) -> PyResult<Engine> {
-    if let Some((_, engine)) = engines().opened.iter().find(|(d, _)| *d == device) {
+    if let Some((_, engine)) = engines(py).opened.iter().find(|(d, _)| *d == device) {
         return Ok(engine.clone());
     }
     crate::service::log_to_stderr();
@@ -66,15 +64,12 @@ pub fn engine(py: Python<'_>, device: Device) -> PyResult<Engine> {
         Device::Cuda(gpu) => DeviceChoice::Cuda(gpu),
     };
     let built = py.detach(|| Engine::builder().device(choice).build()).map_err(raise)?;
-    let mut all = engines();
+    let mut all = engines(py);
     if let Some((_, engine)) = all.opened.iter().find(|(d, _)| *d == device) {
         return Ok(engine.clone()); // another thread was faster
     }
     if all.frozen {
         built.freeze();
-    }
-    if all.opened.is_empty() {
-        all.process = std::process::id();
     }
     all.opened.push((device, built.clone()));
     Ok(built)
@@ -91,18 +86,18 @@ pub fn find_nvrtc(py: Python<'_>) {
 }
 
 /// All engines that are open.
-pub fn opened() -> Vec<Engine> {
-    engines().opened.iter().map(|(_, engine)| engine.clone()).collect()
+pub fn opened(py: Python<'_>) -> Vec<Engine> {
+    engines(py).opened.iter().map(|(_, engine)| engine.clone()).collect()
 }
 
 /// All `Rope`s in use.
-pub fn in_use() -> Vec<Arc<InUse>> {
-    engines().in_use.clone()
+pub fn in_use(py: Python<'_>) -> Vec<Arc<InUse>> {
+    engines(py).in_use.clone()
 }
 
 /// Forbids work in all engines, open and to be opened.
-pub fn freeze() {
-    let mut all = engines();
+pub fn freeze(py: Python<'_>) {
+    let mut all = engines(py);
     all.frozen = true;
     for (_, engine) in &all.opened {
         engine.freeze();
@@ -110,15 +105,17 @@ pub fn freeze() {
 }
 
 /// Ends background work and closes the engines: called when the interpreter exits, because threads that run on beside the
-/// driver's own shutdown may crash.
+/// driver's own shutdown may crash. Other threads of Python's may still be in a call, and hold what they use.
 pub fn close(py: Python<'_>) {
-    let mut all = engines();
-    all.last = 0;
-    let taken = (std::mem::take(&mut all.in_use), std::mem::take(&mut all.opened));
-    if all.process == std::process::id() {
-        drop(all);
-        py.detach(|| drop(taken));
-    } else {
-        std::mem::forget(taken); // in a fork there is no thread to wait for
-    }
+    let (in_use, opened) = {
+        let mut all = engines(py);
+        all.last = 0;
+        (std::mem::take(&mut all.in_use), std::mem::take(&mut all.opened))
+    };
+    py.detach(|| {
+        for (_, engine) in &opened {
+            engine.close();
+        }
+        drop((in_use, opened));
+    });
 }

@@ -13,7 +13,7 @@ use pyo3::types::{PyTuple, PyType};
 
 use crate::call::{Call, Form, Tensors};
 use crate::dlpack::{self, Borrowed, Exchange};
-use crate::functions::Objects;
+use crate::objects::Objects;
 
 /// The legacy default stream, for the driver and for `DLPack`, which has no stream 0.
 const DEFAULT: (u64, i64) = (0, 1);
@@ -33,29 +33,29 @@ pub fn rotate<'py>(o: &Objects<'_, 'py>, form: &Form, inplace: bool) -> PyResult
         Some(stream) => (stream, stream as i64),
     };
     let mut held: Vec<Borrowed<'py>> = Vec::new();
-    let mut view = |name: &str, object: &Bound<'py, PyAny>| {
+    let mut look = |name: &str, object: &Bound<'py, PyAny>, written: bool| {
         if let (Some(gpu), false) = (gpu, wait || dlpack::type_of(object) == dlpack::type_of(o.q)) {
             wait = stream_of(object, gpu)? != stream;
         }
-        let borrowed = dlpack::borrow(name, object, gpu.map(|_| number))?;
+        let borrowed = dlpack::borrow(name, object, gpu.map(|_| number), written)?;
         let view = borrowed.view;
         held.push(borrowed);
         Ok::<_, PyErr>(view)
     };
     let mut tensors = Tensors {
-        q: view("q", o.q)?,
-        k: o.k.map(|k| view("k", k)).transpose()?,
+        q: look("q", o.q, inplace)?,
+        k: o.k.map(|k| look("k", k, inplace)).transpose()?,
         q_out: None,
         k_out: None,
-        cos: view("cos", o.cos)?,
-        sin: view("sin", o.sin)?,
-        place: o.place(&mut view)?,
+        cos: look("cos", o.cos, false)?,
+        sin: look("sin", o.sin, false)?,
+        place: o.place(&mut |name, object| look(name, object, false))?,
     };
     let like = |x: &Bound<'py, PyAny>| if inplace { Ok(x.clone()) } else { empty_like(x) };
     let (q, k) = (like(o.q)?, o.k.map(like).transpose()?);
     if !inplace {
-        tensors.q_out = Some(view("q", &q)?);
-        tensors.k_out = k.as_ref().map(|k| view("k", k)).transpose()?;
+        tensors.q_out = Some(look("q", &q, true)?);
+        tensors.k_out = k.as_ref().map(|k| look("k", k, true)).transpose()?;
     }
     let call = Call::new(form, &tensors)?;
     if wait {

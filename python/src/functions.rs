@@ -3,119 +3,85 @@
 use pyo3::exceptions::PyNotImplementedError;
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyString, PyTuple};
 use ropejit::{DType, Rounding};
 
-use crate::call::{self, Call, Form, Order, Place, Tensors};
+use crate::call::{self, Call, Form, Order, Tensors};
 use crate::dlpack::{Element, View};
 use crate::errors::{guarded, wrong};
 use crate::foreign;
+use crate::objects::{Objects, Views, kind};
 use crate::torch::{self, Kind, Torch};
 
-/// The tensors of a call as Python passes them.
-pub struct Objects<'a, 'py> {
-    pub q: &'a Bound<'py, PyAny>,
-    pub k: Option<&'a Bound<'py, PyAny>>,
-    pub cos: &'a Bound<'py, PyAny>,
-    pub sin: &'a Bound<'py, PyAny>,
-    pub position_ids: Option<&'a Bound<'py, PyAny>>,
-    pub cu_seqlens: Option<&'a Bound<'py, PyAny>>,
-    /// An int, or a tensor with one for each sequence.
-    pub offset: Option<&'a Bound<'py, PyAny>>,
+/// The view of a tensor that has just been made.
+fn made(torch: &Torch, name: &str, tensor: &Bound<'_, PyAny>) -> PyResult<View> {
+    torch.view(name, tensor)?.ok_or_else(|| wrong(name, "PyTorch made a tensor without memory for it"))
 }
 
-impl<'py> Objects<'_, 'py> {
-    fn py(&self) -> Python<'py> {
-        self.q.py()
-    }
-
-    /// What the result is computed from.
-    fn rotated(&self) -> [Option<&Bound<'py, PyAny>>; 4] {
-        [Some(self.q), self.k, Some(self.cos), Some(self.sin)]
-    }
-
-    /// Which rows tokens get. `view` tells what a tensor is.
-    pub fn place(&self, view: &mut dyn FnMut(&str, &Bound<'py, PyAny>) -> PyResult<View>) -> PyResult<Place> {
-        let number = self.offset.map_or(Some(0), |offset| offset.extract::<i64>().ok());
-        let mut offsets = || match self.offset {
-            Some(offset) if number.is_none() => view("offsets", offset).map(Some),
-            _ => Ok(None),
-        };
-        match (self.position_ids, self.cu_seqlens) {
-            (None, None) => Ok(offsets()?.map_or(Place::Offset(number.unwrap_or(0)), Place::Offsets)),
-            (None, Some(cu_seqlens)) => {
-                let offsets = offsets()?;
-                Ok(Place::Packed { cu_seqlens: view("cu_seqlens", cu_seqlens)?, offset: number.unwrap_or(0), offsets })
-            }
-            (Some(_), Some(_)) => Err(wrong("cu_seqlens", "cannot be given beside position_ids")),
-            (Some(_), None) if self.offset.is_some() => Err(wrong("offset", "cannot be given beside position_ids")),
-            (Some(ids), None) => view("position_ids", ids).map(Place::Ids),
-        }
-    }
+/// A copy whose last dimension is contiguous, where that of the tensor is not.
+fn dense<'py>(
+    torch: &Torch,
+    name: &str,
+    tensor: &Bound<'py, PyAny>,
+    view: &mut View,
+) -> PyResult<Option<Bound<'py, PyAny>>> {
+    if view.rows_are_contiguous() { Ok(None) } else { contiguous(torch, name, tensor, view).map(Some) }
 }
 
-/// A plain tensor whose last dimension is contiguous, and what it is: a copy where it was not.
-fn dense<'py>(torch: &Torch, name: &str, tensor: &Bound<'py, PyAny>) -> PyResult<(Option<Bound<'py, PyAny>>, View)> {
-    let view = torch.view(name, tensor)?;
-    if view.rows_are_contiguous() {
-        return Ok((None, view));
-    }
+fn contiguous<'py>(
+    torch: &Torch,
+    name: &str,
+    tensor: &Bound<'py, PyAny>,
+    view: &mut View,
+) -> PyResult<Bound<'py, PyAny>> {
     let copy = tensor.call_method0(intern!(tensor.py(), "contiguous"))?;
-    let view = torch.view(name, &copy)?;
-    Ok((Some(copy), view))
+    *view = made(torch, name, &copy)?;
+    Ok(copy)
 }
 
-/// Rotates plain tensors of PyTorch; autograd is not told.
-fn rotate<'py>(torch: &Torch, o: &Objects<'_, 'py>, form: &Form, inplace: bool) -> PyResult<Bound<'py, PyTuple>> {
+/// Rotates tensors of PyTorch; autograd is not told.
+fn rotate<'py>(
+    torch: &Torch,
+    o: &Objects<'_, 'py>,
+    views: Views,
+    form: &Form,
+    inplace: bool,
+) -> PyResult<Bound<'py, PyTuple>> {
     let py = o.py();
-    let (cos_copy, mut cos) = dense(torch, "cos", o.cos)?;
-    let (sin_copy, mut sin) = dense(torch, "sin", o.sin)?;
-    let mut tables = [cos_copy, sin_copy];
+    let Views { mut q, mut k, mut cos, mut sin, place } = views;
+    let mut tables = [dense(torch, "cos", o.cos, &mut cos)?, dense(torch, "sin", o.sin, &mut sin)?];
     if cos.strides() != sin.strides() && cos.shape() == sin.shape() {
-        for (copy, (view, object)) in tables.iter_mut().zip([(&mut cos, o.cos), (&mut sin, o.sin)]) {
-            let contiguous = object.call_method0(intern!(py, "contiguous"))?;
-            *view = torch.view("cos", &contiguous)?;
-            *copy = Some(contiguous);
-        }
-    }
-    let place = o.place(&mut |name, tensor| match torch.kind(tensor) {
-        Kind::Plain => torch.view(name, tensor),
-        _ => Err(wrong(name, "must be a torch.Tensor, as q is")),
-    })?;
-    // A tensor that is written where it is cannot be a copy: the call itself refuses it if it must.
-    let operand = |name: &str, tensor| {
-        if inplace { torch.view(name, tensor).map(|view| (None, view)) } else { dense(torch, name, tensor) }
-    };
-    let (q_copy, q) = operand("q", o.q)?;
-    let mut tensors = Tensors { q, k: None, q_out: None, k_out: None, cos, sin, place };
-    let mut k_copy = None;
-    if let Some(k) = o.k {
-        let (copy, view) = operand("k", k)?;
-        (k_copy, tensors.k) = (copy, Some(view));
+        tables = [Some(contiguous(torch, "cos", o.cos, &mut cos)?), Some(contiguous(torch, "sin", o.sin, &mut sin)?)];
     }
     if inplace {
-        let call = Call::new(form, &tensors)?;
-        call.launch(py, torch.stream(py, call.device)?)?;
+        // A tensor that is written where it is cannot be a copy: the call itself refuses it if it must.
+        let call = Call::new(form, &Tensors { q, k, q_out: None, k_out: None, cos, sin, place })?;
         let results = match o.k {
             Some(k) => PyTuple::new(py, [o.q, k])?,
             None => PyTuple::new(py, [o.q])?,
         };
-        torch.wrote(&results)?;
+        torch.will_write(&results)?;
+        call.launch(py, torch.stream(py, call.device)?)?;
         return pair(py, results);
     }
+    let q_copy = dense(torch, "q", o.q, &mut q)?;
+    let k_copy = match (o.k, &mut k) {
+        (Some(tensor), Some(view)) => dense(torch, "k", tensor, view)?,
+        _ => None,
+    };
     let like = |name: &str, input: &Bound<'py, PyAny>| -> PyResult<_> {
         let output = torch.empty_like.bind(py).call1((input,))?;
-        let view = torch.view(name, &output)?;
+        let view = made(torch, name, &output)?;
         Ok((output, Some(view)))
     };
-    let q_out;
-    (q_out, tensors.q_out) = like("q", q_copy.as_ref().unwrap_or(o.q))?;
-    let mut k_out = None;
+    let (q_out, q_written) = like("q", q_copy.as_ref().unwrap_or(o.q))?;
+    let (mut k_out, mut k_written) = (None, None);
     if let Some(k) = o.k {
         let (output, view) = like("k", k_copy.as_ref().unwrap_or(k))?;
-        (k_out, tensors.k_out) = (Some(output), view);
+        (k_out, k_written) = (Some(output), view);
     }
-    let call = Call::new(form, &tensors)?;
+    let call = Call::new(form, &Tensors { q, k, q_out: q_written, k_out: k_written, cos, sin, place })?;
     call.launch(py, torch.stream(py, call.device)?)?;
     drop((q_copy, k_copy, tables)); // held until the launch
     (q_out, k_out).into_pyobject(py)
@@ -139,23 +105,24 @@ fn needs_grad(torch: &Torch, o: &Objects<'_, '_>) -> PyResult<bool> {
     Ok(torch::requires_grad(o.q)? || o.k.map_or(Ok(false), |k| torch::requires_grad(k))?)
 }
 
-/// What all tensors of q, k, cos and sin are.
-fn kind(torch: &Torch, o: &Objects<'_, '_>) -> Kind {
-    let mut all = Kind::Plain;
-    for object in o.rotated().into_iter().flatten() {
-        match torch.kind(object) {
-            Kind::Plain => {}
-            Kind::Subclass => all = Kind::Subclass,
-            Kind::Foreign => return Kind::Foreign,
-        }
-    }
-    all
+/// A function of the operators.
+fn operators<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+    py.import("ropejit._ops")?.getattr(name)
 }
 
-/// `ropejit.apply`, but for tracing.
+/// The rotation that autograd records.
+fn recorded(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
+    static APPLY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let apply = APPLY.get_or_try_init(py, || py.import("ropejit._autograd")?.getattr("apply").map(Bound::unbind))?;
+    Ok(apply.bind(py))
+}
+
+/// `ropejit.apply`, but for tracing. `lenient`: in place under autograd, where PyTorch would refuse q, as flash-attn does.
 #[pyfunction]
-#[pyo3(signature = (q, k, cos, sin, position_ids, cu_seqlens, offset, interleaved, rotary_dim, layout, rounding, inplace))]
-#[allow(clippy::too_many_arguments)]
+#[pyo3(signature = (
+    q, k, cos, sin, position_ids, cu_seqlens, offset, interleaved, rotary_dim, layout, rounding, inplace, lenient=false
+))]
+#[allow(clippy::too_many_arguments, clippy::fn_params_excessive_bools)]
 pub fn apply<'py>(
     q: &Bound<'py, PyAny>,
     k: Option<&Bound<'py, PyAny>>,
@@ -169,31 +136,44 @@ pub fn apply<'py>(
     layout: &Bound<'py, PyAny>,
     rounding: &Bound<'py, PyAny>,
     inplace: bool,
+    lenient: bool,
 ) -> PyResult<Bound<'py, PyTuple>> {
     guarded(|| {
         let py = q.py();
         let o = Objects { q, k, cos, sin, position_ids, cu_seqlens, offset };
         let form = form(layout, rounding, interleaved, rotary_dim, false)?;
         let Some(torch) = Torch::get(py) else { return foreign::rotate(&o, &form, inplace) };
-        let by_name = |module: &str| {
-            let all =
-                (q, k, cos, sin, position_ids, cu_seqlens, offset, interleaved, rotary_dim, layout, rounding, inplace);
-            Ok(py.import(module)?.call_method1("apply", all)?.cast_into::<PyTuple>()?)
+        let by = |function: Bound<'py, PyAny>| {
+            // Tuples of so many different things end at twelve.
+            let tensors = (q, k, cos, sin, position_ids, cu_seqlens, offset).into_pyobject(py)?;
+            let rest = (interleaved, rotary_dim, layout, rounding, inplace, lenient).into_pyobject(py)?;
+            let all = tensors.as_sequence().concat(rest.as_sequence())?.to_tuple()?;
+            Ok(function.call1(all)?.cast_into::<PyTuple>()?)
         };
         match kind(torch, &o) {
-            Kind::Plain if torch.any_tangent(py, &o.rotated())? => {
-                Err(PyNotImplementedError::new_err("forward-mode differentiation of a rotation is not implemented"))
-            }
-            Kind::Plain if torch.is_watched(py)? => by_name("ropejit._ops"),
-            Kind::Plain if needs_grad(torch, &o)? => by_name("ropejit._autograd"),
-            Kind::Plain => rotate(torch, &o, &form, inplace),
-            Kind::Subclass => by_name("ropejit._ops"),
-            Kind::Foreign => foreign::rotate(&o, &form, inplace),
+            Kind::Foreign => return foreign::rotate(&o, &form, inplace),
+            Kind::Subclass => return by(operators(py, "of_any_tensors")?),
+            Kind::Plain => {}
+        }
+        if torch.any_tangent(py, &o.rotated())? {
+            let what = "forward-mode differentiation of a rotation is not implemented";
+            return Err(PyNotImplementedError::new_err(what));
+        }
+        let Some(views) = Views::of(torch, &o)? else {
+            return by(operators(py, "of_any_tensors")?);
+        };
+        if torch.is_watched(py)? {
+            by(operators(py, "apply")?)
+        } else if needs_grad(torch, &o)? {
+            by(recorded(py)?.clone())
+        } else {
+            rotate(torch, &o, views, &form, inplace)
         }
     })
 }
 
-/// The rotation of plain tensors, without autograd: what autograd and the operators call.
+/// The rotation without autograd: what autograd and the operators call. `None` where a kernel may not read a tensor as it lies
+/// in memory: what they do then differs.
 #[pyfunction]
 #[allow(clippy::too_many_arguments)]
 #[pyo3(signature = (q, k, cos, sin, position_ids, cu_seqlens, offset, interleaved, rotary_dim, layout, rounding, backward, inplace))]
@@ -211,14 +191,15 @@ pub fn rotate_plain<'py>(
     rounding: &Bound<'py, PyAny>,
     backward: bool,
     inplace: bool,
-) -> PyResult<Bound<'py, PyTuple>> {
+) -> PyResult<Option<Bound<'py, PyTuple>>> {
     guarded(|| {
         let Some(torch) = Torch::get(q.py()) else { return Err(wrong("q", "is no torch.Tensor")) };
         let o = Objects { q, k, cos, sin, position_ids, cu_seqlens, offset };
-        match kind(torch, &o) {
-            Kind::Plain => rotate(torch, &o, &form(layout, rounding, interleaved, rotary_dim, backward)?, inplace),
-            _ => Err(wrong("q", "must be plain tensors, no subclass")),
+        let form = form(layout, rounding, interleaved, rotary_dim, backward)?;
+        if let Kind::Foreign = kind(torch, &o) {
+            return Err(wrong("q", "must be a torch.Tensor, and k, cos and sin as well"));
         }
+        Views::of(torch, &o)?.map(|views| rotate(torch, &o, views, &form, inplace)).transpose()
     })
 }
 
@@ -249,63 +230,50 @@ pub fn drop_in<'py>(
         if torch.any_tangent(py, &o.rotated())? {
             return Ok(None); // eager carries it
         }
-        if torch.is_watched(py)? {
-            let all = (q, k, cos, sin, unsqueeze_dim, interleaved, half, rounding);
-            return Ok(py.import("ropejit._ops")?.call_method1("drop_in", all)?.extract()?);
-        }
+        // What no view can be had of (a meta tensor, a negated one, five dimensions) is no call for the kernels.
+        let Ok(views) = Views::of(torch, &o) else { return Ok(None) };
+        let Some(views) = views else {
+            py.import("ropejit._tensors")?.call_method1("refuse_freed", (q, k, cos, sin))?;
+            return Ok(None);
+        };
         let order = match unsqueeze_dim {
             1 => Order::Bhsd,
             2 => Order::Bshd,
             _ => return Ok(None),
         };
-        // What no view can be had of (a meta tensor, five dimensions) is no call for the kernels.
-        let view = |name, tensor: &Bound<'py, PyAny>| torch.view(name, tensor).ok();
-        let (Some(q_view), Some(cos_view), Some(sin_view)) = (view("q", q), view("cos", cos), view("sin", sin)) else {
-            return Ok(None);
-        };
-        let k_view = match k.map(|k| view("k", k)) {
-            Some(None) => return Ok(None),
-            k_view => k_view.flatten(),
-        };
-        let rotary_dim = cos_view.shape().get(2).map_or(0, |&width| if half { 2 * width } else { width });
-        let tables = [&cos_view, &sin_view];
-        let Some(contract) = covered(&q_view, k_view.as_ref(), tables, order, rotary_dim, rounding) else {
-            return Ok(None);
-        };
+        let rotary_dim = views.cos.shape().get(2).map_or(0, |&width| if half { 2 * width } else { width });
+        let Some(contract) = covered(&views, order, rotary_dim, rounding) else { return Ok(None) };
         let rotary_dim = rotary_dim as u32;
+        let mut is_recorded = false;
         if torch.is_grad_enabled(py)? {
             if torch::requires_grad(cos)? || torch::requires_grad(sin)? {
                 return Ok(None);
             }
-            if torch::requires_grad(q)? || k.map_or(Ok(false), |k| torch::requires_grad(k))? {
-                if rounding == "promoted" && q_view.element != cos_view.element {
-                    return Ok(None); // eager rounds each product of the gradient, and only those
-                }
-                let layout = if order == Order::Bhsd { "bhsd" } else { "bshd" };
-                let word = if contract == Rounding::Once { "once" } else { "per_op" };
-                let none = py.None();
-                let all = (q, k, cos, sin, &none, &none, &none, interleaved, rotary_dim, layout, word, false);
-                return Ok(Some(py.import("ropejit._autograd")?.call_method1("apply", all)?.cast_into()?));
+            is_recorded = torch::requires_grad(q)? || k.map_or(Ok(false), |k| torch::requires_grad(k))?;
+            if is_recorded && rounding == "promoted" && views.q.element != views.cos.element {
+                return Ok(None); // eager rounds each product of the gradient, and only those
             }
         }
+        let is_watched = torch.is_watched(py)?;
+        if is_watched || is_recorded {
+            let layout = if order == Order::Bhsd { "bhsd" } else { "bshd" };
+            let word = if contract == Rounding::Once { "once" } else { "per_op" };
+            let none = py.None();
+            let all = (q, k, cos, sin, &none, &none, &none, interleaved, rotary_dim, layout, word, false);
+            let function = if is_watched { operators(py, "apply")? } else { recorded(py)?.clone() };
+            return Ok(Some(function.call1(all)?.cast_into()?));
+        }
         let form = Form { order, interleaved, rotary_dim: Some(rotary_dim), rounding: contract, backward: false };
-        rotate(torch, &o, &form, false).map(Some)
+        rotate(torch, &o, views, &form, false).map(Some)
     })
 }
 
 /// The contract under which kernels compute what eager PyTorch would of these tensors; `None` where there is none, or
 /// where eager would refuse or broadcast.
-fn covered(
-    q: &View,
-    k: Option<&View>,
-    tables: [&View; 2],
-    order: Order,
-    rotary_dim: i64,
-    rounding: &str,
-) -> Option<Rounding> {
-    let (Element::Float(dtype), Element::Float(table)) = (q.element, tables[0].element) else { return None };
+fn covered(views: &Views, order: Order, rotary_dim: i64, rounding: &str) -> Option<Rounding> {
+    let Views { q, k, cos, sin, .. } = views;
+    let (Element::Float(dtype), Element::Float(table)) = (q.element, cos.element) else { return None };
     let (tokens, heads) = if order == Order::Bhsd { (2, 1) } else { (1, 2) };
-    let [cos, sin] = tables;
     let (&[batch, rows, _], 4) = (cos.shape(), q.rank) else { return None };
     let shape = q.shape();
     let same = cos.shape() == sin.shape() && cos.element == sin.element && [cos.device, sin.device] == [q.device; 2];
@@ -313,7 +281,7 @@ fn covered(
         (batch == 1 || batch == shape[0]) && rows == shape[tokens] && rotary_dim % 2 == 0 && rotary_dim <= shape[3];
     let sizes =
         (2..=512).contains(&rotary_dim) && shape[3] % 2 == 0 && shape[3] <= 512 && (1..=65_536).contains(&shape[heads]);
-    let k_fits = k.is_none_or(|k| {
+    let k_fits = k.as_ref().is_none_or(|k| {
         let n = k.shape();
         k.rank == 4
             && k.element == q.element

@@ -1,8 +1,8 @@
 //! The native part of the Python package: from tensors of a Python library to launches of [`ropejit`].
 //!
-//! `functions` is what Python calls, `dlpack` and `torch` say what a tensor is, `call` checks and launches, `engines` keeps
-//! one engine a device, `service` is all that is not a rotation. `template` has kernels of the user's own. `unsafe` is in
-//! `dlpack`, `call` and `template`.
+//! `functions` is what Python calls, `objects` what it passes; `dlpack` and `torch` say what a tensor is, `call` checks and
+//! launches, `overlap` tells whether q and k share elements, `engines` keeps one engine a device, `service` is all that is
+//! not a rotation, `template` has kernels of the user's own. `unsafe` is in `dlpack`, `torch`, `call` and `template`.
 
 mod call;
 mod dlpack;
@@ -10,6 +10,8 @@ mod engines;
 mod errors;
 mod foreign;
 mod functions;
+mod objects;
+mod overlap;
 mod service;
 mod template;
 mod torch;
@@ -26,6 +28,8 @@ fn _ropejit(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(functions::rotate_plain, module)?)?;
     module.add_function(wrap_pyfunction!(functions::drop_in, module)?)?;
     module.add_function(wrap_pyfunction!(service::prewarm, module)?)?;
+    module.add_function(wrap_pyfunction!(service::read_config, module)?)?;
+    module.add_function(wrap_pyfunction!(service::shipped_configurations, module)?)?;
     module.add_function(wrap_pyfunction!(service::freeze, module)?)?;
     module.add_function(wrap_pyfunction!(service::wait_tuned, module)?)?;
     module.add_function(wrap_pyfunction!(service::stats, module)?)?;

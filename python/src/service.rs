@@ -1,13 +1,12 @@
 //! Besides rotating: prewarm, freeze, counters, what is in the cache, faults, the command line.
 
 use std::ffi::OsString;
-use std::io::IsTerminal;
 use std::sync::Once;
 
 use pyo3::prelude::*;
 use ropejit::engine::ChoiceMeta;
 use ropejit::rope::library::gradients_of;
-use ropejit::rope::model::ModelConfig;
+use ropejit::rope::model::{ModelConfig, SHIPPED};
 use ropejit::store::layers::{Layers, Places};
 use ropejit::store::{Kind, Store};
 use ropejit::{DType, RopeSpec, TableForm, TableWidth};
@@ -28,9 +27,16 @@ fn device(text: &str) -> PyResult<Device> {
     }
 }
 
-/// Fills the cache for a model's RoPE; JSON of what was prepared.
+/// Names of the configurations that come with the package.
 #[pyfunction]
-#[allow(clippy::too_many_arguments)]
+pub fn shipped_configurations() -> Vec<&'static str> {
+    SHIPPED.to_vec()
+}
+
+/// Fills the cache for a model's RoPE, whose configuration is JSON or the name of one that is shipped; JSON of what was
+/// prepared.
+#[pyfunction]
+#[allow(clippy::too_many_arguments, clippy::fn_params_excessive_bools)]
 pub fn prewarm(
     py: Python<'_>,
     config: &str,
@@ -40,11 +46,12 @@ pub fn prewarm(
     layout: &str,
     rounding: &str,
     table_dtype: Option<&str>,
+    half_tables: bool,
     backward: bool,
     tune: bool,
 ) -> PyResult<String> {
     guarded(|| {
-        let model = ModelConfig::from_json(config).map_err(raise)?;
+        let model = ModelConfig::shipped(config).unwrap_or_else(|| ModelConfig::from_json(config)).map_err(raise)?;
         let parsed = |text: &str| text.parse::<DType>().map_err(raise);
         let dtype = dtype.map(parsed).transpose()?.or(model.dtype).unwrap_or(DType::BF16);
         let table = table_dtype.map(parsed).transpose()?.unwrap_or(dtype);
@@ -54,7 +61,8 @@ pub fn prewarm(
         for layer in model.layers.keys() {
             let mut spec = model.layer_spec(layer).map_err(raise)?;
             (spec.dtype, spec.rounding) = (dtype, rounding);
-            spec.table = TableForm { dtype: table, width: TableWidth::Full };
+            let width = if half_tables { TableWidth::Half } else { TableWidth::Full };
+            spec.table = TableForm { dtype: table, width };
             // Models give one row per token, whose axes are resolved.
             (spec.positions, spec.mrope) = (ropejit::PositionForm::Implicit, None);
             // Of q and k together, and of one alone where the other needs none.
@@ -77,27 +85,34 @@ pub fn prewarm(
     })
 }
 
+/// The text of a model's configuration: of a file that somebody names, which may be anything.
+#[pyfunction]
+pub fn read_config(path: std::path::PathBuf) -> PyResult<String> {
+    guarded(|| ropejit::system::read_config(&path).map_err(raise))
+}
+
 /// From now on nothing is compiled or tuned.
 #[pyfunction]
-pub fn freeze() {
-    engines::freeze();
+pub fn freeze(py: Python<'_>) {
+    engines::freeze(py);
 }
 
 /// Waits for background tuning.
 #[pyfunction]
 pub fn wait_tuned(py: Python<'_>) -> PyResult<()> {
     guarded(|| {
-        py.detach(|| engines::opened().iter().for_each(ropejit::Engine::wait_tuned));
+        let opened = engines::opened(py);
+        py.detach(|| opened.iter().for_each(ropejit::Engine::wait_tuned));
         Ok(())
     })
 }
 
 /// Counters of all engines, as JSON.
 #[pyfunction]
-pub fn stats() -> PyResult<String> {
+pub fn stats(py: Python<'_>) -> PyResult<String> {
     guarded(|| {
         let mut sum = serde_json::Map::new();
-        let all = engines::opened().iter().map(ropejit::Engine::stats).collect::<Vec<_>>();
+        let all = engines::opened(py).iter().map(ropejit::Engine::stats).collect::<Vec<_>>();
         for stats in if all.is_empty() { vec![ropejit::Stats::default()] } else { all } {
             if let Ok(Value::Object(stats)) = serde_json::to_value(stats) {
                 for (name, n) in stats {
@@ -141,8 +156,8 @@ pub fn inspect() -> PyResult<String> {
 
 /// Raises where a token's position lay outside the tables in an earlier call.
 #[pyfunction]
-pub fn check() -> PyResult<()> {
-    guarded(|| engines::in_use().iter().try_for_each(|used| used.rope.check()).map_err(raise))
+pub fn check(py: Python<'_>) -> PyResult<()> {
+    guarded(|| engines::in_use(py).iter().try_for_each(|used| used.rope.check()).map_err(raise))
 }
 
 /// The command line: `program` starts it in another process. Returns the exit status.
@@ -164,15 +179,5 @@ pub fn close(py: Python<'_>) -> PyResult<()> {
 /// Warnings of the library go to stderr, as `ROPEJIT_LOG` says; where a program has set up its own, they go there.
 pub fn log_to_stderr() {
     static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let filter =
-            std::env::var("ROPEJIT_LOG").ok().and_then(|text| tracing_subscriber::EnvFilter::try_new(text).ok());
-        let _ = tracing_subscriber::fmt()
-            .with_env_filter(filter.unwrap_or_else(|| tracing_subscriber::EnvFilter::new("warn")))
-            .with_writer(std::io::stderr)
-            .with_ansi(std::io::stderr().is_terminal())
-            .without_time()
-            .with_target(false)
-            .try_init();
-    });
+    ONCE.call_once(ropejit::cli::log::to_stderr);
 }

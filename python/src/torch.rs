@@ -1,9 +1,14 @@
 //! What is needed of PyTorch, looked up once, and only where the program has imported it.
 
+#![allow(unsafe_code)]
+
+use std::ptr;
+
+use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyCFunction, PyTuple};
 
 use crate::dlpack::{self, Borrowed, Device, Exchange, View};
 
@@ -14,7 +19,11 @@ pub struct Torch {
     exchange: Option<Exchange>,
     pub empty_like: Py<PyAny>,
     pub is_grad_enabled: Py<PyAny>,
+    is_negated: Method,
+    is_inference: Method,
+    is_inference_mode: Py<PyAny>,
     dispatch_modes: Py<PyAny>,
+    is_tracing: Py<PyAny>,
     forward_ad: Py<PyAny>,
     no_level: Py<PyAny>,
     increment_version: Py<PyAny>,
@@ -52,7 +61,11 @@ impl Torch {
             exchange: Exchange::of(&tensor),
             empty_like: torch.getattr("empty_like")?.unbind(),
             is_grad_enabled: torch.getattr("is_grad_enabled")?.unbind(),
+            is_negated: Method::of(&tensor, &torch.call_method1("empty", (0,))?, "is_neg")?,
+            is_inference: Method::of(&tensor, &torch.call_method1("empty", (0,))?, "is_inference")?,
+            is_inference_mode: torch.getattr("is_inference_mode_enabled")?.unbind(),
             dispatch_modes: torch.getattr("_C")?.getattr("_len_torch_dispatch_stack")?.unbind(),
+            is_tracing: torch.getattr("_C")?.getattr("_is_tracing")?.unbind(),
             forward_ad: torch.getattr("autograd")?.getattr("forward_ad")?.unbind(),
             no_level: (-1i64).into_pyobject(torch.py())?.into_any().unbind(),
             increment_version: torch.getattr("_C")?.getattr("_increment_version")?.unbind(),
@@ -70,12 +83,17 @@ impl Torch {
         }
     }
 
-    /// What a plain tensor is.
-    pub fn view(&self, name: &str, tensor: &Bound<'_, PyAny>) -> PyResult<View> {
-        match self.exchange {
-            Some(exchange) => exchange.view(name, tensor),
+    /// What a tensor is, where a kernel may read its memory as it lies there. `None`: it has none (zero, meta, sparse and
+    /// freed tensors, those of `torch.func`), or its memory does not hold its numbers (a negated view).
+    pub fn view(&self, name: &str, tensor: &Bound<'_, PyAny>) -> PyResult<Option<View>> {
+        let view = match self.exchange {
+            Some(exchange) => exchange.view(name, tensor)?,
             // Alive for as long as the tensor, so the capsule need not be kept.
-            None => detached(name, tensor).map(|b| b.view),
+            None => detached(name, tensor).map(|b| b.view).ok(),
+        };
+        match view {
+            Some(view) if (view.address == 0 && view.len() > 0) || self.is_negated.says(tensor)? => Ok(None),
+            view => Ok(view),
         }
     }
 
@@ -95,9 +113,10 @@ impl Torch {
         self.is_grad_enabled.bind(py).call0()?.is_truthy()
     }
 
-    /// Whether a mode wants to see every operator, as tracers of plain tensors and selective checkpointing do.
+    /// Whether somebody wants to see every operator: `torch.jit.trace`, or a mode, as tracers of plain tensors and selective
+    /// checkpointing have.
     pub fn is_watched(&self, py: Python<'_>) -> PyResult<bool> {
-        self.dispatch_modes.bind(py).call0()?.is_truthy()
+        Ok(self.dispatch_modes.bind(py).call0()?.is_truthy()? || self.is_tracing.bind(py).call0()?.is_truthy()?)
     }
 
     /// Whether one of the tensors carries a tangent (forward-mode differentiation).
@@ -116,8 +135,16 @@ impl Torch {
         Ok(false)
     }
 
-    /// Tells autograd that tensors were written, so that a graph that has saved one will not use it.
-    pub fn wrote(&self, tensors: &Bound<'_, PyTuple>) -> PyResult<()> {
+    /// Tells autograd that tensors are about to be written, so that a graph that has saved one will not use it. Tensors of
+    /// inference mode are refused outside of it, as PyTorch's own operations do.
+    pub fn will_write(&self, tensors: &Bound<'_, PyTuple>) -> PyResult<()> {
+        for tensor in tensors.iter_borrowed() {
+            if self.is_inference.says(&tensor)? && !self.is_inference_mode.bind(tensor.py()).call0()?.is_truthy()? {
+                // Raises PyTorch's own error; would write nothing, since what is narrowed has no element.
+                let nothing = tensor.call_method1(intern!(tensor.py(), "narrow"), (0, 0, 0))?;
+                nothing.call_method0(intern!(tensor.py(), "zero_"))?;
+            }
+        }
         self.increment_version.bind(tensors.py()).call1((tensors,)).map(drop)
     }
 }
@@ -125,10 +152,48 @@ impl Torch {
 /// PyTorch before 2.10: its DLPack refuses tensors that require a gradient, and −1 says not to synchronise.
 fn detached<'py>(name: &str, tensor: &Bound<'py, PyAny>) -> PyResult<Borrowed<'py>> {
     let detached = tensor.call_method0(intern!(tensor.py(), "detach"))?;
-    dlpack::borrow(name, &detached, Some(-1))
+    dlpack::borrow(name, &detached, Some(-1), false)
 }
 
 /// Whether autograd has to know of what is done with this tensor.
 pub fn requires_grad(tensor: &Bound<'_, PyAny>) -> PyResult<bool> {
     tensor.getattr(intern!(tensor.py(), "requires_grad"))?.is_truthy()
+}
+
+/// A method of tensors that takes nothing and says yes or no. A call through its C function spares the interpreter's look-up
+/// of the name, which costs as much as the answer.
+struct Method {
+    name: &'static str,
+    class: Py<PyAny>,
+    function: Option<ffi::PyCFunction>,
+}
+
+impl Method {
+    /// That of a class, through one of its objects.
+    fn of(class: &Bound<'_, PyAny>, object: &Bound<'_, PyAny>, name: &'static str) -> PyResult<Self> {
+        let method = object.getattr(name)?;
+        let function = if method.is_instance_of::<PyCFunction>() {
+            // SAFETY: a live object of the type that this function is for.
+            let flags = unsafe { ffi::PyCFunction_GetFlags(method.as_ptr()) };
+            // SAFETY: as above.
+            (flags == ffi::METH_NOARGS).then(|| unsafe { ffi::PyCFunction_GetFunction(method.as_ptr()) }).flatten()
+        } else {
+            None
+        };
+        Ok(Self { name, class: class.clone().unbind(), function })
+    }
+
+    fn says(&self, object: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let py = object.py();
+        // SAFETY: both are live objects, the second is a type.
+        let fits = unsafe { ffi::PyObject_TypeCheck(object.as_ptr(), self.class.as_ptr().cast()) } != 0;
+        let Some(function) = self.function.filter(|_| fits) else {
+            return object.call_method0(self.name)?.is_truthy();
+        };
+        // SAFETY: a method without arguments is called with an object of its class and a null, while the GIL is held. PyTorch,
+        // whose function it is, is never unloaded.
+        let answer = unsafe { function(object.as_ptr(), ptr::null_mut()) };
+        // SAFETY: a new reference, or null with an error set.
+        unsafe { Bound::from_owned_ptr_or_err(py, answer) }?.is_truthy()
+    }
 }

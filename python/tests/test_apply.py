@@ -145,10 +145,10 @@ def test_lengths_are_compared(device):
     cos, sin = half_tables(device, torch.float32, 8, 32)
     for count in (4, 6):
         offsets = torch.zeros(count, dtype=torch.int64, device=device)
-        with pytest.raises(ValueError, match=f"^offsets: {count} numbers for 5 sequences"):
+        with pytest.raises(ValueError, match=f"^seqlen_offsets: {count} numbers for 5 sequences"):
             ropejit.apply_rotary_emb(x, cos, sin, seqlen_offsets=offsets)
         cu = torch.tensor([0, 3, 6, 9, 12, 15], device=device)
-        with pytest.raises(ValueError, match=f"^offsets: {count} numbers for 5 sequences"):
+        with pytest.raises(ValueError, match=f"^seqlen_offsets: {count} numbers for 5 sequences"):
             ropejit.apply_rotary_emb(x.flatten(0, 1), cos, sin, seqlen_offsets=offsets, cu_seqlens=cu)
 
 
@@ -157,13 +157,101 @@ def test_lengths_are_compared(device):
 def test_flash_attn_drop_in(device, interleaved, inplace):
     x, _ = bshd(device, torch.bfloat16)
     cos, sin = half_tables(device, torch.bfloat16, 32, 48)
-    for offset in (0, 3, torch.tensor([7, 1], device=device), torch.tensor([7, 1], dtype=torch.int32, device=device)):
+    strided = torch.tensor([7, 0, 1, 0], device=device)[::2]
+    for offset in (0, 3, strided, torch.tensor([7, 1], device=device), torch.tensor([7, 1], dtype=torch.int32, device=device)):
         first = offset if isinstance(offset, int) else offset[:, None].long()
         rows = (torch.arange(5, device=device) + first).expand(2, 5)
         given = x.clone()
         out = ropejit.apply_rotary_emb(given, cos, sin, interleaved, inplace, offset)
         equal([out], [reference(x, cos[rows], sin[rows], interleaved)])
         assert (out is given) == inplace
+
+
+def test_an_offset_is_never_read_on_the_host(device, monkeypatch):
+    """Reading it waits for the GPU, and a CUDA graph would keep the number."""
+    x, _ = bshd(device, torch.float32, batch=1)
+    cos, sin = half_tables(device, torch.float32, 32, 64)
+    cu = torch.tensor([0, 5], dtype=torch.int32, device=device)
+    for kind in (torch.int32, torch.int64):
+        at = torch.tensor([3], device=device, dtype=kind)
+        expected = ropejit.apply_rotary_emb(x, cos, sin, seqlen_offsets=3)
+        read = []
+        for name in ("item", "tolist", "__index__", "__int__", "__bool__", "cpu", "numpy"):
+            monkeypatch.setattr(torch.Tensor, name, lambda *_, name=name: read.append(name))
+        ours = ropejit.apply_rotary_emb(x, cos, sin, seqlen_offsets=at)
+        packed = ropejit.apply_rotary_emb(x[0], cos, sin, seqlen_offsets=at, cu_seqlens=cu, max_seqlen=5)
+        monkeypatch.undo()
+        assert not read
+        equal([ours, packed[None]], [expected, expected])
+
+
+@pytest.mark.parametrize(
+    "offsets",
+    [
+        torch.tensor([3]), torch.tensor(3), torch.zeros(6, dtype=torch.int32), torch.zeros(1, 5, dtype=torch.int64),
+        torch.zeros(5), [3], 3.0, "3",
+    ],
+    ids=str,
+)  # fmt: skip
+def test_offsets_that_do_not_fit_are_refused_by_name(offsets):
+    """Five sequences."""
+    x, _ = bshd("cpu", torch.float32, batch=5)
+    cos, sin = half_tables("cpu", torch.float32, 32, 64)
+    with pytest.raises(ValueError, match="^seqlen_offsets: "):
+        ropejit.apply_rotary_emb(x, cos, sin, seqlen_offsets=offsets)
+
+
+def test_offsets_of_packed_sequences_are_never_wrapped(device):
+    """2^32 + 1 is not 1: such a token stands outside the tables."""
+    q = torch.randn(6, 2, 64, device=device)
+    cos, sin = half_tables(device, torch.float32, 16, 64)
+    for kind in (torch.int32, torch.int64):
+        cu = torch.tensor([0, 3, 6], dtype=kind, device=device)
+        offsets = torch.tensor([4, 2**32 + 1], device=device)
+        out = ropejit.apply_rotary_emb(q, cos, sin, seqlen_offsets=offsets, cu_seqlens=cu, max_seqlen=3)
+        equal([out[:3]], [reference(q, cos[4:10], sin[4:10])[:3]])
+        assert out[3:].isnan().all()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        with pytest.raises(IndexError):
+            ropejit.check()
+
+
+def test_the_form_of_tables_is_told(device):
+    q, k = bshd(device, torch.float32)
+    cos, sin = half_tables(device, torch.float32, 5, 64)
+    full = [torch.cat((t, t), -1) for t in (cos, sin)]
+    twice = [t.repeat_interleave(2, -1) for t in (cos, sin)]
+    for interleaved in (False, True):
+        expected = ropejit.apply(q, k, cos, sin, interleaved=interleaved)
+        for form, given in (("half", (cos, sin)), ("full", full), ("twice", twice)):
+            equal(ropejit.apply(q, k, *given, interleaved=interleaved, tables=form), expected)
+        compiled = torch.compile(ropejit.apply, backend="aot_eager", fullgraph=True)
+        equal(compiled(q, k, *twice, interleaved=interleaved, tables="twice"), expected)
+    equal(ropejit.apply(q, k, *full), ropejit.apply(q, k, cos, sin))
+    part = ropejit.apply(q, k, *(t[:, :16].contiguous() for t in (cos, sin)), interleaved=True, rotary_dim=32)
+    equal(ropejit.apply(q, k, *(t[:, :32] for t in twice), interleaved=True, rotary_dim=32, tables="twice"), part)
+    with pytest.raises(ValueError, match="^cos: interleaved=True with rows of 64.*tables='twice'"):
+        ropejit.apply(q, k, *twice, interleaved=True)
+    with pytest.raises(ValueError, match="^cos: has rows of 32, tables='twice' .* needs 64"):
+        ropejit.apply(q, k, cos, sin, interleaved=True, tables="twice")
+    with pytest.raises(ValueError, match="^cos: has rows of 64, tables='half' .* needs 32"):
+        ropejit.apply(q, k, *full, tables="half")
+    with pytest.raises(ValueError, match="^tables: 'both'"):
+        ropejit.apply(q, k, cos, sin, tables="both")
+
+
+def test_drop_ins_name_what_does_not_fit():
+    q, k = (x.transpose(1, 2) for x in bshd("cpu", torch.float32))
+    cos, sin = half_tables("cpu", torch.float32, 5, 64)
+    with pytest.raises(ValueError, match="^cos: is .2, 5, 32., .rows, width."):
+        ropejit.fast_rope_embedding(q, k, cos.expand(2, -1, -1), sin)
+    with pytest.raises(ValueError, match="^rope_embedding_indices: 7 numbers for 2 sequences of 5 tokens"):
+        ropejit.fast_rope_embedding(q, k, cos, sin, torch.zeros(7, dtype=torch.int64))
+    with pytest.raises(ValueError, match="^Q: has 3 dimensions"):
+        ropejit.fast_rope_embedding(q[0], k[0], cos, sin)
+    with pytest.raises(ValueError, match="rotary_dim"):  # tables of full width, where flash-attn has half
+        ropejit.apply_rotary_emb(q.transpose(1, 2), torch.cat((cos, cos), -1), torch.cat((sin, sin), -1))
 
 
 def test_unsloth_drop_in(device):
@@ -237,27 +325,6 @@ def test_gradients_are_not_written_to(device):
     equal(given, before)
 
 
-def test_in_place_under_autograd(device):
-    q, k = (x.requires_grad_() for x in bshd(device, torch.float32))
-    cos, sin = half_tables(device, torch.float32, 5, 64)
-    with pytest.raises(RuntimeError, match="leaf"):
-        ropejit.apply(q, k, cos, sin, inplace=True)
-    out = ropejit.apply(q * 2, k * 2, cos, sin, inplace=True)
-    theirs = ropejit.apply(q * 2, k * 2, cos, sin)
-    given = [torch.randn_like(x) for x in out]
-    equal(torch.autograd.grad(out, (q, k), given), torch.autograd.grad(theirs, (q, k), given))
-
-
-def test_what_was_saved_and_then_written_is_told(device):
-    q, k = bshd(device, torch.float32)
-    cos, sin = half_tables(device, torch.float32, 5, 64)
-    w = torch.ones((), device=device, requires_grad=True)
-    loss = (w * q).sum()
-    ropejit.apply(q, k, cos, sin, inplace=True)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
-
-
 def test_numpy():
     q = np.random.randn(2, 3, 4, 8).astype(np.float32)
     cos, sin = np.random.randn(2, 3, 4).astype(np.float32)
@@ -267,6 +334,23 @@ def test_numpy():
     np.testing.assert_array_equal(out, expected)
     assert ropejit.apply(q, None, cos, sin, inplace=True)[0] is q
     np.testing.assert_array_equal(q, expected)
+
+
+def test_numpy_arrays_that_are_read_only():
+    q = np.random.randn(2, 3, 4, 8).astype(np.float32)
+    cos, sin, ids = np.random.randn(3, 4).astype(np.float32), np.random.randn(3, 4).astype(np.float32), np.arange(3)
+    expected = ropejit.apply(q, q, cos, sin)
+    for x in (q, cos, sin, ids):
+        x.flags.writeable = False
+    for place in ({}, {"position_ids": ids}):
+        for x, y in zip(ropejit.apply(q, q, cos, sin, **place), expected, strict=True):
+            np.testing.assert_array_equal(x, y)
+    before = q.copy()
+    with pytest.raises(ValueError, match="^q: is read-only"):
+        ropejit.apply(q, None, cos, sin, inplace=True)
+    with pytest.raises(ValueError, match="^k: is read-only"):
+        ropejit.apply(q.copy(), q, cos, sin, inplace=True)
+    np.testing.assert_array_equal(q, before)
 
 
 def bad(**change):

@@ -78,6 +78,82 @@ def test_prewarm_takes_models_configurations_and_files(tmp_path):
         ropejit.prewarm({"model_type": "nobody-knows"}, **arguments)
 
 
+def test_prewarm_takes_names_and_devices(tmp_path, monkeypatch):
+    once = dict(tokens=[1], tune=False)
+    (named,) = ropejit.prewarm("llama-3.1-8b", device=torch.device("cpu"), **once)
+    assert named.spec == "bf16 d128 h32/8 half_split per_op table=bf16/full pos=implicit"
+    (half,) = ropejit.prewarm("llama-3.1-8b", device="cpu", tables="half", **once)
+    (twice,) = ropejit.prewarm("llama-3.1-8b", device="cpu", tables="twice", **once)
+    assert half.spec == twice.spec == named.spec.replace("full", "half")
+    # A folder of that name is the user's.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "llama-3.1-8b").mkdir()
+    (tmp_path / "llama-3.1-8b" / "config.json").write_text(json.dumps(LLAMA))
+    assert "d64 h2/1" in ropejit.prewarm("llama-3.1-8b", device="cpu", **once)[0].spec
+    with pytest.raises(FileNotFoundError, match="model_or_config: .*hint: .*llama-3.1-8b"):
+        ropejit.prewarm("llama-9", **once)
+    with pytest.raises(ValueError, match="device: 'meta'"):
+        ropejit.prewarm(LLAMA, device=torch.device("meta"), **once)
+    with pytest.raises(ValueError, match="^tables: 'both'"):
+        ropejit.prewarm(LLAMA, device="cpu", tables="both", **once)
+
+
+def test_what_was_prewarmed_for_half_tables_serves_a_frozen_process(device, tmp_path):
+    once = f"tokens=[3], device='{device}', tune=False"
+    prewarm = f"import ropejit; ropejit.prewarm({LLAMA!r}, tables='twice', {once})"
+    python(prewarm, tmp_path)
+    code = CALL.replace("DEVICE", repr(device)).replace("FREEZE", "True").split("ropejit.apply_rotary")[0]
+    code += "two = [t[0, :, :32].repeat_interleave(2, -1) for t in (cos, sin)]\n"
+    code += "ropejit.apply(q, k, *two, tables='twice', rounding='per_op'); print(ropejit.stats().compiles)"
+    assert python(code, tmp_path) == "0\n"
+
+
+#: Its cache folder cannot be made, which is one warning; and a model keeps its own function, which is another.
+NOISY = """
+import sys, types, torch, ropejit
+ropejit.apply(torch.ones(1, 1, 2, 58), None, torch.ones(1, 29), torch.ones(1, 29))
+model = sys.modules["transformers_modules.modeling_mine"] = types.ModuleType("transformers_modules.modeling_mine")
+model.apply_rotary_pos_emb = lambda q, k: (q, k)
+ropejit.patch("transformers")
+"""
+
+
+def logged(tmp_path, terminal=False, **environment):
+    """What a fresh process writes to stderr, which may be a terminal."""
+    import pty
+
+    (tmp_path / "file").touch()
+    environment = os.environ | {"ROPEJIT_CACHE_DIR": str(tmp_path / "file" / "below")} | environment
+    if not terminal:
+        return subprocess.run([sys.executable, "-c", NOISY], env=environment, stderr=subprocess.PIPE, text=True, check=True).stderr
+    leader, follower = pty.openpty()
+    with subprocess.Popen([sys.executable, "-c", NOISY], env=environment, stderr=follower) as process:
+        os.close(follower)
+        text = b""
+        try:
+            while part := os.read(leader, 4096):
+                text += part
+        except OSError:
+            pass  # all its other ends are closed
+        assert process.wait(timeout=300) == 0
+    os.close(leader)
+    return text.decode()
+
+
+def test_the_log_follows_ropejit_log_and_no_color(tmp_path):
+    native, of_python = "the cache cannot be written to", "modeling_mine.apply_rotary_pos_emb is not covered"
+    plain = logged(tmp_path)
+    assert native in plain and of_python in plain and "\x1b" not in plain
+    for quiet in ("off", "error", "warn,ropejit=error"):
+        silent = logged(tmp_path, ROPEJIT_LOG=quiet)
+        assert native not in silent and of_python not in silent, quiet
+    nonsense = logged(tmp_path, ROPEJIT_LOG="loud")
+    assert "ROPEJIT_LOG: 'loud' is no level" in nonsense and of_python in nonsense
+    assert "\x1b[" in logged(tmp_path, terminal=True, NO_COLOR="")
+    colourless = logged(tmp_path, terminal=True, NO_COLOR="1")
+    assert native in colourless and "\x1b[" not in colourless
+
+
 def test_inspect_and_stats_are_plain_dataclasses():
     import dataclasses
 

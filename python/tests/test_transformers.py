@@ -84,8 +84,42 @@ def test_cohere(device, dtype, table):
 def test_glm(device, dtype):
     q, k = qk(device, dtype, 2, 5, 4, 2, 64)
     cos, sin = tables(device, dtype, 2, 5, 32)
-    ours = ropejit.apply(q, k, cos, sin, interleaved=True, rotary_dim=32, layout="bhsd", rounding="per_op")
+    ours = ropejit.apply(q, k, cos, sin, interleaved=True, rotary_dim=32, tables="full", layout="bhsd", rounding="per_op")
     equal(ours, glm(q, k, cos, sin))
+
+
+def bits(x):
+    return x.detach().view(torch.int16 if x.element_size() == 2 else torch.int32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("form", ["llama", "gpt_neox", "gpt_oss"])
+def test_zeros_have_eagers_signs_but_in_gradients_of_slices(device, dtype, form):
+    """There eager adds the +0 with which it pads a slice's gradient, so that it has no −0 at all. See the README."""
+    from transformers.models.gpt_oss import modeling_gpt_oss
+
+    def zeros(x):  # half of it, of both signs
+        return (x * (torch.rand_like(x, dtype=torch.float32) > 0.5).to(dtype)).copysign(torch.randn_like(x))
+
+    q, k = (zeros(x).requires_grad_() for x in qk(device, dtype, 2, 9, 4, 2, 64))
+    cos, sin = tables(device, dtype, 2, 9, 32 if form == "gpt_neox" else 64)
+    if form == "gpt_oss":
+        cos, sin = cos[..., :32], sin[..., :32]
+        theirs = modeling_gpt_oss.apply_rotary_pos_emb(q, k, cos, sin)
+        with ropejit.patched("transformers"):
+            ours = modeling_gpt_oss.apply_rotary_pos_emb(q, k, cos, sin)
+    else:
+        theirs, ours = {"llama": llama, "gpt_neox": gpt_neox}[form](q, k, cos, sin), ropejit.apply_rotary_pos_emb(q, k, cos, sin)
+    assert all(torch.equal(bits(x), bits(y)) for x, y in zip(ours, theirs, strict=True))
+    assert any(((x == 0) & x.signbit()).any() for x in ours)
+    given = [zeros(x) for x in theirs]
+    theirs, ours = torch.autograd.grad(theirs, (q, k), given), torch.autograd.grad(ours, (q, k), given)
+    equal(ours, theirs)
+    if form == "gpt_oss":
+        assert all(torch.equal(bits(x), bits(y)) for x, y in zip(ours, theirs, strict=True))
+    else:
+        assert not any(((x == 0) & x.signbit()).any() for x in theirs)
+        assert all(torch.equal(bits(x + 0), bits(y)) for x, y in zip(ours, theirs, strict=True))
 
 
 def test_meta_tensors_and_other_shapes_are_left_to_eager():

@@ -37,8 +37,12 @@ impl Demo {
         super::spec::load("--model", &self.model)?;
         // Folders of their own, so that first processes really start with nothing.
         let folder = || {
-            tempfile::Builder::new()
-                .prefix("ropejit-demo-")
+            let mut folder = tempfile::Builder::new();
+            folder.prefix("ropejit-demo-");
+            // Whatever the umask is: a cache that others can write to is not trusted.
+            #[cfg(unix)]
+            folder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700));
+            folder
                 .tempdir()
                 .map_err(|e| Error::io(&std::env::temp_dir(), "a cache folder for the demo cannot be made", e))
         };
@@ -87,9 +91,7 @@ impl Demo {
         let rows = vec![row(first, &cold), row("answers first", &aside), row("finds all cached", &warm)];
         Table { header: &header, rows, numbers: 6, gives: &[] }.print()?;
         output::line(&format!("The chosen variant is {}.", cold.variant))?;
-        output::line(&format!(
-            "The second process has its first result {sooner:.0}× sooner than a process that {first}."
-        ))
+        output::line(&format!("The second process has its first result {sooner:.0}× sooner than one that {first}."))
     }
 
     /// Runs `ropejit run` in a process of its own.

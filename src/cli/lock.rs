@@ -63,10 +63,10 @@ impl Writer {
                 .hint("name a file in a folder that is there and that you can write to")
         })?;
         if self.outdated > 0 {
-            eprintln!("{}: left out {} choices made with other templates", path.display(), self.outdated);
+            output::note(&format!("{}: left out {} choices made with other templates", path.display(), self.outdated));
         }
         let sections: Vec<String> = self.lock.sections().map(|(section, n)| format!("[{section}] {n}")).collect();
-        eprintln!("{}: choices in {}", path.display(), sections.join(", "));
+        output::note(&format!("{}: choices in {}", path.display(), sections.join(", ")));
         Ok(())
     }
 }

@@ -11,10 +11,9 @@ mod bench_case;
 mod bench_picture;
 mod demo;
 mod doctor;
-#[cfg(test)]
-mod hint_tests;
 mod inspect;
 mod lock;
+pub mod log;
 mod model;
 mod output;
 mod prewarm;
@@ -30,12 +29,9 @@ mod table;
 mod workload;
 
 use std::ffi::OsString;
-use std::io::IsTerminal as _;
 
 use clap::{Parser, Subcommand};
 use ropejit::ErrorKind;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
 
 /// Autotuning JIT service for rotary position embedding (RoPE) kernels.
 ///
@@ -57,13 +53,14 @@ Environment:
   ROPEJIT_CACHE_PATH  further cache folders, separated by ':', that are only read
   ROPEJIT_CACHE_MAX_BYTES
                       size that the cache folder may have (default: 1G)
-  ROPEJIT_TRUST_GROUP number of a group that may write to the cache folders
+  ROPEJIT_TRUST_GROUP number of a group that may write to the cache folders, and to libraries that are loaded
   ROPEJIT_STRICT      1: a cache folder that others can write to is an error
   ROPEJIT_TUNING      background, blocking, never or frozen
   ROPEJIT_DEVICE      auto, cuda, cuda:N or host
   ROPEJIT_LOCK        a tuning lock file, as prewarm --lock writes it: its variants serve
-  ROPEJIT_NVRTC       the file of the NVRTC library
+  ROPEJIT_NVRTC       the file of the NVRTC library, from / on
   ROPEJIT_LOG         what is logged to stderr, such as debug or ropejit=info (default: warn)
+  NO_COLOR            anything: no colours
   ROPEJIT_HOST_CXXFLAGS
                       further options for the host device's C++ compiler
 
@@ -92,7 +89,7 @@ enum Command {
 #[must_use]
 pub fn run(program: Vec<OsString>, arguments: impl IntoIterator<Item = OsString>) -> u8 {
     program::set(program);
-    log_to_stderr();
+    log::to_stderr();
     let command = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli.command,
         Err(e) => {
@@ -120,32 +117,5 @@ pub fn run(program: Vec<OsString>, arguments: impl IntoIterator<Item = OsString>
             let usage = matches!(e.kind(), ErrorKind::InvalidArgument | ErrorKind::Config);
             if usage { 2 } else { 1 }
         }
-    }
-}
-
-/// Warnings of the library go to stderr, in colours only where a person reads them.
-fn log_to_stderr() {
-    let usual = || EnvFilter::new("warn");
-    let (filter, problem) = match std::env::var("ROPEJIT_LOG") {
-        // A single word that is no level would be taken for a module, and silence all others.
-        Ok(text) if !text.is_empty() && !text.contains(['=', ',']) && text.parse::<LevelFilter>().is_err() => {
-            (usual(), Some(format!("'{text}' is no level: error, warn, info, debug, trace or off")))
-        }
-        Ok(text) if !text.is_empty() => match EnvFilter::try_new(&text) {
-            Ok(filter) => (filter, None),
-            Err(e) => (usual(), Some(e.to_string())),
-        },
-        _ => (usual(), None),
-    };
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .without_time()
-        .with_target(false)
-        .try_init()
-        .ok(); // a program that embeds this may have set up its own
-    if let Some(e) = problem {
-        tracing::warn!("ROPEJIT_LOG: {e}; warnings are logged");
     }
 }

@@ -1,8 +1,8 @@
 //! `ropejit model`
 
 use clap::Args;
-use ropejit::Result;
 use ropejit::rope::model::SHIPPED;
+use ropejit::{DType, Result};
 
 use super::{output, spec};
 
@@ -23,6 +23,9 @@ pub struct Model {
     /// Frequencies for sequences of this length (dynamic and longrope depend on it).
     #[arg(long, value_name = "N", value_parser = spec::tokens)]
     seq_len: Option<u64>,
+    /// Element type of q and k: f32, f16 or bf16 [default: the model's, else bf16].
+    #[arg(long, value_parser = spec::parse::<DType>)]
+    dtype: Option<DType>,
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
@@ -30,7 +33,8 @@ pub struct Model {
 
 impl Model {
     pub fn run(self) -> Result<()> {
-        let config = spec::load("CONFIG.json", &self.config)?;
+        let mut config = spec::load("CONFIG.json", &self.config)?;
+        config.dtype = self.dtype.or(config.dtype);
         let report = config.report(self.seq_len)?;
         if self.json {
             let document = serde_json::to_value(&report).unwrap_or_default();

@@ -1,10 +1,12 @@
 //! Data on stdout, everything else on stderr.
 
+use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use ropejit::engine::Progress;
+use ropejit::error::shown;
 use ropejit::{Error, ErrorKind, Result};
 use serde::Serialize;
 
@@ -12,16 +14,30 @@ use serde::Serialize;
 pub fn json(document: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(document)
         .map_err(|e| Error::new(ErrorKind::Io, "the result cannot be written as JSON").caused_by(e))?;
-    line(&text)
+    // What a terminal would obey stands in strings only, where JSON can spell it out as well.
+    let mut spelled = String::with_capacity(text.len());
+    for c in text.chars() {
+        if shown(c.encode_utf8(&mut [0; 4])).len() == c.len_utf8() {
+            spelled.push(c);
+        } else {
+            c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| _ = write!(spelled, "\\u{unit:04x}"));
+        }
+    }
+    line(&spelled)
 }
 
-/// Prints a line of data. A reader that has gone away (`| head`) ends the program without an error.
+/// Prints a line of data. What stands in it may come from any file: nothing of it is obeyed by a terminal. A reader that has gone away (`| head`) ends the program without an error.
 pub fn line(text: &str) -> Result<()> {
-    match writeln!(std::io::stdout().lock(), "{text}") {
+    match writeln!(std::io::stdout().lock(), "{}", shown(text)) {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
         Err(e) => Err(Error::new(ErrorKind::Io, "cannot be written to").subject_is("stdout").caused_by(e)),
         Ok(()) => Ok(()),
     }
+}
+
+/// Prints a line beside the data, on stderr.
+pub fn note(text: &str) {
+    eprintln!("{}", shown(text));
 }
 
 /// Adds `stats` to a document of a command that runs no engine: nothing was counted.

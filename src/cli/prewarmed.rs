@@ -78,7 +78,7 @@ impl Report {
             "done"
         };
         let cache = self.cache.as_ref().map_or_else(|| "memory only".to_owned(), |c| c.display().to_string());
-        eprintln!("{verdict}: compiles {}, tunings {} ({cache})", count("compiles"), count("tunings"));
+        output::note(&format!("{verdict}: compiles {}, tunings {} ({cache})", count("compiles"), count("tunings")));
         Ok(())
     }
 }

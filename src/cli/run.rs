@@ -113,7 +113,7 @@ impl Run {
             return Err(Error::argument("--model", "has no layer with RoPE"));
         };
         if !others.is_empty() {
-            eprintln!("{} is run; the model also has {}", chosen.name, others.join(", "));
+            output::note(&format!("{} is run; the model also has {}", chosen.name, others.join(", ")));
         }
         let opened = Instant::now();
         let mut builder = Engine::builder().on_progress(output::show_on(bar));

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use ropejit::rope::model::{ModelConfig, SHIPPED};
 use ropejit::rope::scaling::{Frequencies, Mrope, RopeParameters, TableMode};
+use ropejit::system::read_config;
 use ropejit::{
     DType, Direction, Error, ErrorKind, PairStyle, PositionForm, Result, RopeSpec, Rounding, TableForm, TableWidth,
 };
@@ -229,7 +230,9 @@ impl FormArgs {
 
 /// The RoPE of each layer type of a model.
 pub fn of_model(model: &str, form: &FormArgs, tokens: u64) -> Result<Vec<Chosen>> {
-    let config = load("--model", model)?;
+    let mut config = load("--model", model)?;
+    // What the caller says of q and k comes before what the file says of the weights.
+    config.dtype = form.dtype.or(config.dtype);
     let mut all: Vec<Chosen> = Vec::new();
     for (layer, parameters) in &config.layers {
         let named = |e: Error| about("--model", model, e);
@@ -254,9 +257,9 @@ pub fn load(argument: &str, model: &str) -> Result<ModelConfig> {
     {
         return shipped;
     }
-    let text = std::fs::read_to_string(&path).map_err(|e| {
+    let text = read_config(&path).map_err(|e| {
         Error::argument(argument, format!("'{}' cannot be read", path.display()))
-            .caused_by(e)
+            .caused_by(std::error::Error::source(&e).map_or_else(String::new, ToString::to_string))
             .hint(format!("give a config.json, a folder with one, or one of {}", SHIPPED.join(", ")))
     })?;
     ModelConfig::from_json(&text).map_err(|e| about(argument, model, e))

@@ -60,7 +60,7 @@ fn shared(engine: &Engine, chosen: &Chosen, batch: usize, tokens: usize) -> Resu
     };
     let ids = integers(&numbers, spec.positions.is_wide())?;
     let upload = |bytes: &[u8]| {
-        let memory = engine.device().alloc(bytes.len())?;
+        let mut memory = engine.device().alloc(bytes.len())?;
         memory.upload(0, bytes)?;
         Ok::<_, Error>(memory)
     };
@@ -83,12 +83,14 @@ fn integers(numbers: &[i64], wide: bool) -> Result<Vec<u8>> {
 }
 
 /// Fills memory with repetitions of a block, copied on by the device.
-fn fill(engine: &Engine, memory: &dyn Memory, block: &[u8]) -> Result<()> {
+fn fill(engine: &Engine, memory: &mut dyn Memory, block: &[u8]) -> Result<()> {
     memory.upload(0, block)?;
+    let memory = &*memory;
     let mut filled = block.len();
     while filled < memory.bytes() {
         let part = filled.min(memory.bytes() - filled);
-        engine.device().copy((memory, filled), (memory, 0), part, engine.device().stream())?;
+        // SAFETY: memory of this device, which nobody else uses yet.
+        unsafe { engine.device().copy((memory, filled), (memory, 0), part, engine.device().stream()) }?;
         filled += part;
     }
     Ok(())
@@ -130,7 +132,7 @@ impl Workload {
         let q_bytes = layouts[0].len() * size;
         let k_starts = q_bytes.next_multiple_of(if q_bytes < 1 << 20 { 512 } else { 2 << 20 });
         let bytes = k_starts + layouts[1].len() * size;
-        let (input, output) = (device.alloc(bytes)?, device.alloc(bytes)?);
+        let (mut input, mut output) = (device.alloc(bytes)?, device.alloc(bytes)?);
         // After the large ones: where they do not fit, that is said before tables of that length are computed.
         let shared = shared()?;
         let mut state = 0x2545_f491_4f6c_dd1d_u64;
@@ -141,9 +143,9 @@ impl Workload {
             state ^= state << 17;
             spec.dtype.write(&mut block, i, (state >> 40) as f32 / (1u64 << 22) as f32 - 2.0);
         }
-        fill(engine, input.as_ref(), &block)?;
+        fill(engine, input.as_mut(), &block)?;
         // NaN of every type, so that what is not written shows; and so its pages are there when time is taken.
-        fill(engine, output.as_ref(), &vec![0xff; block.len()])?;
+        fill(engine, output.as_mut(), &vec![0xff; block.len()])?;
         let [batch, tokens, ..] = layouts[0].shape;
         Ok(Self { spec: spec.clone(), batch, tokens, layouts, input, output, k_starts, shared })
     }
@@ -151,7 +153,8 @@ impl Workload {
     /// Copies the inputs over the outputs on the device: the same bytes.
     pub fn copy(&self, engine: &Engine, stream: Stream<'_>) -> Result<()> {
         let bytes = self.bytes() / 2;
-        engine.device().copy((self.output.as_ref(), 0), (self.input.as_ref(), 0), bytes, stream)
+        // SAFETY: both are of this device, and used on one stream only.
+        unsafe { engine.device().copy((self.output.as_ref(), 0), (self.input.as_ref(), 0), bytes, stream) }
     }
 
     /// Bytes of q and k that one application reads and writes.

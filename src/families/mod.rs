@@ -4,10 +4,10 @@ pub mod rope;
 pub mod template;
 
 use std::path::Path;
-use std::sync::OnceLock;
+
+use once_cell::race::OnceBox;
 
 use crate::error::Result;
-use crate::service::device::at_exit;
 use crate::service::engine::{ArtifactMeta, Builder, ChoiceMeta, Engine, read_lock as read};
 use crate::service::family::{Abilities, Line};
 use crate::service::lock::Lock;
@@ -79,13 +79,7 @@ pub fn read_artifact(meta: &[u8]) -> Result<ArtifactMeta, String> {
     Ok(meta)
 }
 
-static GLOBAL: OnceLock<Engine> = OnceLock::new();
-
-extern "C" fn close_global() {
-    if let Some(engine) = GLOBAL.get() {
-        engine.close();
-    }
-}
+static GLOBAL: OnceBox<Engine> = OnceBox::new();
 
 impl Engine {
     /// Options of an engine to be.
@@ -102,11 +96,6 @@ impl Engine {
         if let Some(engine) = GLOBAL.get() {
             return Ok(engine);
         }
-        let engine = Self::builder().build()?;
-        Ok(GLOBAL.get_or_init(|| {
-            // Beside the driver's own end, which comes after this, background work could crash.
-            at_exit(close_global);
-            engine
-        }))
+        GLOBAL.get_or_try_init(|| Self::builder().build().map(Box::new))
     }
 }

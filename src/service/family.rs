@@ -79,7 +79,7 @@ pub trait Problem: Send + Sync {
     ///
     /// # Errors
     /// [`OutOfMemory`](crate::ErrorKind::OutOfMemory) when that is too little.
-    fn trial(&self, device: &Arc<dyn Device>, limit: u64, throttle: &Throttle<'_>) -> Result<Arc<dyn Trial>>;
+    fn trial(&self, device: &Arc<dyn Device>, limit: u64, throttle: &Throttle<'_>) -> Result<Box<dyn Trial>>;
 
     /// What configs have in common.
     fn same(&self) -> Same {
@@ -140,7 +140,7 @@ pub trait Trial: Send + Sync {
     ///
     /// # Errors
     /// When it cannot be launched, or did what it must not: the message says why the config is left out.
-    fn outputs(&self, plan: &Plan, throttle: &Throttle<'_>) -> Result<Vec<u8>>;
+    fn outputs(&mut self, plan: &Plan, throttle: &Throttle<'_>) -> Result<Vec<u8>>;
 
     /// Whether outputs are what the default's are, or why they are not.
     fn compare(&self, expected: &[u8], got: &[u8]) -> Result<(), String> {

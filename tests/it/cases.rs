@@ -251,7 +251,7 @@ pub fn run(engine: &Engine, case: &Case, data: &Data) -> ropejit::Result<(Origin
     let (spec, device) = (&case.spec, engine.device());
     let rope = engine.rope(spec)?;
     let upload = |bytes: &[u8]| {
-        let memory = device.alloc(bytes.len())?;
+        let mut memory = device.alloc(bytes.len())?;
         memory.upload(0, bytes)?;
         Ok::<_, ropejit::Error>(memory)
     };

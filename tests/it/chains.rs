@@ -11,7 +11,7 @@ use ropejit::{DType, Engine, Layout, PositionForm, RopeSpec, Stream};
 
 fn upload(engine: &Engine, values: &[f32]) -> Box<dyn Memory> {
     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_ne_bytes()).collect();
-    let memory = engine.device().alloc(bytes.len()).expect("allocated");
+    let mut memory = engine.device().alloc(bytes.len()).expect("allocated");
     memory.upload(0, &bytes).expect("copied");
     memory
 }
@@ -104,7 +104,7 @@ pub fn ids_from_the_kernel_ahead(engine: &Engine) {
     let fresh: Vec<f32> = (0..NUMBERS as u32).map(|i| f32::from_bits(1 + i % 7)).collect();
     let fresh = upload(engine, &fresh);
     let stale = vec![f32::from_bits(0); NUMBERS];
-    let ids = upload(engine, &stale);
+    let mut ids = upload(engine, &stale);
     let cos: Vec<f32> = (0..8 * 32).map(|i| (i as f32).cos()).collect();
     let sin: Vec<f32> = (0..8 * 32).map(|i| (i as f32).sin()).collect();
     let (cos_m, sin_m) = (upload(engine, &cos), upload(engine, &sin));

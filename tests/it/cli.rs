@@ -466,6 +466,25 @@ fn model_prints_what_was_understood() {
 }
 
 #[test]
+fn the_dtype_that_is_asked_for_wins_over_the_models() {
+    let shell = Shell::new();
+    let config = r#"{"model_type": "llama", "hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2,
+                     "torch_dtype": "bfloat16", "rope_theta": 10000.0}"#;
+    let file = shell.file("config.json", config);
+    let starts = |text: &str, dtype: &str| assert!(text.starts_with(&format!("{dtype} d64 h4/2 ")), "{text}");
+    for dtype in ["bf16", "f16", "f32"] {
+        let flag = ["--dtype", dtype];
+        assert_eq!(text(&shell.json(&[&["model", &*file], &flag[..]].concat()), "dtype"), dtype);
+        let run = shell.json(&[&["run", "--model", &*file, "--tokens", "8"], &flag[..]].concat());
+        starts(text(&run, "spec"), dtype);
+        let tokens = ["prewarm", "--model", &*file, "--tokens", "8", "--no-tune"];
+        let prepared = shell.json(&[&tokens[..], &flag].concat());
+        starts(text(&prepared["prepared"][0], "spec"), dtype);
+    }
+    starts(text(&shell.json(&["run", "--model", &file, "--tokens", "8"]), "spec"), "bf16");
+}
+
+#[test]
 fn a_cache_that_cannot_be_trusted_or_used_is_refused() {
     let shell = Shell::new();
     let on = |folder: &Path, args: &[&str]| {
@@ -663,6 +682,20 @@ fn demo_shows_all_three_processes() {
     // Its first line is no table: it names the processor.
     assert!(demo.stdout.lines().skip(1).all(|line| line.chars().count() <= 80), "{}", demo.stdout);
     assert!(!shell.cache().exists(), "the demo leaves the user's cache alone");
+}
+
+/// Its folders are the user's alone, also where all that a program makes is for everybody.
+#[test]
+fn the_demo_follows_no_umask() {
+    let shell = Shell::new();
+    let ropejit = env!("CARGO_BIN_EXE_ropejit");
+    let demo = Command::new("sh")
+        .args(["-c", "umask 0 && exec \"$0\" demo --tokens 1 --json", ropejit])
+        .env("ROPEJIT_DEVICE", "host")
+        .env("ROPEJIT_CACHE_DIR", shell.cache())
+        .output()
+        .expect("started");
+    assert!(demo.status.success(), "{}", String::from_utf8_lossy(&demo.stderr));
 }
 
 #[test]

@@ -61,7 +61,7 @@ fn check(engine: &Engine, path: &Path, in_place: bool) {
     }
     let device = engine.device();
     let upload = |data: &[u8]| {
-        let memory = device.alloc(data.len()).expect("allocated");
+        let mut memory = device.alloc(data.len()).expect("allocated");
         memory.upload(0, data).expect("copied");
         memory
     };

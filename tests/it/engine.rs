@@ -214,7 +214,7 @@ pub fn last_tokens(engine: &Engine, spec: &RopeSpec, layout: Layout) {
     let device = engine.device();
     let [_, tokens, heads, dim] = layout.shape;
     let size = spec.dtype.size();
-    let data = device.alloc(layout.len() * size).expect("allocated");
+    let mut data = device.alloc(layout.len() * size).expect("allocated");
     let rows = 4;
     let half = dim / 2;
     let mut cos = vec![0u8; rows * half * 4];
@@ -225,7 +225,7 @@ pub fn last_tokens(engine: &Engine, spec: &RopeSpec, layout: Layout) {
     }
     let ids: Vec<u8> = (0..tokens).flat_map(|t| ((t % rows) as i32).to_ne_bytes()).collect();
     let upload = |bytes: &[u8]| {
-        let memory = device.alloc(bytes.len()).expect("allocated");
+        let mut memory = device.alloc(bytes.len()).expect("allocated");
         memory.upload(0, bytes).expect("copied");
         memory
     };

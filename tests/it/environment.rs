@@ -1,12 +1,13 @@
 //! Takes out of the tester's environment what the library, the command and its tables read, before any test runs: a test sets what
-//! it needs, for a child. What says where compilers are stays.
+//! it needs, for a child. What says where compilers are stays. The tester's umask goes as well: folders that tests make for caches
+//! must be ones that the library trusts.
 
 #![allow(unsafe_code)] // an environment is changed before there are threads
 
 /// Set once it is done: a child gets what its test gave it.
 const DONE: &str = "ROPEJIT_TEST_ENVIRONMENT";
 /// Where compilers are, and what a tester asks of the tests.
-const KEPT: [&str; 3] = ["ROPEJIT_NVRTC", "ROPEJIT_REQUIRE_GPU", "ROPEJIT_TEST_EAGER"];
+const KEPT: [&str; 4] = ["ROPEJIT_NVRTC", "ROPEJIT_REQUIRE_GPU", "ROPEJIT_TEST_EAGER", "ROPEJIT_TEST_BLESS"];
 /// What others read: the width of a page, colours, and who writes more than asked for.
 const OTHERS: [&str; 8] =
     ["COLUMNS", "LINES", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "FORCE_COLOR", "RUST_LOG", "GLIBC_TUNABLES"];
@@ -30,6 +31,8 @@ extern "C" fn clean() {
     }
     // SAFETY: as above.
     unsafe { std::env::set_var(DONE, "1") };
+    #[cfg(unix)]
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use ropejit::engine::{Builder, ChoiceMeta};
 use ropejit::families::rope::problem;
 use ropejit::jit::{Bucket, Class, KeyFields};
 use ropejit::store::disk::Disk;
-use ropejit::store::{Entry, Kind, Store as _};
+use ropejit::store::{Entry, Store as _};
 use ropejit::{DType, Engine, Origin, RopeSpec, Tuning};
 
 use crate::cases::Case;
@@ -116,7 +116,7 @@ fn old_choice(engine: &Engine) -> Entry {
         }
     }
     let (key, meta) = (meta.fields.key(), serde_json::to_vec(&meta).expect("JSON"));
-    Entry { kind: Kind::Choice, key, meta, ptx: Vec::new(), image: Vec::new() }
+    Entry::choice(key, meta)
 }
 
 #[test]

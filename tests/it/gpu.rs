@@ -2,6 +2,8 @@
 
 #![allow(unsafe_code)]
 
+#[cfg(unix)]
+mod lives;
 mod steady;
 
 use std::io::Write as _;

@@ -10,7 +10,7 @@ use ropejit::families::Stated;
 use ropejit::families::rope::choice_fields;
 use ropejit::jit::render::Dialect;
 use ropejit::jit::{Abilities, Bucket, Candidate, Class, Record, Variant, variant};
-use ropejit::store::{Entry, Kind};
+use ropejit::store::Entry;
 
 use crate::cases::{Case, Data, Order, assert_bits, assert_near, assert_right, run};
 
@@ -176,7 +176,7 @@ fn choose(engine: &Engine, spec: &RopeSpec, bucket: Bucket, class: Class, v: Var
         ChoiceMeta { fields, spec: Stated::of(spec), bucket, class: Stated::of(&class), arch: String::new(), record };
     let key = meta.fields.key();
     let meta = serde_json::to_vec(&meta).expect("JSON");
-    let entry = Entry { kind: Kind::Choice, key, meta, ptx: Vec::new(), image: Vec::new() };
+    let entry = Entry::choice(key, meta);
     engine.store().put(&entry).expect("kept in memory");
 }
 

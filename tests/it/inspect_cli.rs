@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use ropejit::engine::ChoiceMeta;
 use ropejit::jit::Candidate;
-use ropejit::store::Entry;
+use ropejit::store::{Entry, Head};
 use serde_json::Value;
 
 use crate::cli::{RUN, SMALL, Shell, nvrtc, text};
@@ -20,6 +20,11 @@ fn tuned() -> Shell {
     shell
 }
 
+fn choice_at(path: &std::path::Path) -> Head {
+    let bytes = fs_err::read(path).expect("read");
+    Head::read(&bytes[..], bytes.len() as u64).expect("sound")
+}
+
 /// Rewrites the only choice with another value of a field of its key.
 fn with_field(shell: &Shell, name: &str, value: &str) {
     rewrite(shell, |meta| {
@@ -32,11 +37,9 @@ fn with_field(shell: &Shell, name: &str, value: &str) {
 fn rewrite(shell: &Shell, change: impl FnOnce(&mut ChoiceMeta)) {
     let choice = shell.json(&["inspect", "list", "--kind", "choice"])["entries"][0].clone();
     let path = std::path::PathBuf::from(text(&choice, "path"));
-    let mut entry = Entry::decode(&fs_err::read(&path).expect("read")).expect("sound");
-    let mut meta: ChoiceMeta = serde_json::from_slice(&entry.meta).expect("a choice");
+    let mut meta: ChoiceMeta = serde_json::from_slice(&choice_at(&path).meta).expect("a choice");
     change(&mut meta);
-    entry.key = meta.fields.key();
-    entry.meta = serde_json::to_vec(&meta).expect("JSON");
+    let entry = Entry::choice(meta.fields.key(), serde_json::to_vec(&meta).expect("JSON"));
     fs_err::remove_file(&path).expect("removed");
     let key = entry.key.to_string();
     let folder = path.parent().and_then(|p| p.parent()).expect("two folders").join(&key[..2]);

@@ -7,13 +7,15 @@ mod cases;
 mod chains;
 #[cfg(all(feature = "cli", unix))]
 mod cli;
+mod configs;
 mod eager;
 mod engine;
 mod environment;
 #[cfg(all(feature = "cli", unix))]
 mod faults;
-#[cfg(unix)]
 mod fleet;
+#[cfg(unix)]
+mod fork;
 mod gpu;
 #[cfg(all(feature = "cli", unix))]
 mod hints;
@@ -30,3 +32,5 @@ mod positions;
 mod priors;
 mod structure;
 mod templates;
+#[cfg(all(feature = "cli", unix))]
+mod untrusted_cli;

@@ -93,9 +93,11 @@ impl List {
         if rows.is_empty() {
             let root = cache.root.display();
             if all.is_empty() {
-                eprintln!("the cache is empty ({root}); fill it with: ropejit prewarm --model llama-3.1-8b");
+                output::note(&format!(
+                    "the cache is empty ({root}); fill it with: ropejit prewarm --model llama-3.1-8b"
+                ));
             } else {
-                eprintln!("none of the {} entries passes the filters ({root})", all.len());
+                output::note(&format!("none of the {} entries passes the filters ({root})", all.len()));
             }
             return Ok(());
         }

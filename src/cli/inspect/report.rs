@@ -74,7 +74,7 @@ impl Report {
         }
         match &self.html {
             Some(path) => {
-                eprintln!("{}: choices {}", path.display(), choices.len());
+                output::note(&format!("{}: choices {}", path.display(), choices.len()));
                 Ok(())
             }
             None => index(&choices),
@@ -125,7 +125,7 @@ fn rows(choices: &[Choice]) -> (BTreeMap<Place, BTreeMap<Bucket, &Choice>>, BTre
 fn index(choices: &[Choice]) -> Result<()> {
     let (rows, buckets) = rows(choices);
     if rows.is_empty() {
-        eprintln!("there are no choices; make some with: ropejit prewarm --model llama-3.1-8b");
+        output::note("there are no choices; make some with: ropejit prewarm --model llama-3.1-8b");
         return Ok(());
     }
     let tokens: Vec<String> = buckets.iter().map(|b| b.tokens().to_string()).collect();

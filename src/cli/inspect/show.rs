@@ -103,21 +103,21 @@ fn damaged(listed: &Listed<Head>, why: &str) -> Error {
 }
 
 fn ptx(entry: &Entry) -> Result<String> {
-    if entry.ptx.is_empty() {
+    if entry.ptx().is_empty() {
         return Err(Error::argument("--ptx", "the entry holds no PTX").hint("only artifacts for GPUs do"));
     }
-    Ok(String::from_utf8_lossy(&entry.ptx).trim_end_matches('\0').trim_end().to_owned())
+    Ok(String::from_utf8_lossy(entry.ptx()).trim_end_matches('\0').trim_end().to_owned())
 }
 
 /// The machine code of a cubin, by the first disassembler that is there.
 fn disassembled(entry: &Entry) -> Result<String> {
-    if entry.ptx.is_empty() || entry.image.is_empty() {
+    if entry.ptx().is_empty() || entry.image().is_empty() {
         return Err(Error::argument("--sass", "the entry holds no code for a GPU").hint("only artifacts for GPUs do"));
     }
     let failed =
         |e: std::io::Error| Error::new(ErrorKind::Io, "the cubin cannot be written for the disassembler").caused_by(e);
     let mut cubin = tempfile::Builder::new().prefix("ropejit-").suffix(".cubin").tempfile().map_err(failed)?;
-    cubin.write_all(&entry.image).map_err(failed)?;
+    cubin.write_all(entry.image()).map_err(failed)?;
     // A bare name is looked for in PATH.
     let mut tools = vec![PathBuf::new()];
     let folders = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
@@ -289,6 +289,7 @@ fn show_choice(listed: &Listed<Head>, head: &Head, m: &ChoiceMeta, as_json: bool
 
 #[cfg(test)]
 mod tests {
+
     use super::*;
 
     #[test]

@@ -12,7 +12,7 @@ use super::render::{Dialect, ENTRY, source};
 use super::variant::{Class, Variant};
 use crate::error::Result;
 use crate::rope::RopeSpec;
-use crate::service::device::{AheadOfTime, Binary, Device, Geometry, Kernel, LaunchAttrs, Stream};
+use crate::service::device::{AheadOfTime, Binary, Device, Geometry, Kernel, LaunchAttrs, Stream, load};
 
 /// Those of one engine.
 #[derive(Default)]
@@ -60,7 +60,7 @@ impl Loaded {
                 let started = Instant::now();
                 let Some(binary) = binary(portable, device)? else { return Ok(None) };
                 let unpacked = started.elapsed();
-                let kernel = device.load(&binary, ENTRY, &LaunchAttrs::default())?;
+                let kernel = load(device, &binary, ENTRY, &LaunchAttrs::default())?;
                 tracing::debug!("{portable}: unpacked in {unpacked:?}, loaded after {:?}", started.elapsed());
                 all.push((portable, Arc::clone(&kernel)));
                 kernel

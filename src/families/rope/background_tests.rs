@@ -1,6 +1,7 @@
 //! Background tuning on a fake GPU: kernels are the reference, compiling waits until a test lets it go on, memory and captures
 //! are what it says. What must not wait is shown by what was not done meanwhile, not by a clock: machines are busy.
 
+use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use crate::rope::{DType, RopeSpec};
 use crate::service::bucket::Bucket;
 use crate::service::device::host::Host;
 use crate::service::device::{
-    Binary, Device, Dialect, Facts, FaultWord, Kernel, LaunchAttrs, Measuring, Memory, Source, Stream, TimedLaunch,
+    Binary, Device, Dialect, Facts, FaultWord, Geometry, Kernel, LaunchAttrs, Measuring, Memory, Source, Stream, TimedLaunch,
     Timer,
 };
 use crate::service::engine::{Engine, QUIET, Tuning};
@@ -30,6 +31,8 @@ struct Fake {
     allowed: Mutex<usize>,
     more: Condvar,
     compiles: AtomicUsize,
+    loaded: AtomicUsize,
+    gone: Arc<Gone>,
     samples: Arc<AtomicUsize>,
     free: AtomicU64,
     asked_for_memory: AtomicUsize,
@@ -53,6 +56,8 @@ impl Fake {
             allowed: Mutex::new(allowed),
             more: Condvar::new(),
             compiles: AtomicUsize::new(0),
+            loaded: AtomicUsize::new(0),
+            gone: Arc::default(),
             samples: Arc::default(),
             free: AtomicU64::new(8 << 30),
             asked_for_memory: AtomicUsize::new(0),
@@ -72,6 +77,36 @@ impl Fake {
     }
 }
 
+/// What becomes of kernels when nothing holds them any more.
+#[derive(Default)]
+struct Gone {
+    unloaded: AtomicUsize,
+    kept: AtomicUsize,
+}
+
+struct Loaded {
+    kernel: Arc<dyn Kernel>,
+    kept: AtomicBool,
+    gone: Arc<Gone>,
+}
+
+impl Kernel for Loaded {
+    #[allow(unsafe_code)]
+    unsafe fn launch(&self, s: Stream<'_>, geometry: &Geometry, args: &[*const c_void]) -> Result<()> {
+        // SAFETY: this function's contract.
+        unsafe { self.kernel.launch(s, geometry, args) }
+    }
+    fn keep(&self) {
+        self.kept.store(true, Relaxed);
+    }
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        if self.kept.load(Relaxed) { &self.gone.kept } else { &self.gone.unloaded }.fetch_add(1, Relaxed);
+    }
+}
+
 /// Counts samples.
 struct Counted(Box<dyn Timer>, Arc<AtomicUsize>);
 
@@ -82,7 +117,9 @@ impl Timer for Counted {
     }
 }
 
-impl Device for Fake {
+// SAFETY: it serves the reference in place of every kernel.
+#[allow(unsafe_code)]
+unsafe impl Device for Fake {
     fn facts(&self) -> &Facts {
         &self.facts
     }
@@ -107,8 +144,11 @@ impl Device for Fake {
         assert!(!ended.timed_out(), "a compilation was never let go on: somebody waits for it");
         Ok(Binary { ptx: source.text.as_bytes().to_vec(), image: vec![0] })
     }
-    fn load(&self, _: &Binary, _: &str, _: &LaunchAttrs) -> Result<Arc<dyn Kernel>> {
-        Ok(Arc::new(ReferenceKernel::new(&self.spec)))
+    unsafe fn load(&self, _: &Binary, _: &str, _: &LaunchAttrs) -> Result<Arc<dyn Kernel>> {
+        let kernel: Arc<dyn Kernel> = Arc::new(ReferenceKernel::new(&self.spec));
+        self.loaded.fetch_add(1, Relaxed);
+        let (kept, gone) = (AtomicBool::new(false), Arc::clone(&self.gone));
+        Ok(Arc::new(Loaded { kernel, kept, gone }))
     }
     fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>> {
         self.host.alloc(bytes)
@@ -123,8 +163,14 @@ impl Device for Fake {
     fn timer(&self, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>> {
         Ok(Box::new(Counted(self.host.timer(launches, launch)?, Arc::clone(&self.samples))))
     }
-    fn copy(&self, to: (&dyn Memory, usize), from: (&dyn Memory, usize), bytes: usize, s: Stream<'_>) -> Result<()> {
-        self.host.copy(to, from, bytes, s)
+    unsafe fn copy(
+        &self,
+        to: (&dyn Memory, usize),
+        from: (&dyn Memory, usize),
+        bytes: usize,
+        s: Stream<'_>,
+    ) -> Result<()> {
+        crate::device::copy(&self.host, to, from, bytes, s)
     }
     fn synchronize(&self) -> Result<()> {
         Ok(())
@@ -133,6 +179,14 @@ impl Device for Fake {
         self.asked_for_captures.fetch_add(1, Relaxed);
         self.capturing.load(Relaxed)
     }
+}
+
+/// A folder that is trusted as a cache, whatever the umask is.
+fn folder() -> tempfile::TempDir {
+    let mut folder = tempfile::Builder::new();
+    #[cfg(unix)]
+    folder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700));
+    folder.tempdir().expect("a folder")
 }
 
 /// An engine on a fake GPU with a cache of its own, or on a folder.
@@ -208,7 +262,7 @@ fn dropped_in_the_middle_of_compiling() {
 #[test]
 fn dropped_while_another_process_tunes_or_compiles_the_same() {
     let fake = Fake::new();
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder();
     let other = Disk::open(folder.path()).expect("opens");
     let waiting = engine(&fake, Some(folder.path()));
     let key = waiting.shared().choices.own_key(problem_of(&fake, 8).as_ref());
@@ -274,7 +328,7 @@ fn nothing_is_measured_while_a_graph_is_captured() {
 #[test]
 fn another_process_that_tunes_keeps_nothing_else_waiting() {
     let fake = Fake::new();
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder();
     let engine = engine(&fake, Some(folder.path()));
     let key = engine.shared().choices.own_key(problem_of(&fake, 8).as_ref());
     let other = Disk::open(folder.path()).expect("opens");
@@ -325,7 +379,9 @@ fn losers_do_not_stay_loaded_and_what_has_served_does() {
     let winner = engine.rope(&fake.spec).expect("valid").serving(8, false).expect("loaded").variant;
     let kept = if crate::service::family::Stated::of(&winner) == default.config { 1 } else { 2 };
     assert_eq!(engine.shared().kernels.loaded(), kept);
-    // A graph that was captured with the default launches it still.
+    let (loaded, gone) = (fake.loaded.load(Relaxed), Arc::clone(&fake.gone));
+    assert!(loaded > kept);
+    assert_eq!((gone.unloaded.load(Relaxed), gone.kept.load(Relaxed)), (loaded - kept, 0), "losers never served");
     drop(default);
     assert_eq!(engine.rope(&fake.spec).expect("valid").state.slots.replaced(), 1);
     // A second tuning gets its candidates from the cache.
@@ -334,7 +390,12 @@ fn losers_do_not_stay_loaded_and_what_has_served_does() {
     engine.wait_tuned();
     assert!(tuned(&engine, &fake, 4));
     assert_eq!(engine.stats().compiles, compiles, "both buckets have the same candidates");
-    assert!(engine.shared().kernels.loaded() <= kept + 1);
+    let held = engine.shared().kernels.loaded();
+    assert!(held <= kept + 1);
+    // What has served outlives the engine: a graph that was captured with it may be launched at any time.
+    drop(engine);
+    let loaded = fake.loaded.load(Relaxed);
+    assert_eq!((gone.unloaded.load(Relaxed), gone.kept.load(Relaxed)), (loaded - held, held));
 }
 
 #[test]
@@ -355,9 +416,9 @@ fn a_call_that_only_looks_does_not_wait_for_a_compiler() {
 #[test]
 fn calls_are_answered_while_a_prewarm_tunes() {
     let fake = Fake::that_compiles(1);
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder();
     let engine = engine(&fake, Some(folder.path()));
-    // The default alone is compiled before: which candidate a tuning compiles first, its threads decide.
+    // The default is there; candidates wait.
     engine.prewarm(std::slice::from_ref(&fake.spec), &[8], false, false).expect("compiled");
     std::thread::scope(|scope| {
         scope.spawn(|| engine.prewarm(std::slice::from_ref(&fake.spec), &[8], false, true).expect("tuned"));

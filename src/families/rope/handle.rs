@@ -31,6 +31,9 @@ impl Engine {
     /// # Errors
     /// When the spec is invalid (see [`RopeSpec::validate`]).
     pub fn rope(&self, spec: &RopeSpec) -> Result<Rope> {
+        if let Some(engine) = self.stand_in()? {
+            return engine.rope(spec);
+        }
         let (kept, device) = (InEngine::of(self), self.device());
         let state = match kept.ropes.get(spec) {
             Some(state) => Arc::clone(&state),
@@ -68,8 +71,10 @@ impl Rope {
     /// Rotates q and k on the stream. Returns where the kernel came from: [`Origin::Memory`] from the second call of a
     /// bucket and layout on, which hashes, locks, allocates, waits for and logs nothing.
     ///
-    /// A graph that this call was captured into launches the kernel that was loaded then: keep this handle, or the engine,
-    /// for as long as the graph is replayed.
+    /// A graph that this call was captured into launches the kernel that was loaded then. Kernels that have served stay
+    /// loaded until the process ends, so the engine may be dropped before the graph is. Tensors, tables and positions are the
+    /// caller's: they must live as long as the graph is replayed, and with tables of [`Engine::angles`] the
+    /// [`Angles`](super::Angles).
     ///
     /// # Errors
     /// When an argument does not fit the spec, or (first calls only) no kernel can be had.
@@ -77,6 +82,9 @@ impl Rope {
         let Some(call) = self.call(stream, args)? else { return Ok(Origin::Memory) };
         if self.launch_loaded(stream, &call)? {
             return Ok(Origin::Memory);
+        }
+        if let Some(engine) = self.engine.stand_in()? {
+            return engine.rope(self.spec())?.apply(stream, args);
         }
         let plan = self.resolve(stream, Bucket::of(call.total_tokens()), call.class, self.engine.shared().tuning())?;
         launch(&plan, stream, &call)?;
@@ -127,7 +135,9 @@ impl Rope {
     /// What serves contiguous tensors with this many tokens in all, if it is loaded.
     pub fn serving(&self, tokens: u64, head_major: bool) -> Option<Serving> {
         let class = Class::contiguous(&self.state.spec, head_major, true);
-        let plan = self.state.slots.at(Bucket::of(tokens), class.index()).plan_to_keep()?;
+        let Some(plan) = self.state.slots.at(Bucket::of(tokens), class.index()).plan_to_keep() else {
+            return self.engine.stand_in_so_far()?.rope(self.spec()).ok()?.serving(tokens, head_major);
+        };
         Some(Serving {
             variant: variant_of(&plan.config),
             origin: plan.origin,
@@ -153,7 +163,8 @@ impl Rope {
     pub fn check(&self) -> Result<()> {
         let fault = self.state.fault.take();
         if fault == 0 {
-            return Ok(());
+            let stand_in = self.engine.stand_in_so_far().filter(|_| self.engine.is_parents());
+            return stand_in.map_or(Ok(()), |engine| engine.rope(self.spec())?.check());
         }
         Err(Error::new(
             ErrorKind::PositionOutOfRange,

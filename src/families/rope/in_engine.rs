@@ -37,7 +37,7 @@ impl InEngine {
     /// That of an engine.
     pub fn of(engine: &Engine) -> Arc<Self> {
         let extensions = &engine.shared().extensions;
-        extensions.get_or_make(|| Self { given_priors: extensions.get(), ..Self::default() })
+        extensions.get_or_make(|| Self { given_priors: extensions.given(), ..Self::default() })
     }
 
     pub fn priors(&self) -> &Priors {

@@ -349,3 +349,7 @@ pub(crate) fn place_of(dialect: Dialect, context: u64, stream: Stream<'_>) -> Lo
 
 const UNREACHABLE: &str =
     "is in memory that the call cannot use: not of the engine's device, or borrowed for another stream";
+
+#[cfg(test)]
+#[path = "launch_tests.rs"]
+mod tests;

@@ -71,6 +71,9 @@ impl Engine {
         tune: bool,
         classes: impl Fn(&RopeSpec) -> Vec<Class>,
     ) -> Result<Vec<Prewarmed>> {
+        if let Some(engine) = self.stand_in()? {
+            return engine.prewarm_all(specs, tokens, tune, classes);
+        }
         let buckets: BTreeSet<Bucket> = tokens.iter().map(|&tokens| Bucket::of(tokens)).collect();
         let mut done = Vec::new();
         for spec in specs {

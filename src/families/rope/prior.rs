@@ -16,7 +16,8 @@
 //! The nearest one whose variant is in today's space wins. Choices of other templates than this program's only order.
 
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
+
+use once_cell::race::OnceBox;
 
 use super::render::templates_digest;
 use super::variant::{Abilities, Bucket, Class, Hint, Variant, may_compute, space, widest_piece};
@@ -56,12 +57,12 @@ struct Choice {
 
 /// The choices that come with the crate, read when they are first asked for.
 pub fn shipped() -> &'static Priors {
-    static READ: OnceLock<Priors> = OnceLock::new();
+    static READ: OnceBox<Priors> = OnceBox::new();
     READ.get_or_init(|| {
-        Priors::parse(SHIPPED.iter().copied()).unwrap_or_else(|e| {
+        Box::new(Priors::parse(SHIPPED.iter().copied()).unwrap_or_else(|e| {
             tracing::error!("the shipped priors cannot be read, all candidates are measured: {e}");
             Priors::default()
-        })
+        }))
     })
 }
 

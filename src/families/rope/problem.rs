@@ -103,9 +103,9 @@ impl Problem for RopeProblem {
         super::trial::bytes_per_token(&self.spec).saturating_mul(size)
     }
 
-    fn trial(&self, device: &Arc<dyn Device>, limit: u64, throttle: &Throttle<'_>) -> Result<Arc<dyn Trial>> {
+    fn trial(&self, device: &Arc<dyn Device>, limit: u64, throttle: &Throttle<'_>) -> Result<Box<dyn Trial>> {
         let fault = self.kept.fault_address(device.as_ref())?;
-        Ok(Arc::new(Scratch::new(device, &self.spec, self.class, self.bucket, fault, limit, throttle)?))
+        Ok(Box::new(Scratch::new(device, &self.spec, self.class, self.bucket, fault, limit, throttle)?))
     }
 
     fn has_ahead_of_time(&self, device: &dyn Device) -> bool {

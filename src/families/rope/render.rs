@@ -1,8 +1,8 @@
 //! The text of a kernel: a generated prelude of `#define` lines in front of the templates, which are C++ as they stand.
 
 use std::fmt::Write as _;
-use std::sync::LazyLock;
 
+use once_cell::race::OnceBox;
 use sha2::{Digest, Sha256};
 
 use super::variant::{Class, Variant};
@@ -23,15 +23,15 @@ const ROPE: &str = include_str!("../../../templates/rope.h");
 
 /// SHA-256 over all templates, in hexadecimal: a choice made for other templates is not taken over.
 pub fn templates_digest() -> &'static str {
-    static DIGEST: LazyLock<String> = LazyLock::new(|| {
+    static DIGEST: OnceBox<String> = OnceBox::new();
+    DIGEST.get_or_init(|| {
         let mut hasher = Sha256::new();
         for text in [PARAMS, CUDA, HOST, NUMERIC, ANGLES, ROPE] {
             hasher.update((text.len() as u64).to_le_bytes());
             hasher.update(text);
         }
-        crate::service::digest::hex(&hasher.finalize())
-    });
-    &DIGEST
+        Box::new(crate::service::digest::hex(&hasher.finalize()))
+    })
 }
 
 /// What makes the blocks of a kernel run on the host device, which hands over pointers to the values of its parameters.

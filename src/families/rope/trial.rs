@@ -11,6 +11,7 @@ use super::variant::Class;
 use crate::error::{Error, Result};
 use crate::rope::scaling::{RopeParameters, cos_sin_table};
 use crate::rope::{DType, Layout, PositionForm, RopeSpec};
+use crate::service::device;
 use crate::service::family::{Bucket, Device, Memory, Plan, Stream, Throttle, Trial};
 
 /// How often the rotated sets together exceed the last-level cache.
@@ -78,19 +79,19 @@ impl Scratch {
         let half = k_starts + aligned(head * spec.num_kv_heads as usize);
         let wanted = (PAST_CACHE * device.facts().l2_bytes).div_ceil(2 * half as u64).max(2);
         let sets = wanted.min(MAX_SETS).min((limit / (2 * half as u64)).max(1)) as usize;
-        let data = throttle.slice(|| device.alloc(sets * 2 * half))?;
+        let mut data = throttle.slice(|| device.alloc(sets * 2 * half))?;
         let width = spec.table_width() as usize;
         let table_bytes = 2 * (tokens as usize * width * spec.table.dtype.size()).next_multiple_of(256);
-        let tables = throttle.slice(|| device.alloc(table_bytes))?;
+        let mut tables = throttle.slice(|| device.alloc(table_bytes))?;
         let mut noise = Noise(0x9e37_79b9_7f4a_7c15);
-        fill(device.as_ref(), data.as_ref(), spec.dtype, &mut noise, throttle)?;
-        fill(device.as_ref(), tables.as_ref(), spec.table.dtype, &mut noise, throttle)?;
-        let angles = engine_angles(spec, tables.as_ref())?;
+        fill(device.as_ref(), data.as_mut(), spec.dtype, &mut noise, throttle)?;
+        fill(device.as_ref(), tables.as_mut(), spec.table.dtype, &mut noise, throttle)?;
+        let angles = engine_angles(spec, tables.as_mut())?;
         let ids = position_numbers(spec, tokens as usize);
         let ids = ids
             .map(|bytes| {
-                let memory = throttle.slice(|| device.alloc(bytes.len()))?;
-                upload(memory.as_ref(), 0, &bytes, throttle)?;
+                let mut memory = throttle.slice(|| device.alloc(bytes.len()))?;
+                upload(memory.as_mut(), 0, &bytes, throttle)?;
                 Ok::<_, Error>(memory)
             })
             .transpose()?;
@@ -174,11 +175,12 @@ impl Trial for Scratch {
     fn copy(&self, stream: Stream<'_>, set: usize, size: u64) -> Result<()> {
         let base = set % self.sets * 2 * self.half;
         let bytes = (size * bytes_per_token(&self.spec) / 2) as usize;
-        self.device.copy((self.data.as_ref(), base + self.half), (self.data.as_ref(), base), bytes, stream)
+        let (to, from) = ((self.data.as_ref(), base + self.half), (self.data.as_ref(), base));
+        device::copy(self.device.as_ref(), to, from, bytes, stream)
     }
 
     /// Launches on a few tokens.
-    fn outputs(&self, plan: &Plan, throttle: &Throttle<'_>) -> Result<Vec<u8>> {
+    fn outputs(&mut self, plan: &Plan, throttle: &Throttle<'_>) -> Result<Vec<u8>> {
         let tokens = self.tokens.min(COMPARED as u64) as usize;
         let two = tokens >= 2 && !self.spec.positions.is_packed();
         let (batch, per_sequence) = if two { (2, tokens / 2) } else { (1, tokens) };
@@ -193,7 +195,7 @@ impl Trial for Scratch {
             if self.in_place() {
                 noise.fill(self.spec.dtype, output);
             }
-            upload(self.data.as_ref(), *at, output, throttle)?;
+            upload(self.data.as_mut(), *at, output, throttle)?;
         }
         throttle.slice(|| {
             self.launch_on(plan, self.device.stream(), 0, [batch, per_sequence])?;
@@ -209,7 +211,7 @@ impl Trial for Scratch {
 }
 
 /// Frequencies of a usual model; the rows of the table that a comparison of bits reads are theirs.
-fn engine_angles(spec: &RopeSpec, table: &dyn Memory) -> Result<AngleParams> {
+fn engine_angles(spec: &RopeSpec, table: &mut dyn Memory) -> Result<AngleParams> {
     let Some(mode) = spec.angles else { return Ok(AngleParams::NONE) };
     let frequencies = RopeParameters::new(1e4, spec.rotary_dim).frequencies(None)?;
     let pairs = spec.rotary_dim as usize / 2;
@@ -241,21 +243,16 @@ fn position_numbers(spec: &RopeSpec, tokens: usize) -> Option<Vec<u8>> {
 }
 
 /// Fills memory with random values: a block from the host, copied on over the rest by the device.
-fn fill(
-    device: &dyn Device,
-    memory: &dyn Memory,
-    dtype: DType,
-    noise: &mut Noise,
-    throttle: &Throttle<'_>,
-) -> Result<()> {
+fn fill(device: &dyn Device, memory: &mut dyn Memory, dtype: DType, noise: &mut Noise, throttle: &Throttle<'_>) -> Result<()> {
     let mut block = vec![0; memory.bytes().min(HOST_PIECE)];
     noise.fill(dtype, &mut block);
     upload(memory, 0, &block, throttle)?;
+    let memory = &*memory;
     let mut done = block.len();
     while done < memory.bytes() {
         let part = done.min(memory.bytes() - done).min(DEVICE_PIECE);
         throttle.slice(|| {
-            device.copy((memory, done), (memory, 0), part, device.stream())?;
+            device::copy(device, (memory, done), (memory, 0), part, device.stream())?;
             device.wait()
         })?;
         done += part;
@@ -263,7 +260,7 @@ fn fill(
     Ok(())
 }
 
-fn upload(memory: &dyn Memory, at: usize, bytes: &[u8], throttle: &Throttle<'_>) -> Result<()> {
+fn upload(memory: &mut dyn Memory, at: usize, bytes: &[u8], throttle: &Throttle<'_>) -> Result<()> {
     bytes
         .chunks(HOST_PIECE)
         .enumerate()

@@ -170,8 +170,8 @@ impl family::Problem for Problem {
         self.values_for(size).and_then(|v| regions::traffic(self.d(), &v)).unwrap_or(0)
     }
 
-    fn trial(&self, device: &Arc<dyn Device>, limit: u64, throttle: &Throttle<'_>) -> Result<Arc<dyn family::Trial>> {
-        Ok(Arc::new(trial::Trial::new(self, device, limit, throttle)?))
+    fn trial(&self, device: &Arc<dyn Device>, limit: u64, throttle: &Throttle<'_>) -> Result<Box<dyn family::Trial>> {
+        Ok(Box::new(trial::Trial::new(self, device, limit, throttle)?))
     }
 
     fn same(&self) -> family::Same {

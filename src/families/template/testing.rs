@@ -164,11 +164,11 @@ impl TemplateKernel {
         }
         let limit = device.measuring().scratch_bytes.min(device.free_memory()? / 4);
         let throttle = Throttle::full();
-        let trial = problem.trial(device, limit, &throttle)?;
+        let mut trial = problem.trial(device, limit, &throttle)?;
         let mut expected: Option<Vec<u8>> = None;
         let mut all = Vec::new();
         for (config, kernel) in space.iter().zip(kernels) {
-            let run = || {
+            let mut run = || {
                 let plan = Plan::new(problem.as_ref(), kernel?, config.clone(), Origin::Compiled, Provenance::Default)?;
                 let outputs = trial.outputs(&plan, &throttle)?;
                 match &expected {
@@ -202,7 +202,7 @@ impl TemplateKernel {
         let sizes = &d.test.numbers[usize::from(d.launch.bucket_arg) - first];
         let n = sizes.get(round % sizes.len().max(1)).map_or(16, |n| *n as i64);
         let device = self.engine().device();
-        let input = Input::new(&problem, device.as_ref(), n, round)?;
+        let mut input = Input::new(&problem, device.as_ref(), n, round)?;
         let bucket = Bucket::of(call::size(d, &input.values)?);
         let (problem_there, slots) = self.problem_of(WIDEST, bucket)?;
         let plan = self.engine().resolve(&problem_there, &slots, Stream::DEFAULT, self.engine().shared().tuning())?;

@@ -5,7 +5,7 @@
 //! values of the parameters, `geometry` the blocks and threads in three dimensions each, and blocks are numbered x first.
 
 use std::alloc::Layout;
-use std::ffi::c_void;
+use std::ffi::{OsStr, c_void};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,6 +23,7 @@ use super::machine::{
     Stream, TimedLaunch, Timer, compile_error, range,
 };
 use crate::error::{Error, ErrorKind, Result};
+use crate::system::{fork, private, trust};
 
 /// The processor.
 pub struct Host {
@@ -93,34 +94,53 @@ fn last_level_cache() -> u64 {
     (0..8).filter_map(size).max().unwrap_or(0)
 }
 
-/// The system's C++ compiler: `CXX`, else `c++`, `g++` or `clang++` on the path.
+/// The system's C++ compiler: `CXX`, else `c++`, `g++` or `clang++` on the path; one that others cannot change.
 fn find_compiler() -> Result<PathBuf> {
-    let named = std::env::var_os("CXX").filter(|v| !v.is_empty());
-    let names = match &named {
-        Some(name) => vec![PathBuf::from(name)],
-        None => ["c++", "g++", "clang++"].map(PathBuf::from).to_vec(),
-    };
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    for name in &names {
-        if name.components().count() > 1 && name.is_file() {
-            return Ok(name.clone());
-        }
-        if let Some(found) = std::env::split_paths(&path).map(|d| d.join(name)).find(|f| f.is_file()) {
-            return Ok(found);
-        }
-    }
-    let (what, hint) = match named {
-        Some(name) => {
-            (format!("CXX names '{}', which was not found", name.display()), "set CXX to a C++ compiler, or unset it")
-        }
-        None => {
-            ("no C++ compiler (c++, g++, clang++) on the path".into(), "install one, such as with: apt-get install g++")
-        }
-    };
-    Err(Error::new(ErrorKind::CompilerMissing, what).hint(hint))
+    let variable = |name: &str| std::env::var_os(name).unwrap_or_default();
+    compiler_in(&variable("CXX"), &variable("PATH"))
 }
 
-impl Device for Host {
+fn compiler_in(named: &OsStr, path: &OsStr) -> Result<PathBuf> {
+    let missing = |what: String, hint: &str| Err(Error::new(ErrorKind::CompilerMissing, what).hint(hint));
+    // An empty part of the path is the current folder, and a relative one lies in it: anybody's.
+    let folders: Vec<PathBuf> = std::env::split_paths(path).filter(|folder| folder.is_absolute()).collect();
+    let on_path = |name: &Path| folders.iter().map(|folder| folder.join(name)).find(|file| file.is_file());
+    let named = Some(Path::new(named)).filter(|name| !name.as_os_str().is_empty());
+    let found = match named {
+        Some(file) if file.components().count() > 1 => {
+            if !file.is_absolute() {
+                let what = format!("CXX names '{}', which is relative to the current folder", file.display());
+                return missing(what, "name the compiler from / on, or by a name that is found on the PATH");
+            }
+            Some(file.to_owned()).filter(|file| file.is_file())
+        }
+        Some(name) => on_path(name),
+        None => ["c++", "g++", "clang++"].iter().find_map(|name| on_path(Path::new(name))),
+    };
+    let Some(found) = found else {
+        return match named {
+            Some(name) => missing(
+                format!("CXX names '{}', which was not found", name.display()),
+                "set CXX to a C++ compiler, or unset it",
+            ),
+            None => missing(
+                "no C++ compiler (c++, g++, clang++) on the path".into(),
+                "install one, such as with: apt-get install g++",
+            ),
+        };
+    };
+    match trust::file(&found) {
+        // By the name it was found by: some programs are several compilers, by their names.
+        Ok(_) => Ok(found),
+        Err(refused) => missing(
+            format!("the C++ compiler {} is not run: {refused}", found.display()),
+            "repair that, or set CXX to another compiler",
+        ),
+    }
+}
+
+// SAFETY: kernels are compiled from the templates, or are the reference; memory is this process's.
+unsafe impl Device for Host {
     fn facts(&self) -> &Facts {
         &self.facts
     }
@@ -153,13 +173,14 @@ impl Device for Host {
 
     fn compile(&self, source: &Source) -> Result<Binary> {
         let compiler = find_compiler()?;
-        let io = |e| Error::io(&std::env::temp_dir(), "a folder to compile in cannot be used", e);
-        leftovers::sweep_once();
-        let folder = tempfile::Builder::new().prefix(leftovers::PREFIX).tempdir().map_err(io)?;
+        let place = private::place_for_code()?;
+        let io = |e| Error::io(&place, "a folder to compile in cannot be used", e);
+        leftovers::sweep_once(&place);
+        let folder = private::folder_in(&place, leftovers::PREFIX).map_err(io)?;
         let (text, library) = (folder.path().join(leftovers::SOURCE), folder.path().join(leftovers::LIBRARY));
-        fs_err::write(&text, &source.text).map_err(io)?;
+        private::write_new(&text, source.text.as_bytes()).map_err(io)?;
         let options = self.options_for(source);
-        let output = Command::new(&compiler)
+        let output = under_private_umask(&compiler)
             .args(&options)
             .arg("-o")
             .arg(&library)
@@ -173,8 +194,9 @@ impl Device for Host {
         Ok(Binary { ptx: Vec::new(), image: fs_err::read(&library).map_err(io)? })
     }
 
-    fn load(&self, binary: &Binary, entry: &str, _: &LaunchAttrs) -> Result<Arc<dyn Kernel>> {
-        load(binary, entry)
+    unsafe fn load(&self, binary: &Binary, entry: &str, _: &LaunchAttrs) -> Result<Arc<dyn Kernel>> {
+        // SAFETY: this function's contract.
+        unsafe { load(binary, entry) }
     }
 
     fn ahead_of_time(&self) -> Option<AheadOfTime> {
@@ -208,14 +230,21 @@ impl Device for Host {
         Ok(Box::new(timer))
     }
 
-    fn copy(&self, to: (&dyn Memory, usize), from: (&dyn Memory, usize), bytes: usize, _: Stream<'_>) -> Result<()> {
+    unsafe fn copy(
+        &self,
+        to: (&dyn Memory, usize),
+        from: (&dyn Memory, usize),
+        bytes: usize,
+        _: Stream<'_>,
+    ) -> Result<()> {
         const CHUNK: usize = 1 << 20;
         let (to, from) = (range(to.0, to.1, bytes)? as usize, range(from.0, from.1, bytes)? as usize);
-        (0..bytes.div_ceil(CHUNK)).into_par_iter().for_each(|i| {
+        let chunk = |i: usize| {
             let (at, len) = (i * CHUNK, CHUNK.min(bytes - i * CHUNK));
-            // SAFETY: both ranges are inside memory of this device, which lives until this returns.
+            // SAFETY: both ranges are inside memory of this device, by this function's contract, and nobody else uses them.
             unsafe { std::ptr::copy((from + at) as *const u8, (to + at) as *mut u8, len) };
-        });
+        };
+        fork::spread(|| (0..bytes.div_ceil(CHUNK)).into_par_iter().for_each(chunk));
         Ok(())
     }
 
@@ -226,17 +255,36 @@ impl Device for Host {
     fn is_capturing(&self, _: Stream<'_>) -> bool {
         false
     }
+
+    fn in_fork(&self) -> Result<Arc<dyn Device>> {
+        Ok(Arc::new(Self { facts: self.facts.clone(), ahead_of_time: self.ahead_of_time }))
+    }
+}
+
+/// A compiler whose files are for the user alone: it names its own temporary files, and a linker makes the output anew. A
+/// shell sets the umask, since to do that between fork and exec would copy the page tables of a large process.
+fn under_private_umask(compiler: &Path) -> Command {
+    if cfg!(not(unix)) {
+        return Command::new(compiler);
+    }
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", "umask 077 && exec \"$0\" \"$@\""]).arg(compiler);
+    command
 }
 
 /// Loads a shared library.
-fn load(binary: &Binary, entry: &str) -> Result<Arc<dyn Kernel>> {
+///
+/// # Safety
+/// The host's compiler has made it of a text for this device, whose entry point has this name.
+unsafe fn load(binary: &Binary, entry: &str) -> Result<Arc<dyn Kernel>> {
     // The loader wants a file; once it is open its name is not needed.
-    let io = |e| Error::io(&std::env::temp_dir(), "a kernel to load cannot be kept", e);
-    let mut file = tempfile::Builder::new().prefix(leftovers::PREFIX).suffix(".so").tempfile().map_err(io)?;
+    let place = private::place_for_code()?;
+    let io = |e| Error::io(&place, "a kernel to load cannot be kept", e);
+    let mut file = private::file_in(&place, leftovers::PREFIX, ".so").map_err(io)?;
     file.write_all(&binary.image).map_err(io)?;
     let path: &Path = file.path();
     let refused = |e: libloading::Error| Error::new(ErrorKind::Device, format!("the loader refused a kernel: {e}"));
-    // SAFETY: our own compiler made it, and a digest has vouched for it since; it has no initialisers.
+    // SAFETY: this function's contract; what the compiler makes has no initialisers.
     let library = unsafe { Library::new(path) }.map_err(refused)?;
     // SAFETY: a text for this device defines it with this type (see the module).
     let run = *unsafe { library.get::<RunBlocks>(format!("{entry}_blocks").as_bytes()) }.map_err(refused)?;
@@ -273,7 +321,8 @@ impl Kernel for HostKernel {
         if blocks <= chunk {
             run(0, blocks);
         } else {
-            (0..blocks.div_ceil(chunk)).into_par_iter().for_each(|i| run(i * chunk, blocks.min((i + 1) * chunk)));
+            let part = |i: u32| run(i * chunk, blocks.min((i + 1) * chunk));
+            fork::spread(|| (0..blocks.div_ceil(chunk)).into_par_iter().for_each(part));
         }
         Ok(())
     }
@@ -303,16 +352,17 @@ unsafe impl Memory for HostMemory {
         self.bytes
     }
 
-    fn upload(&self, offset: usize, data: &[u8]) -> Result<()> {
+    fn upload(&mut self, offset: usize, data: &[u8]) -> Result<()> {
         let at = range(self, offset, data.len())? as *mut u8;
-        // SAFETY: the range lies inside the allocation.
+        // SAFETY: the range lies inside the allocation, which nobody else uses: `self` is borrowed alone, and kernels that
+        // write here are launched by unsafe functions.
         unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), at, data.len()) };
         Ok(())
     }
 
     fn download(&self, offset: usize, data: &mut [u8]) -> Result<()> {
         let at = range(self, offset, data.len())? as *const u8;
-        // SAFETY: the range lies inside the allocation.
+        // SAFETY: the range lies inside the allocation, and nothing writes to it but `upload` and unsafe functions.
         unsafe { std::ptr::copy_nonoverlapping(at, data.as_mut_ptr(), data.len()) };
         Ok(())
     }
@@ -320,7 +370,8 @@ unsafe impl Memory for HostMemory {
 
 struct HostFaultWord(Box<AtomicU64>);
 
-impl FaultWord for HostFaultWord {
+// SAFETY: a launch on the host is over when it returns, and the word lives as long as this.
+unsafe impl FaultWord for HostFaultWord {
     fn address(&self) -> u64 {
         self.0.as_ptr() as u64
     }
@@ -344,3 +395,7 @@ impl Timer for HostTimer {
         Ok(start.elapsed().as_secs_f64() * 1e9 / self.launches.max(1) as f64)
     }
 }
+
+#[cfg(test)]
+#[path = "host_tests.rs"]
+mod tests;

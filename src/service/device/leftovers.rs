@@ -1,7 +1,7 @@
 //! What a process that was killed while it compiled for the host leaves in the system's folder for temporary files.
 
 use std::path::{Path, PathBuf};
-use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
 /// What names of temporary folders and libraries begin with.
@@ -12,18 +12,18 @@ pub(super) const LIBRARY: &str = "kernel.so";
 /// No compile takes that long.
 const LEFT_AFTER: Duration = Duration::from_secs(60 * 60);
 
-/// Removes them, the first time that a process compiles.
-pub(super) fn sweep_once() {
-    static SWEPT: Once = Once::new();
-    SWEPT.call_once(|| {
-        for path in leftovers(&std::env::temp_dir(), SystemTime::now()) {
-            let removed = remove(&path);
-            match removed {
-                Ok(()) => tracing::debug!("removed {}, left by a process that was killed", path.display()),
-                Err(e) => tracing::debug!("{} cannot be removed: {e}", path.display()),
-            }
+/// Removes those in the folder that is compiled in, the first time that a process compiles.
+pub(super) fn sweep_once(folder: &Path) {
+    static SWEPT: AtomicBool = AtomicBool::new(false);
+    if SWEPT.swap(true, Relaxed) {
+        return;
+    }
+    for path in leftovers(folder, SystemTime::now()) {
+        match remove(&path) {
+            Ok(()) => tracing::debug!("removed {}, left by a process that was killed", path.display()),
+            Err(e) => tracing::debug!("{} cannot be removed: {e}", path.display()),
         }
-    });
+    }
 }
 
 /// Removes a library, or a folder in which there is no more than a compile leaves.

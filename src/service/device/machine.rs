@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::identity::Identity;
 use crate::error::{Error, ErrorKind, Result};
+use crate::system::private;
 
 /// Which of the two kinds of device a text is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -221,9 +222,14 @@ pub trait Kernel: Send + Sync {
     /// There is a value of the right type for each of the kernel's parameters. Every address in them is valid on the device
     /// for all that the kernel reads and writes when it is launched so, until the stream has passed the launch.
     unsafe fn launch(&self, stream: Stream<'_>, geometry: &Geometry, args: &[*const c_void]) -> Result<()>;
+
+    /// From now on it stays loaded until the process ends, whatever is dropped: a graph that was captured with it may be
+    /// launched at any time. Not needed where launches cannot be captured.
+    fn keep(&self) {}
 }
 
-/// Memory of a device, freed when dropped.
+/// Memory of a device, freed when dropped. Nobody refers to it but by its address: who hands that on says in an unsafe
+/// function who reads and writes when.
 ///
 /// # Safety
 /// From `address()` on, `bytes()` bytes are valid on the device for as long as this lives.
@@ -233,7 +239,7 @@ pub unsafe trait Memory: Send + Sync {
     /// Its size in bytes.
     fn bytes(&self) -> usize;
     /// Copies `data` to `offset` on the device's own stream, and waits for that stream.
-    fn upload(&self, offset: usize, data: &[u8]) -> Result<()>;
+    fn upload(&mut self, offset: usize, data: &[u8]) -> Result<()>;
     /// Copies from `offset` on the device's own stream, and waits for that stream.
     fn download(&self, offset: usize, data: &mut [u8]) -> Result<()>;
 }
@@ -248,7 +254,11 @@ pub(super) fn range(memory: &dyn Memory, offset: usize, len: usize) -> Result<u6
 }
 
 /// A word that kernels write and the host reads without synchronising.
-pub trait FaultWord: Send + Sync {
+///
+/// # Safety
+/// At `address()`, eight bytes are valid on the device for atomic writes for as long as kernels run that were launched while
+/// this lives.
+pub unsafe trait FaultWord: Send + Sync {
     /// Its address on the device.
     fn address(&self) -> u64;
     /// Its value, which becomes zero.
@@ -265,7 +275,13 @@ pub trait Timer {
 pub type TimedLaunch = Box<dyn Fn(usize, Stream<'_>) -> Result<()> + Send>;
 
 /// A machine that kernels are compiled for and run on.
-pub trait Device: Send + Sync {
+///
+/// # Safety
+/// An engine launches what a device gives it on memory that its callers own, and relies on this: a kernel of
+/// [`load`](Self::load), [`portable`](Self::portable) or [`fallback`](Self::fallback) computes what the source, spec and
+/// class it was asked for say, and touches nothing else; memory is of the device that [`dialect`](Self::dialect) and
+/// [`context`](Self::context) name.
+pub unsafe trait Device: Send + Sync {
     /// What is known of it.
     fn facts(&self) -> &Facts;
 
@@ -312,8 +328,12 @@ pub trait Device: Send + Sync {
     /// Compiles a source. May be called from several threads at once.
     fn compile(&self, source: &Source) -> Result<Binary>;
 
-    /// Loads a compiled kernel by the name of its entry point.
-    fn load(&self, binary: &Binary, entry: &str, attrs: &LaunchAttrs) -> Result<Arc<dyn Kernel>>;
+    /// Loads a compiled kernel by the name of its entry point. To load code may be to run it.
+    ///
+    /// # Safety
+    /// [`compile`](Self::compile) of such a device has made the binary, of a source with this entry point, or a prebuilt one of the
+    /// crate's is loaded; the kernel is of such attributes.
+    unsafe fn load(&self, binary: &Binary, entry: &str, attrs: &LaunchAttrs) -> Result<Arc<dyn Kernel>>;
 
     /// Allocates memory; its contents are undefined.
     fn alloc(&self, bytes: usize) -> Result<Box<dyn Memory>>;
@@ -339,7 +359,11 @@ pub trait Device: Send + Sync {
 
     /// Copies between two places of the device's memory (each a memory and an offset), ordered by the stream. They may
     /// be the same memory, but must not overlap.
-    fn copy(
+    ///
+    /// # Safety
+    /// Both are memory of this device, and until the stream has passed the copy nobody else writes what it reads, or reads
+    /// or writes what it writes.
+    unsafe fn copy(
         &self,
         to: (&dyn Memory, usize),
         from: (&dyn Memory, usize),
@@ -372,6 +396,48 @@ pub trait Device: Send + Sync {
 
     /// Whether the stream is, or may be, captured into a graph.
     fn is_capturing(&self, stream: Stream<'_>) -> bool;
+
+    /// The same device for a child of `fork()`, opened afresh: nothing of what this one has locked or started is there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::DeviceUnavailable`] where a child cannot use it.
+    fn in_fork(&self) -> Result<Arc<dyn Device>> {
+        Err(in_fork(ErrorKind::DeviceUnavailable, &self.facts().name))
+    }
+}
+
+/// The error of a device that a child of `fork()` cannot use.
+pub(super) fn in_fork(kind: ErrorKind, name: &str) -> Error {
+    Error::new(
+        kind,
+        "cannot be used in this process, a child of fork(): its parent has opened the device",
+    )
+    .subject_is(name)
+    .hint("start processes with spawn or forkserver (in Python: multiprocessing's and DataLoader's start method), or fork before the first use of the device")
+}
+
+/// Loads what an engine has compiled, or found as an entry of its store that says it was made of this very source.
+pub(crate) fn load(
+    device: &dyn Device,
+    binary: &Binary,
+    entry: &str,
+    attrs: &LaunchAttrs,
+) -> Result<Arc<dyn Kernel>> {
+    // SAFETY: a `Binary` is a compiler's output or code of an `Entry`, whose makers vouch for it; the engine has compared the
+    // source that it was made of with the one it wants, and what is shipped is the crate's own.
+    unsafe { device.load(binary, entry, attrs) }
+}
+
+/// Copies within memory that an engine has allocated on `device` for itself, and uses on one stream.
+pub(crate) fn copy(
+    device: &dyn Device,
+    to: (&dyn Memory, usize),
+    from: (&dyn Memory, usize),
+    bytes: usize,
+    stream: Stream<'_>,
+) -> Result<()> {
+    // SAFETY: this function's contract.
+    unsafe { device.copy(to, from, bytes, stream) }
 }
 
 /// How to measure on a device.
@@ -418,7 +484,7 @@ impl std::str::FromStr for DeviceChoice {
 pub(super) fn compile_error(compiler: &str, options: &[String], source: &str, log: &str) -> Error {
     let digest = crate::service::digest::text_digest(source);
     let prefix = format!("ropejit-{}-", &digest[..16]);
-    let dump = tempfile::Builder::new().prefix(&prefix).suffix(".cu").tempfile().and_then(|mut file| {
+    let dump = private::file_in(&std::env::temp_dir(), &prefix, ".cu").and_then(|mut file| {
         file.write_all(source.as_bytes())?;
         Ok(file.keep()?.1)
     });
@@ -431,4 +497,21 @@ pub(super) fn compile_error(compiler: &str, options: &[String], source: &str, lo
         format!("the kernel does not compile\noptions: {}\n{dumped}\nlog:\n{}", options.join(" "), log.trim_end()),
     )
     .subject_is(compiler)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn a_kept_source_is_for_the_user_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let e = compile_error("c++", &["-O3".into()], "int x;", "no");
+        let path = e.message().lines().find_map(|l| l.strip_prefix("source: ")).expect("it is named");
+        let meta = fs_err::metadata(path).expect("kept");
+        assert_eq!(meta.permissions().mode() & 0o7777, 0o600);
+        assert_eq!(fs_err::read_to_string(path).expect("read"), "int x;");
+        fs_err::remove_file(path).expect("removed");
+    }
 }

@@ -13,18 +13,23 @@ pub mod identity;
 mod leftovers;
 mod machine;
 mod nvrtc;
+mod nvrtc_search;
 mod target;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use crate::error::{ErrorKind, Result};
+#[cfg(unix)]
+use crate::system::fork;
 
 pub use identity::Identity;
 pub use machine::{
     Abilities, AheadOfTime, Binary, Device, DeviceChoice, Dialect, Facts, FaultWord, Geometry, Kernel, LaunchAttrs,
     Measuring, Memory, Source, Stream, TimedLaunch, Timer,
 };
+pub(crate) use machine::{copy, load};
 pub use target::Target;
 
 /// Opens a device.
@@ -35,15 +40,23 @@ pub fn open(choice: DeviceChoice) -> Result<Arc<dyn Device>> {
     match choice {
         DeviceChoice::Host => Ok(Arc::new(host::Host::open())),
         DeviceChoice::Cuda(ordinal) => Ok(Arc::new(cuda::Cuda::open(ordinal)?)),
-        DeviceChoice::Auto => match cuda::Cuda::open(0) {
-            Ok(gpu) => Ok(Arc::new(gpu)),
-            Err(e) if e.kind() == ErrorKind::DeviceUnavailable => {
-                tracing::debug!("no GPU, the host device serves: {e}");
-                Ok(Arc::new(host::Host::open()))
-            }
-            Err(e) => Err(e),
-        },
+        DeviceChoice::Auto => Ok(auto(|| Ok(Arc::new(cuda::Cuda::open(0)?)), &|warning| tracing::warn!("{warning}"))),
     }
+}
+
+/// The GPU, else the host: without a word where there is no GPU, with a warning where there is one that cannot be used.
+fn auto(gpu: impl FnOnce() -> Result<Arc<dyn Device>>, warn: &dyn Fn(&str)) -> Arc<dyn Device> {
+    match gpu() {
+        Ok(gpu) => return gpu,
+        Err(e) if e.kind() == ErrorKind::DeviceUnavailable => tracing::debug!("no GPU, the host device serves: {e}"),
+        Err(e) => {
+            static WARNED: AtomicBool = AtomicBool::new(false);
+            if !WARNED.swap(true, Relaxed) {
+                warn(&format!("the GPU cannot be used, the processor serves in its place: {e}"));
+            }
+        }
+    }
+    Arc::new(host::Host::open())
 }
 
 /// Has a function called when the process ends by returning from `main` or by `exit`, before what was there earlier ends.
@@ -57,6 +70,26 @@ pub(crate) fn at_exit(f: extern "C" fn()) {
     }
 }
 
+/// Has the forks of this process counted from now on (`system::fork`).
+#[cfg(unix)]
+pub(crate) fn watch_forks() {
+    type Handler = Option<extern "C" fn()>;
+    unsafe extern "C" {
+        fn pthread_atfork(prepare: Handler, parent: Handler, child: Handler) -> std::ffi::c_int;
+    }
+    static WATCHED: AtomicBool = AtomicBool::new(false);
+    if WATCHED.swap(true, Relaxed) {
+        return;
+    }
+    // SAFETY: a function of the C library, which keeps the pointer; it may be called in a child, as it only adds one.
+    if unsafe { pthread_atfork(None, None, Some(fork::in_child)) } != 0 {
+        tracing::debug!("children of fork() will not be told from this process");
+    }
+}
+
+#[cfg(not(unix))]
+pub(crate) fn watch_forks() {}
+
 /// Where NVRTC is and which version; for `doctor`.
 ///
 /// # Errors
@@ -66,7 +99,33 @@ pub fn nvrtc_version() -> Result<(PathBuf, String)> {
 }
 
 /// Where NVRTC is not found otherwise, it is searched for in this folder too: for programs whose environment keeps it where
-/// nobody else would look. Says nothing of whether it is there.
-pub fn search_nvrtc_in(folder: impl Into<PathBuf>) {
-    nvrtc::search_in(folder.into());
+/// nobody else would look. Says nothing of whether it is there. What is found there has to be trusted as all that is loaded
+/// (docs/SECURITY.md), and a relative path is passed over.
+pub fn search_nvrtc_in(folder: impl AsRef<Path>) {
+    nvrtc_search::search_in(folder.as_ref());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+    use crate::error::Error;
+
+    #[test]
+    fn only_a_gpu_that_is_not_there_is_passed_over_in_silence() {
+        let told = RefCell::new(Vec::new());
+        let open = |kind| {
+            let device = auto(|| Err(Error::new(kind, "cuInit failed: oh")), &|warning| {
+                told.borrow_mut().push(warning.to_owned());
+            });
+            assert_eq!(device.dialect(), Dialect::Host);
+        };
+        open(ErrorKind::DeviceUnavailable);
+        assert!(told.borrow().is_empty());
+        open(ErrorKind::Device);
+        open(ErrorKind::Device);
+        assert_eq!(told.borrow().len(), 1, "once: {told:?}");
+        assert!(told.borrow()[0].contains("cuInit failed: oh"), "{told:?}");
+    }
 }

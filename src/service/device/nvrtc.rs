@@ -1,31 +1,21 @@
-//! NVRTC, loaded from wherever it is.
+//! NVRTC, loaded from wherever it is, if nobody but those who are trusted can change it (`system::trust`).
 //!
 //! cudarc's NVRTC layer looks on the loader's path only, panics where there is none, and cannot be told which file to
 //! take; nine functions through `libloading` can. NVRTC compiles on several threads at once.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
 
 use libloading::Library;
+use once_cell::race::OnceBox;
 
 use super::machine::{Binary, compile_error};
+use super::nvrtc_search;
 use crate::error::{Error, ErrorKind, Result};
+use crate::system::{fork, trust};
 
 /// The environment variable that names the library's file.
 const VARIABLE: &str = "ROPEJIT_NVRTC";
-const NAMES: [&str; 4] = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2", "libnvrtc.so"];
-
-/// Folders to search besides those of [`candidates`].
-static FOLDERS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
-
-/// Searches this folder too.
-pub(super) fn search_in(folder: PathBuf) {
-    let mut folders = FOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
-    if !folders.contains(&folder) {
-        folders.push(folder);
-    }
-}
 
 type Program = *mut c_void;
 type GetSize = unsafe extern "C" fn(Program, *mut usize) -> c_int;
@@ -55,7 +45,9 @@ pub(super) struct Nvrtc {
     path: PathBuf,
     /// Major and minor.
     version: (c_int, c_int),
-    identity: OnceLock<String>,
+    identity: OnceBox<String>,
+    /// Of the process that has loaded it.
+    generation: u32,
     // Never dropped: the functions above point into the first.
     _libraries: (Library, Vec<Library>),
 }
@@ -63,48 +55,79 @@ pub(super) struct Nvrtc {
 impl Nvrtc {
     /// The process's NVRTC. A library that could not be found is looked for again at the next call.
     pub(super) fn get() -> Result<&'static Self> {
-        static LOADED: OnceLock<Nvrtc> = OnceLock::new();
-        if let Some(loaded) = LOADED.get() {
+        static LOADED: OnceBox<Nvrtc> = OnceBox::new();
+        let loaded = LOADED.get_or_try_init(|| Self::find().map(Box::new))?;
+        if loaded.generation == fork::generation() {
             return Ok(loaded);
         }
-        let found = Self::find()?;
-        Ok(LOADED.get_or_init(|| found))
+        // Its locks may be held by threads that are the parent's.
+        Err(Error::new(
+            ErrorKind::CompilerMissing,
+            "NVRTC cannot be used in this process, a child of fork(): its parent has loaded it",
+        )
+        .hint("start processes with spawn or forkserver, or fork before anything is compiled"))
     }
 
     fn find() -> Result<Self> {
         if let Some(file) = std::env::var_os(VARIABLE).filter(|v| !v.is_empty()) {
-            return Self::open(Path::new(&file)).map_err(|why| {
+            return Self::trusted(Path::new(&file)).map_err(|why| {
+                let why = why.unwrap_or_else(|| "there is no such file".into());
                 Error::new(ErrorKind::CompilerMissing, format!("{} cannot be used as NVRTC: {why}", file.display()))
                     .subject_is(VARIABLE)
                     .hint("set it to the file of a libnvrtc.so, or unset it to have one searched for")
             });
         }
-        let mut tried = Vec::new();
-        for candidate in candidates() {
-            match Self::open(&candidate) {
-                Ok(found) => return Ok(found),
-                Err(why) if candidate.is_absolute() => tried.push(format!("{}: {why}", candidate.display())),
-                Err(_) => {}
+        // One that the process has loaded already, as PyTorch does, runs in it in any case.
+        for name in nvrtc_search::names() {
+            if let Some(library) = loaded(&name)
+                && let Ok(found) = Self::of(library, Vec::new(), None)
+            {
+                return Ok(found);
+            }
+        }
+        let mut unusable = Vec::new();
+        for candidate in nvrtc_search::candidates() {
+            match Self::trusted(&candidate) {
+                Ok(found) => {
+                    for line in &unusable {
+                        tracing::warn!("NVRTC is not taken from {line}; {} is used", found.path.display());
+                    }
+                    return Ok(found);
+                }
+                Err(Some(why)) => unusable.push(format!("{}: {why}", candidate.display())),
+                Err(None) => {}
             }
         }
         let mut message =
             "NVRTC, the CUDA run-time compiler, was not found (searched: the loader's path, CUDA toolkit \
-                           folders, the active virtual environment, .venv)"
+                           folders, the active virtual or Conda environment)"
                 .to_owned();
-        for line in tried {
+        for line in unusable {
             message.push_str("\n  unusable: ");
             message.push_str(&line);
         }
         Err(Error::new(ErrorKind::CompilerMissing, message).hint(format!(
-            "python3 -m venv .venv && .venv/bin/pip install nvidia-cuda-nvrtc   (or set {VARIABLE} to a libnvrtc.so)"
+            "pip install nvidia-cuda-nvrtc   in a virtual environment that is active (VIRTUAL_ENV), or set {VARIABLE} to a \
+             libnvrtc.so"
         )))
     }
 
-    fn open(file: &Path) -> Result<Self, String> {
+    /// Opens a file that nobody else can change; what is wrong, `None` if it is not there.
+    fn trusted(file: &Path) -> Result<Self, Option<String>> {
+        let refused = |refused| match refused {
+            trust::Refused::Absent => None,
+            because @ trust::Refused::Because { .. } => Some(because.to_string()),
+        };
+        let file = trust::file(file).map_err(refused)?;
         // NVRTC opens its builtins by their bare name, which the loader finds if they are open already.
-        let builtins = file.parent().map(builtins).unwrap_or_default();
+        let builtins = file.parent().map(builtins).transpose().map_err(refused)?.unwrap_or_default();
         // SAFETY: NVRTC's initialisers have no requirements; a file of that name is taken to be NVRTC.
-        let library = unsafe { Library::new(file) }.map_err(|e| reason(&e))?;
+        let library = unsafe { Library::new(&file) }.map_err(|e| Some(reason(&e)))?;
+        Self::of(library, builtins, Some(file)).map_err(Some)
+    }
+
+    /// The NVRTC of a loaded library.
+    fn of(library: Library, builtins: Vec<Library>, file: Option<PathBuf>) -> Result<Self, String> {
         macro_rules! symbol {
             ($name:literal) => {
                 // SAFETY: the types are those of nvrtc.h, unchanged since CUDA 11.2; the library is kept.
@@ -127,10 +150,16 @@ impl Nvrtc {
         if status != 0 {
             return Err(format!("nvrtcVersion failed with {status}"));
         }
-        let path = if file.is_absolute() { None } else { file_of(api.version as *const c_void) };
-        let path = path.unwrap_or_else(|| file.to_owned());
+        let path = file.or_else(|| trust::file_of(api.version as usize)).unwrap_or_else(|| "libnvrtc.so".into());
         let version = (major, minor);
-        Ok(Self { api, path, version, identity: OnceLock::new(), _libraries: (library, builtins) })
+        Ok(Self {
+            api,
+            path,
+            version,
+            identity: OnceBox::new(),
+            generation: fork::generation(),
+            _libraries: (library, builtins),
+        })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -142,9 +171,14 @@ impl Nvrtc {
     pub(super) fn identity(&self) -> &str {
         self.identity.get_or_init(|| {
             let build = self.compile("", &[]).ok().and_then(|(binary, _)| build(&binary.ptx).map(String::from));
-            let (major, minor) = self.version;
-            format!("nvrtc {}", build.unwrap_or_else(|| format!("{major}.{minor}")))
+            Box::new(build.map_or_else(|| self.name(), |build| format!("nvrtc {build}")))
         })
+    }
+
+    /// Its version, such as `nvrtc 13.0`: for errors, which must not ask for the build.
+    fn name(&self) -> String {
+        let (major, minor) = self.version;
+        format!("nvrtc {major}.{minor}")
     }
 
     /// Compiles to PTX and cubin, and returns the log as well.
@@ -170,7 +204,7 @@ impl Nvrtc {
         let log = String::from_utf8_lossy(&self.fetch(&program, self.api.log)?).trim_end_matches('\0').to_owned();
         match status {
             0 => {}
-            6 => return Err(compile_error(self.identity(), options, source, &log)),
+            6 => return Err(compile_error(&self.name(), options, source, &log)),
             _ => return Err(self.failed("nvrtcCompileProgram", status).caused_by(log)),
         }
         let ptx = self.fetch(&program, self.api.ptx)?;
@@ -204,7 +238,7 @@ impl Nvrtc {
             unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
         };
         let error =
-            Error::new(ErrorKind::Compile, format!("{what} failed: {}", text.trim_end())).subject_is(self.identity());
+            Error::new(ErrorKind::Compile, format!("{what} failed: {}", text.trim_end())).subject_is(self.name());
         if text.contains("INVALID_OPTION") {
             return error.hint("most likely it does not know the architecture: take another one, or a newer NVRTC");
         }
@@ -229,52 +263,34 @@ fn reason(e: &libloading::Error) -> String {
     std::error::Error::source(e).map_or_else(|| e.to_string(), ToString::to_string)
 }
 
-/// Where to look, in order: the loader's path, CUDA toolkits, the active virtual environment, `.venv` here or above, then
-/// where [`search_in`] says.
-fn candidates() -> Vec<PathBuf> {
-    let mut all: Vec<PathBuf> = NAMES.iter().map(PathBuf::from).collect();
-    let mut folders: Vec<PathBuf> = Vec::new();
-    for variable in ["CUDA_HOME", "CUDA_PATH", "CUDA_ROOT"] {
-        folders.extend(std::env::var_os(variable).filter(|v| !v.is_empty()).map(PathBuf::from));
-    }
-    folders.push("/usr/local/cuda".into());
-    folders.push("/opt/cuda".into());
-    let mut libraries: Vec<PathBuf> = folders
-        .iter()
-        .flat_map(|f| ["lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"].map(|l| f.join(l)))
-        .collect();
-    let mut environments: Vec<PathBuf> = std::env::var_os("VIRTUAL_ENV").map(PathBuf::from).into_iter().collect();
-    if let Ok(here) = std::env::current_dir() {
-        environments.extend(here.ancestors().map(|a| a.join(".venv")).find(|v| v.is_dir()));
-    }
-    for environment in environments {
-        for python in children(&environment.join("lib")) {
-            let nvidia = python.join("site-packages/nvidia");
-            libraries.extend(["cu13/lib", "cuda_nvrtc/lib", "cu12/lib"].map(|l| nvidia.join(l)));
-        }
-    }
-    libraries.extend(FOLDERS.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
-    for library in libraries {
-        all.extend(NAMES.iter().map(|n| library.join(n)).filter(|p| p.is_file()));
-    }
-    all
+/// A library that the process has loaded, by its name; none is loaded for this.
+#[cfg(target_os = "linux")]
+fn loaded(name: &Path) -> Option<Library> {
+    use libloading::os::unix;
+    // What dlopen calls RTLD_NOLOAD, which libloading does not name.
+    const NO_LOAD: c_int = 4;
+    // SAFETY: nothing is loaded, so no initialiser runs.
+    unsafe { unix::Library::open(Some(name), unix::RTLD_LAZY | NO_LOAD) }.ok().map(Into::into)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn loaded(_: &Path) -> Option<Library> {
+    None
 }
 
 /// Opens the builtins that lie beside an NVRTC.
-fn builtins(folder: &Path) -> Vec<Library> {
+fn builtins(folder: &Path) -> Result<Vec<Library>, trust::Refused> {
     let is_builtins = |p: &PathBuf| {
         let name = p.file_name().unwrap_or_default().to_string_lossy();
         name.starts_with("libnvrtc-builtins.so")
     };
-    // SAFETY: they hold data for NVRTC and have no initialisers of note.
-    children(folder).into_iter().filter(is_builtins).filter_map(|p| unsafe { Library::new(p) }.ok()).collect()
-}
-
-fn children(folder: &Path) -> Vec<PathBuf> {
-    let mut all: Vec<PathBuf> =
-        std::fs::read_dir(folder).map(|d| d.flatten().map(|e| e.path()).collect()).unwrap_or_default();
-    all.sort();
-    all
+    let mut open = Vec::new();
+    for file in nvrtc_search::children(folder).into_iter().filter(is_builtins) {
+        let file = trust::file(&file)?;
+        // SAFETY: they hold data for NVRTC and have no initialisers of note.
+        open.extend(unsafe { Library::new(file) }.ok());
+    }
+    Ok(open)
 }
 
 /// The build in the head of a PTX text: `13.0.88` of `// Cuda compilation tools, release 13.0, V13.0.88`.
@@ -285,36 +301,6 @@ fn build(ptx: &[u8]) -> Option<&str> {
     let version = version.trim();
     let number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
     version.split('.').all(number).then_some(version)
-}
-
-/// The file that holds a function: that of a library which the loader found by its name. Other libraries of a similar
-/// name (the builtins, another program's NVRTC) may be mapped as well.
-fn file_of(function: *const c_void) -> Option<PathBuf> {
-    use std::os::unix::ffi::OsStrExt as _;
-    /// `Dl_info` of dlfcn.h.
-    #[repr(C)]
-    struct Info {
-        file: *const c_char,
-        base: *mut c_void,
-        symbol: *const c_char,
-        address: *mut c_void,
-    }
-    unsafe extern "C" {
-        fn dladdr(address: *const c_void, info: *mut Info) -> c_int;
-    }
-    let mut info = Info {
-        file: std::ptr::null(),
-        base: std::ptr::null_mut(),
-        symbol: std::ptr::null(),
-        address: std::ptr::null_mut(),
-    };
-    // SAFETY: any address may be asked for; `info` is valid for a write.
-    if unsafe { dladdr(function, &raw mut info) } == 0 || info.file.is_null() {
-        return None;
-    }
-    // SAFETY: a string of the loader's, which lives as long as the library.
-    let file = unsafe { CStr::from_ptr(info.file) };
-    Some(PathBuf::from(std::ffi::OsStr::from_bytes(file.to_bytes())))
 }
 
 #[cfg(test)]
@@ -332,12 +318,5 @@ mod tests {
         for none in ["", "// Cuda compilation tools, release 13.0", "// release 13.0, Vnext", "// release 1, V"] {
             assert_eq!(of(none), None, "{none}");
         }
-    }
-
-    #[test]
-    fn a_function_is_in_the_file_that_holds_it() {
-        let here = file_of(build as *const c_void).expect("known");
-        assert_eq!(here.canonicalize().ok(), std::env::current_exe().and_then(|exe| exe.canonicalize()).ok());
-        assert_eq!(file_of(std::ptr::null()), None);
     }
 }

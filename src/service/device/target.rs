@@ -60,7 +60,8 @@ impl Target {
     }
 }
 
-impl Device for Target {
+// SAFETY: it loads and allocates nothing.
+unsafe impl Device for Target {
     fn facts(&self) -> &Facts {
         &self.facts
     }
@@ -89,7 +90,7 @@ impl Device for Target {
         Ok(self.compile_with(source, &[])?.0)
     }
 
-    fn load(&self, _: &Binary, _: &str, _: &LaunchAttrs) -> Result<Arc<dyn Kernel>> {
+    unsafe fn load(&self, _: &Binary, _: &str, _: &LaunchAttrs) -> Result<Arc<dyn Kernel>> {
         self.absent()
     }
 
@@ -109,7 +110,7 @@ impl Device for Target {
         self.absent()
     }
 
-    fn copy(&self, _: (&dyn Memory, usize), _: (&dyn Memory, usize), _: usize, _: Stream<'_>) -> Result<()> {
+    unsafe fn copy(&self, _: (&dyn Memory, usize), _: (&dyn Memory, usize), _: usize, _: Stream<'_>) -> Result<()> {
         self.absent()
     }
 
@@ -119,5 +120,9 @@ impl Device for Target {
 
     fn is_capturing(&self, _: Stream<'_>) -> bool {
         false
+    }
+
+    fn in_fork(&self) -> Result<Arc<dyn Device>> {
+        Ok(Arc::new(Self { facts: self.facts.clone() }))
     }
 }

@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::time::Instant;
+
+use once_cell::race::OnceBox;
 
 use super::choices::Choices;
 use super::extensions::Extensions;
@@ -18,6 +20,7 @@ use crate::service::device::{self, Device, DeviceChoice};
 use crate::service::family::Families;
 use crate::service::store::layers::{Layers, Places};
 use crate::service::store::{Store, memory::Memory};
+use crate::system::fork;
 
 /// Options of an [`Engine`]. Unset ones come from the environment (`ROPEJIT_DEVICE`, `ROPEJIT_CACHE_DIR`,
 /// `ROPEJIT_CACHE_PATH`, `ROPEJIT_CACHE_MAX_BYTES`, `ROPEJIT_TRUST_GROUP`, `ROPEJIT_STRICT`, `ROPEJIT_TUNING`, `ROPEJIT_LOCK`),
@@ -73,7 +76,7 @@ impl Builder {
         self
     }
 
-    /// A device of the caller's, in place of one that is opened here.
+    /// A device of the caller's, in place of one that is opened here. Who implements [`Device`] vouches for what it gives.
     #[must_use]
     pub fn with_device(mut self, device: Arc<dyn Device>) -> Self {
         self.opened = Some(device);
@@ -174,8 +177,8 @@ impl Builder {
 
     /// A value for a family to find in the engine, in place of one that it would make.
     #[must_use]
-    pub(crate) fn extend<T: Send + Sync + 'static>(self, value: T) -> Self {
-        self.extensions.insert(value);
+    pub(crate) fn extend<T: Send + Sync + 'static>(mut self, value: T) -> Self {
+        self.extensions.give(value);
         self
     }
 
@@ -223,31 +226,68 @@ impl Builder {
                 device::open(choice)?
             }
         };
-        let (counters, closing) = (Arc::new(Counters::default()), Arc::new(AtomicBool::new(false)));
-        let kernels =
-            Kernels::new(Arc::clone(&device), Arc::clone(&store), Arc::clone(&counters), Arc::clone(&closing));
-        let shared = Arc::new(Shared {
-            choices: Choices::new(Arc::clone(&store), Arc::clone(&counters), device.as_ref()),
-            kernels,
+        Ok(assemble(Parts {
             device,
             store,
             tuning,
-            lock,
+            lock: lock.map(Arc::new),
             priors: !self.without_priors,
             ahead_of_time: !self.without_portable,
             named_device: self.device,
             named_folder: self.cache_dir,
-            frozen: AtomicBool::new(false),
-            closing,
-            opened: Instant::now(),
-            captured: AtomicU64::new(0),
-            counters,
-            slots: std::sync::Mutex::default(),
             extensions: self.extensions,
             on_progress: self.on_progress,
-        });
-        Ok(Engine::new(&shared))
+        }))
     }
+}
+
+/// What an engine is made of.
+pub(super) struct Parts {
+    pub device: Arc<dyn Device>,
+    pub store: Arc<dyn Store>,
+    pub tuning: Tuning,
+    pub lock: Option<Arc<Held>>,
+    pub priors: bool,
+    pub ahead_of_time: bool,
+    pub named_device: Option<DeviceChoice>,
+    pub named_folder: Option<PathBuf>,
+    pub extensions: Extensions,
+    pub on_progress: Option<OnProgress>,
+}
+
+/// Makes an engine, of this process.
+pub(super) fn assemble(parts: Parts) -> Engine {
+    device::watch_forks();
+    let Parts { device, store, tuning, lock, priors, ahead_of_time, named_device, named_folder, extensions, on_progress } =
+        parts;
+    let (counters, closing) = (Arc::new(Counters::default()), Arc::new(AtomicBool::new(false)));
+    let kernels = Kernels::new(Arc::clone(&device), Arc::clone(&store), Arc::clone(&counters), Arc::clone(&closing));
+    let is_gpu = device.context() != 0;
+    let shared = Arc::new(Shared {
+        choices: Choices::new(Arc::clone(&store), Arc::clone(&counters), device.as_ref()),
+        kernels,
+        device,
+        store,
+        tuning,
+        lock,
+        priors,
+        ahead_of_time,
+        named_device,
+        named_folder,
+        frozen: AtomicBool::new(false),
+        closing,
+        running: AtomicUsize::new(0),
+        generation: fork::generation(),
+        renewed: OnceBox::new(),
+        opened: Instant::now(),
+        captured: AtomicU64::new(0),
+        counters,
+        slots: std::sync::Mutex::default(),
+        extensions,
+        on_progress,
+    });
+    // After the device was opened: what was there earlier ends later, and the driver is then still there.
+    Engine::new(&shared, is_gpu)
 }
 
 /// Reads an environment variable; unset and empty are the same.

@@ -145,7 +145,7 @@ impl Choices {
             record,
         };
         let meta = serde_json::to_vec(&meta).unwrap_or_default();
-        let entry = Entry { kind: Kind::Choice, key, meta, ptx: Vec::new(), image: Vec::new() };
+        let entry = Entry::choice(key, meta);
         self.counters.keep(self.store.put(&entry));
     }
 }

@@ -7,17 +7,21 @@ type Kept = Arc<dyn Any + Send + Sync>;
 
 /// Values by their type.
 #[derive(Default)]
-pub struct Extensions(Mutex<Vec<Kept>>);
+pub struct Extensions {
+    given: Vec<Kept>,
+    made: Mutex<Vec<Kept>>,
+}
 
 impl Extensions {
     /// The value of a type, made if there is none yet.
     pub fn get_or_make<T: Send + Sync + 'static>(&self, make: impl FnOnce() -> T) -> Arc<T> {
-        if let Some(there) = self.get() {
+        let find = |all: &[Kept]| find::<T>(all);
+        if let Some(there) = find(&self.made.lock().unwrap_or_else(PoisonError::into_inner)) {
             return there;
         }
-        // Not under the lock: it may ask for others.
+        // Not under the lock: it may take long.
         let made = Arc::new(make());
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(there) = find(&all) {
             return there; // of another thread
         }
@@ -25,14 +29,19 @@ impl Extensions {
         made
     }
 
-    /// The value of a type, if there is one.
-    pub fn get<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
-        find(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    /// The value of a type that was given to the builder.
+    pub fn given<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
+        find(&self.given)
     }
 
-    /// Keeps a value.
-    pub fn insert<T: Send + Sync + 'static>(&self, value: T) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::new(value));
+    /// Gives a value.
+    pub fn give<T: Send + Sync + 'static>(&mut self, value: T) {
+        self.given.push(Arc::new(value));
+    }
+
+    /// For another engine: what was given, and nothing that was made.
+    pub fn anew(&self) -> Self {
+        Self { given: self.given.clone(), made: Mutex::default() }
     }
 }
 

@@ -8,14 +8,19 @@ use super::resolve::{self, Prepared};
 use super::shared::Shared;
 use super::slots::Slots;
 use super::stats::Stats;
-use super::worker::Worker;
+use super::worker::{self, Worker};
 use crate::error::Result;
 use crate::service::device::{Device, Facts, Stream};
 use crate::service::family::{Config, Plan, Problem};
 use crate::service::key::KeyFields;
 use crate::service::store::Store;
 
-/// One device, one cache. Cheap to clone; background work ends when the last clone and the last handle are dropped.
+/// One device, one cache. Cheap to clone; background work ends when the last clone and the last handle are dropped, or when
+/// the process ends.
+///
+/// In a child of `fork()` an engine of the parent goes on serving on the processor: with what is loaded, and for the rest as
+/// an engine that was built there, with counters of its own and nothing queued. A GPU cannot be used in a child of a process
+/// that has opened it: calls are errors that say so.
 #[derive(Clone)]
 pub struct Engine {
     // Dropped first: it waits for background work, which uses the rest.
@@ -24,14 +29,19 @@ pub struct Engine {
 }
 
 impl Engine {
-    pub(super) fn new(shared: &Arc<Shared>) -> Self {
-        Self { worker: Arc::new(Worker::new(shared)), shared: Arc::clone(shared) }
+    pub(super) fn new(shared: &Arc<Shared>, is_gpu: bool) -> Self {
+        let worker = Arc::new(Worker::new(shared));
+        worker::close_at_exit(&worker, is_gpu);
+        Self { worker, shared: Arc::clone(shared) }
     }
 
     /// From now on, anything that is not loaded or cached is an error, as under [`Tuning::Frozen`]. Tuning that is queued
     /// goes on.
     pub fn freeze(&self) {
         self.shared.frozen.store(true, Ordering::Relaxed);
+        if let Some(engine) = self.stand_in_so_far() {
+            engine.freeze();
+        }
     }
 
     /// Waits until no tuning is queued or running in the background. What was put off because memory is low is not waited
@@ -42,6 +52,9 @@ impl Engine {
 
     /// What it has done.
     pub fn stats(&self) -> Stats {
+        if self.is_parents() {
+            return self.stand_in_so_far().map_or_else(Stats::default, Self::stats);
+        }
         self.shared.stats()
     }
 
@@ -52,12 +65,12 @@ impl Engine {
 
     /// Its device.
     pub fn device(&self) -> &Arc<dyn Device> {
-        &self.shared.device
+        self.stand_in().ok().flatten().map_or(&self.shared.device, |engine| &engine.shared.device)
     }
 
     /// Its store.
     pub fn store(&self) -> &dyn Store {
-        self.shared.store.as_ref()
+        self.stand_in().ok().flatten().map_or(&self.shared.store, |engine| &engine.shared.store).as_ref()
     }
 
     /// What its handles share.
@@ -115,8 +128,10 @@ impl Engine {
         Some((line.named(problem)?, line.at()))
     }
 
-    /// Ends background work and waits for that.
-    pub(crate) fn close(&self) {
+    /// Ends background work, and waits for the end: what runs is cancelled, what is queued is not begun. Calls go on with what
+    /// is loaded; nothing is compiled or tuned any more. It happens by itself when the last handle is dropped, and when a
+    /// process ends that does so by `exit` or by returning from `main`.
+    pub fn close(&self) {
         self.worker.close();
     }
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::stats::Counters;
 use super::throttle::cancelled;
 use crate::error::{Error, ErrorKind, Result};
-use crate::service::device::{Binary, Device, Kernel};
+use crate::service::device::{self, Binary, Device, Kernel};
 use crate::service::digest::text_digest;
 use crate::service::family::{Config, Origin, Problem, Source, Stated};
 use crate::service::key::{Key, KeyFields};
@@ -122,13 +122,8 @@ impl Kernels {
                 family: Some(problem.family().to_owned()),
                 made_by: concat!("ropejit ", env!("CARGO_PKG_VERSION")).into(),
             };
-            let entry = Entry {
-                kind: Kind::Artifact,
-                key,
-                meta: serde_json::to_vec(&meta).unwrap_or_default(),
-                ptx: binary.ptx.clone(),
-                image: binary.image.clone(),
-            };
+            let meta = serde_json::to_vec(&meta).unwrap_or_default();
+            let entry = Entry::new(Kind::Artifact, key, meta, binary.ptx.clone(), binary.image.clone());
             self.counters.keep(self.store.put(&entry));
             drop(turn);
             let loaded = self.load(problem, config, key, source, &binary).inspect_err(|e| self.note_failure(key, e))?;
@@ -235,7 +230,8 @@ impl Kernels {
             }
         }
         let read = started.elapsed();
-        match self.load(problem, config, key, source, &Binary { ptx: entry.ptx, image: entry.image }) {
+        let (ptx, image) = entry.into_code();
+        match self.load(problem, config, key, source, &Binary { ptx, image }) {
             Ok(loaded) => {
                 tracing::debug!("artifact {key}: read in {read:?}, loaded after {:?}", started.elapsed());
                 self.counters.disk_hits.add();
@@ -256,7 +252,7 @@ impl Kernels {
         if !self.device.runs() {
             return Ok(Loaded { artifact, kernel: None });
         }
-        let kernel = self.device.load(binary, &source.entry, &problem.attrs(config))?;
+        let kernel = device::load(self.device.as_ref(), binary, &source.entry, &problem.attrs(config))?;
         Ok(Loaded { artifact, kernel: Some(kernel) })
     }
 }

@@ -1,11 +1,11 @@
 //! Problems that a lock file decides: the config that it names is obtained, whatever was measured here, and nothing is tuned.
 
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::service::family::{Config, Device, Families, Problem};
 use crate::service::lock::{Lock, Locked, MAX_BYTES};
+use crate::system::read_bytes;
 
 /// Reads a lock file.
 ///
@@ -16,17 +16,18 @@ pub fn read_lock(path: &Path, families: &dyn Families) -> Result<Lock> {
     let failed = |e| {
         Error::io(path, "the lock file cannot be read", e).hint("name a lock file that a prewarm has written, or none")
     };
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(failed)?;
-    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
     let bad = |what: String| {
         Err(Error::new(ErrorKind::LockFile, what)
             .subject_is(&*name)
             .hint("name a lock file that a prewarm has written"))
     };
-    if bytes.len() as u64 > MAX_BYTES {
-        return bad(format!("more than {MAX_BYTES} bytes are no lock file"));
-    }
+    let bytes = match read_bytes(path, MAX_BYTES) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::FileTooLarge => {
+            return bad(format!("more than {MAX_BYTES} bytes are no lock file"));
+        }
+        Err(e) => return Err(failed(e)),
+    };
     match String::from_utf8(bytes) {
         Ok(text) => Lock::parse(&name, &text, families),
         Err(e) => bad(format!("not a text: {}", e.utf8_error())),

@@ -6,6 +6,7 @@
 mod builder;
 mod choices;
 pub(crate) mod extensions;
+mod forked;
 mod handle;
 pub(crate) mod kernels;
 mod locked;

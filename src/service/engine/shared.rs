@@ -1,9 +1,12 @@
 //! What all handles of an engine share.
 
+use std::any::Any;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use once_cell::race::OnceBox;
 
 use super::choices::Choices;
 use super::extensions::Extensions;
@@ -15,6 +18,17 @@ use super::stats::{Counters, Stats};
 use crate::service::device::{Device, DeviceChoice};
 use crate::service::family::{Config, Problem};
 use crate::service::store::Store;
+use crate::system::fork;
+
+/// An engine that stands in for a parent's in a child of `fork()`.
+pub trait StandIn: Send + Sync {
+    /// The engine.
+    fn engine(&self) -> &dyn Any;
+    /// Ends its background work.
+    fn close(&self);
+    /// Waits for its background work.
+    fn wait(&self);
+}
 
 /// What all handles of an engine share.
 pub struct Shared {
@@ -25,7 +39,7 @@ pub struct Shared {
     pub counters: Arc<Counters>,
     pub(super) tuning: Tuning,
     /// Decides calls before the policy does.
-    pub(super) lock: Option<Held>,
+    pub(super) lock: Option<Arc<Held>>,
     /// The device and the cache folder, where the builder was told and not the environment.
     pub(super) named_device: Option<DeviceChoice>,
     pub(super) named_folder: Option<PathBuf>,
@@ -35,8 +49,13 @@ pub struct Shared {
     pub(super) ahead_of_time: bool,
     /// Set by `Engine::freeze`.
     pub(super) frozen: AtomicBool,
-    /// Set when the last handle is dropped: background work ends.
+    /// Set when the last handle is dropped, or the process ends: background work ends.
     pub closing: Arc<AtomicBool>,
+    /// Tunings that run, in whatever thread.
+    pub(super) running: AtomicUsize,
+    /// Of the process that has made it (`system::fork`), and the engine that stands in for it in a child of that.
+    pub(super) generation: u32,
+    pub(super) renewed: OnceBox<Box<dyn StandIn>>,
     pub(super) opened: Instant,
     /// When a capture was last seen: milliseconds since `opened`, plus one; 0 for never.
     pub(super) captured: AtomicU64,
@@ -49,6 +68,11 @@ pub struct Shared {
 impl Shared {
     pub fn tuning(&self) -> Tuning {
         if self.frozen.load(Ordering::Relaxed) { Tuning::Frozen } else { self.tuning }
+    }
+
+    /// Whether it was made by a parent of this process.
+    pub fn is_parents(&self) -> bool {
+        self.generation != fork::generation()
     }
 
     /// Takes note that somebody captures a graph.

@@ -13,7 +13,7 @@ pub struct Slots {
     classes: usize,
     /// By bucket, then by class.
     all: Box<[Slot]>,
-    /// Plans that others have replaced. Graphs that were captured with one launch its kernel, so it stays loaded.
+    /// Plans that others have replaced, kept since a call may be launching one.
     replaced: Mutex<Vec<Arc<Plan>>>,
     /// Calls served by a filled slot.
     hits: Counter,
@@ -81,6 +81,9 @@ impl Slots {
         if problem.same() != Same::Bits && slot.plan().is_some() {
             return;
         }
+        // It stays loaded until the process ends: whether a call is captured into a graph, which then launches it at any time, is
+        // not looked at when it is made.
+        plan.kernel.keep();
         let replaced = slot.plan.swap(Some(plan));
         self.replaced.lock().unwrap_or_else(PoisonError::into_inner).extend(replaced);
     }

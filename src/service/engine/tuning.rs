@@ -43,6 +43,7 @@ pub fn room(device: &dyn Device, problem: &dyn Problem) -> Result<u64> {
 /// Tunes a problem, keeps the record and returns the winner.
 pub fn tune(shared: &Shared, problem: &dyn Problem, budget: Duration, throttle: &Throttle<'_>) -> Result<Plan> {
     let started = Instant::now();
+    let _running = Running::begin(shared);
     shared.device.compiler()?; // without one there is nothing to tune
     let _aside = shared.device.aside()?;
     let (configs, prior) = priors::candidates(shared, problem);
@@ -57,13 +58,34 @@ pub fn tune(shared: &Shared, problem: &dyn Problem, budget: Duration, throttle: 
         Same::Within(tolerance) => Some(tolerance),
     };
     let record = Record { prior, tolerance, ..record_of(shared.device.as_ref(), tokens, candidates) };
-    let plan = if throttle.cancelled() {
+    let plan = if stopped(shared, throttle) {
         Err(cancelled())
     } else {
         measure(shared, problem, budget, throttle, &kernels, record, started)
     };
     release(shared, kernels, throttle);
     plan
+}
+
+/// Whether nobody needs the result any more, at whatever pace.
+fn stopped(shared: &Shared, throttle: &Throttle<'_>) -> bool {
+    throttle.cancelled() || shared.closing.load(Relaxed)
+}
+
+/// Counts a tuning that runs: the end of an engine waits for it.
+struct Running<'a>(&'a Shared);
+
+impl<'a> Running<'a> {
+    fn begin(shared: &'a Shared) -> Self {
+        shared.running.fetch_add(1, Relaxed);
+        Self(shared)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Relaxed);
+    }
 }
 
 /// Times all candidates that were loaded, keeps the record and returns the winner.
@@ -84,7 +106,7 @@ fn measure(
     let policy = Policy { budget, ..Policy::default() };
     let outcome = search(&mut run, samples, &live, &policy);
     drop(run);
-    if throttle.cancelled() {
+    if stopped(shared, throttle) {
         return Err(cancelled()); // what was measured is kept
     }
     let outcome = outcome.ok_or_else(|| {
@@ -175,6 +197,8 @@ fn compile_all(
             candidate.artifact = Some(loaded.artifact);
             Some(loaded)
         }
+        // What fails while all ends is no news.
+        Some(Err(_)) if shared.closing.load(Relaxed) => None,
         Some(Err(e)) => {
             shared.counters.warn_once(format!("candidate '{}' is left out: {e}", candidate.config));
             candidate.dropped = Some(e.to_string());
@@ -205,7 +229,7 @@ impl<'a> Run<'a> {
         throttle: &'a Throttle<'a>,
     ) -> Result<Self> {
         let spec = problem.spec();
-        let trial = problem.trial(&shared.device, room(shared.device.as_ref(), problem)?, throttle)?;
+        let mut trial = problem.trial(&shared.device, room(shared.device.as_ref(), problem)?, throttle)?;
         let mut plans: Vec<Option<Arc<Plan>>> = Vec::new();
         let mut expected: Option<Vec<u8>> = None;
         for (candidate, loaded) in record.candidates.iter_mut().zip(kernels) {
@@ -233,6 +257,7 @@ impl<'a> Run<'a> {
             }
             plans.push(same.is_ok().then(|| Arc::new(plan)));
         }
+        let trial: Arc<dyn Trial> = Arc::from(trial);
         let Some(Some(default)) = plans.first() else {
             // Without the default there is nothing to compare the others with.
             let why = record.candidates.first().and_then(|c| c.dropped.clone()).unwrap_or_default();
@@ -357,7 +382,7 @@ impl Measure for Run<'_> {
     }
 
     fn stopped(&self) -> bool {
-        self.throttle.cancelled()
+        stopped(self.shared, self.throttle)
     }
 
     fn round_done(&mut self, samples: &[Vec<f64>]) -> bool {

@@ -1,13 +1,18 @@
 //! Background tuning: one thread, one queue, started when there is something to tune.
 //!
 //! A job that cannot be done now is put off and the next is taken: where another process tunes the same, and where memory
-//! is low. Dropping the worker ends it within a slice, a rest or the compile that is going on.
+//! is low. Dropping the worker ends it within a slice, a rest or the compile that is going on, and so does the process's end:
+//! beside the driver's own, background work could crash.
+//!
+//! In a child of `fork()` there is no thread, and the lock of the queue may be held for ever: a parent's worker is left alone.
 
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
 
 use super::resolve;
 use super::shared::Shared;
@@ -27,6 +32,9 @@ const LOW_MEMORY: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 }
 /// So long after the last sign of a capture nobody captures any more: captures come in series, and of one only the calls
 /// that find no loaded kernel are seen.
 pub(crate) const QUIET: Duration = Duration::from_secs(1);
+
+/// How long an end waits for a tuning of another thread: it looks whether it should stop after every sample.
+const LAST_TUNING: Duration = Duration::from_secs(5);
 
 struct Job {
     problem: Arc<dyn Problem>,
@@ -73,6 +81,9 @@ impl Worker {
     /// Queues a tuning run and starts the thread if there is none.
     pub fn enqueue(&self, problem: Arc<dyn Problem>, slots: Arc<Slots>) {
         let mut queue = lock(&self.queue.0);
+        if self.shared.closing.load(Relaxed) {
+            return;
+        }
         queue.jobs.push_back(Job { problem, slots, due: Instant::now() + BURST, taken: None, low_memory: false });
         if queue.thread.is_none() {
             let (shared, jobs) = (Arc::clone(&self.shared), Arc::clone(&self.queue));
@@ -87,6 +98,12 @@ impl Worker {
 
     /// Cancels what runs and waits for its end; nothing is begun any more.
     pub fn close(&self) {
+        if self.shared.is_parents() {
+            if let Some(stand_in) = self.shared.renewed.get() {
+                stand_in.close();
+            }
+            return;
+        }
         let thread = {
             // Under the lock, so that the thread does not miss it between looking and waiting.
             let mut queue = lock(&self.queue.0);
@@ -100,10 +117,21 @@ impl Worker {
                 tracing::error!("the background tuning thread has panicked");
             }
         }
+        // A tuning that another thread waits for ends as soon as it looks; it is not this one's to wait for longer.
+        let since = Instant::now();
+        while self.shared.running.load(Relaxed) > 0 && since.elapsed() < LAST_TUNING {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Waits until nothing runs, nor is queued but for what waits for memory.
     pub fn wait(&self) {
+        if self.shared.is_parents() {
+            if let Some(stand_in) = self.shared.renewed.get() {
+                stand_in.wait();
+            }
+            return;
+        }
         let mut queue = lock(&self.queue.0);
         while queue.thread.is_some() && (queue.busy || queue.jobs.iter().any(|job| !job.low_memory)) {
             queue = self.queue.1.wait(queue).unwrap_or_else(PoisonError::into_inner);
@@ -114,6 +142,31 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         self.close();
+        if self.shared.is_parents() {
+            std::mem::forget((Arc::clone(&self.shared), Arc::clone(&self.queue)));
+        }
+    }
+}
+
+/// Workers that the process's end closes.
+static OPEN: ArcSwapOption<Vec<Weak<Worker>>> = ArcSwapOption::const_empty();
+
+/// Has a worker closed when the process ends.
+pub(super) fn close_at_exit(worker: &Arc<Worker>, on_gpu: bool) {
+    // What ends a process runs in the order from the last to the first that asked for it: once more, after the first GPU.
+    static ASKED: [AtomicBool; 2] = [AtomicBool::new(false), AtomicBool::new(false)];
+    OPEN.rcu(|open| {
+        let alive = open.iter().flat_map(|all| all.iter()).filter(|worker| worker.strong_count() > 0).cloned();
+        Some(Arc::new(alive.chain([Arc::downgrade(worker)]).collect::<Vec<_>>()))
+    });
+    if !ASKED[usize::from(on_gpu)].swap(true, Relaxed) {
+        crate::service::device::at_exit(close_all);
+    }
+}
+
+extern "C" fn close_all() {
+    if let Some(open) = OPEN.load_full() {
+        open.iter().filter_map(Weak::upgrade).for_each(|worker| worker.close());
     }
 }
 

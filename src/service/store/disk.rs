@@ -32,6 +32,7 @@ use super::{Entry, Files, Head, Kind, Listed, Lookup, Miss, Store, System};
 use crate::error::{Error, ErrorKind, Result};
 use crate::service::key::FORMAT_VERSION;
 use crate::service::key::Key;
+use crate::system::fork;
 
 /// What a file must not exceed to be read at all; the largest kernels are some tens of kilobytes.
 const MAX_ENTRY: u64 = 64 << 20;
@@ -85,7 +86,7 @@ impl Disk {
         disk.check()?;
         let tag = root.join("CACHEDIR.TAG");
         if !tag.exists()
-            && let Err(e) = fs_err::write(&tag, TAG)
+            && let Err(e) = disk.files.create(&tag).and_then(|file| disk.files.write(&file, TAG.as_bytes()))
         {
             tracing::debug!("no CACHEDIR.TAG: {e}");
         }
@@ -198,7 +199,7 @@ impl Disk {
         let Some((file, meta)) = self.open_entry(path)? else { return Ok(None) };
         let mut bytes = Vec::with_capacity(meta.len() as usize);
         (&file).take(MAX_ENTRY).read_to_end(&mut bytes).map_err(|e| format!("cannot be read: {e}"))?;
-        let entry = Entry::decode(&bytes)?;
+        let entry = Entry::read(&bytes)?;
         named(path, entry.kind, entry.key)?;
         Ok(Some((entry, file, meta)))
     }
@@ -288,7 +289,8 @@ impl Disk {
             });
             Ok(listed.collect())
         };
-        Ok(shards.par_iter().map(of_shard).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+        let of_shards = || shards.par_iter().map(of_shard).collect::<Result<Vec<_>>>();
+        Ok(fork::spread(of_shards)?.into_iter().flatten().collect())
     }
 }
 
@@ -377,6 +379,18 @@ impl Store for Disk {
 
     fn root(&self) -> Option<&Path> {
         Some(&self.root)
+    }
+
+    fn in_fork(&self) -> Option<Arc<dyn Store>> {
+        Some(Arc::new(Self {
+            root: self.root.clone(),
+            files: Arc::clone(&self.files),
+            trust: self.trust,
+            max_bytes: self.max_bytes,
+            held: Mutex::default(),
+            written: AtomicU64::new(0),
+            measure_at: AtomicU64::new(0),
+        }))
     }
 }
 

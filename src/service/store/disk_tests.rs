@@ -7,7 +7,7 @@ use crate::service::key::KeyFields;
 
 fn entry(name: &str) -> Entry {
     let key = KeyFields(vec![("name".into(), name.into())]).key();
-    Entry { kind: Kind::Artifact, key, meta: b"{}".to_vec(), ptx: vec![1], image: vec![2; 100] }
+    Entry::new(Kind::Artifact, key, b"{}".to_vec(), vec![1], vec![2; 100])
 }
 
 fn open() -> (tempfile::TempDir, Disk) {

@@ -17,6 +17,7 @@
 //! A file is exactly that long. Lengths are compared with the file before anything is allocated or sliced.
 
 use std::io::Read;
+use std::ops::Deref;
 
 use sha2::{Digest, Sha256};
 
@@ -56,22 +57,57 @@ impl Kind {
     }
 }
 
-/// One entry.
+/// One entry: its head, and the code of an artifact. None of it can be changed, and code comes in by unsafe functions only:
+/// an engine runs what its store returns, if the head says that it was made of the source that is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// What it is.
-    pub kind: Kind,
-    /// What it is kept under.
-    pub key: Key,
-    /// JSON that says what it is and where it came from.
-    pub meta: Vec<u8>,
-    /// PTX of an artifact.
-    pub ptx: Vec<u8>,
-    /// Cubin of an artifact, or the host's library.
-    pub image: Vec<u8>,
+    head: Head,
+    ptx: Vec<u8>,
+    image: Vec<u8>,
+}
+
+impl Deref for Entry {
+    type Target = Head;
+
+    fn deref(&self) -> &Head {
+        &self.head
+    }
 }
 
 impl Entry {
+    /// A choice; it has no code.
+    pub fn choice(key: Key, meta: Vec<u8>) -> Self {
+        Self::new(Kind::Choice, key, meta, Vec::new(), Vec::new())
+    }
+
+    /// An artifact: a compiled kernel's PTX, and its cubin or the host's library.
+    ///
+    /// # Safety
+    /// An engine may load and run the code: a compiler has made it of the source that `meta` names, or it is never loaded.
+    #[allow(unsafe_code)]
+    pub unsafe fn artifact(key: Key, meta: Vec<u8>, ptx: Vec<u8>, image: Vec<u8>) -> Self {
+        Self::new(Kind::Artifact, key, meta, ptx, image)
+    }
+
+    pub(crate) fn new(kind: Kind, key: Key, meta: Vec<u8>, ptx: Vec<u8>, image: Vec<u8>) -> Self {
+        let (ptx_bytes, image_bytes) = (ptx.len() as u64, image.len() as u64);
+        Self { head: Head { kind, key, meta, ptx_bytes, image_bytes }, ptx, image }
+    }
+
+    /// PTX of an artifact.
+    pub fn ptx(&self) -> &[u8] {
+        &self.ptx
+    }
+
+    /// Cubin of an artifact, or the host's library.
+    pub fn image(&self) -> &[u8] {
+        &self.image
+    }
+
+    pub(crate) fn into_code(self) -> (Vec<u8>, Vec<u8>) {
+        (self.ptx, self.image)
+    }
+
     /// The bytes of its file.
     pub fn encode(&self) -> Vec<u8> {
         let length = HEADER + self.meta.len() + self.ptx.len() + self.image.len() + DIGEST;
@@ -93,9 +129,19 @@ impl Entry {
 
     /// Reads an entry back, and checks its length and digest.
     ///
+    /// # Safety
+    /// Who could write these bytes can have code run in the process, as of [`artifact`](Self::artifact): digests find
+    /// accidents, not attackers.
+    ///
     /// # Errors
     /// What is wrong with the bytes.
-    pub fn decode(bytes: &[u8]) -> Result<Self, String> {
+    #[allow(unsafe_code)]
+    pub unsafe fn decode(bytes: &[u8]) -> Result<Self, String> {
+        Self::read(bytes)
+    }
+
+    /// As [`decode`](Self::decode), of a file whose owner and mode were looked at.
+    pub(super) fn read(bytes: &[u8]) -> Result<Self, String> {
         let Some((header, _)) = bytes.split_first_chunk::<HEADER>().filter(|_| bytes.len() >= HEADER + DIGEST) else {
             return Err(too_short(bytes.len() as u64));
         };
@@ -112,7 +158,7 @@ impl Entry {
             head.to_vec()
         };
         let [meta, ptx, image] = lengths.map(&mut section);
-        Ok(Self { kind, key, meta, ptx, image })
+        Ok(Self::new(kind, key, meta, ptx, image))
     }
 }
 
@@ -133,13 +179,7 @@ pub struct Head {
 
 impl From<Entry> for Head {
     fn from(e: Entry) -> Self {
-        Self {
-            kind: e.kind,
-            key: e.key,
-            meta: e.meta,
-            ptx_bytes: e.ptx.len() as u64,
-            image_bytes: e.image.len() as u64,
-        }
+        e.head
     }
 }
 
@@ -212,18 +252,13 @@ mod tests {
     use crate::service::key::KeyFields;
 
     fn sample() -> Entry {
-        Entry {
-            kind: Kind::Artifact,
-            key: KeyFields(vec![("a".into(), "b".into())]).key(),
-            meta: b"{}".to_vec(),
-            ptx: b"ptx".to_vec(),
-            image: vec![7; 50],
-        }
+        let key = KeyFields(vec![("a".into(), "b".into())]).key();
+        Entry::new(Kind::Artifact, key, b"{}".to_vec(), b"ptx".to_vec(), vec![7; 50])
     }
 
     #[test]
     fn reads_back() {
-        assert_eq!(Entry::decode(&sample().encode()), Ok(sample()));
+        assert_eq!(Entry::read(&sample().encode()), Ok(sample()));
     }
 
     #[test]
@@ -233,13 +268,13 @@ mod tests {
             for bit in 0..8 {
                 let mut bad = good.clone();
                 bad[at] ^= 1 << bit;
-                assert!(Entry::decode(&bad).is_err(), "byte {at} bit {bit}");
+                assert!(Entry::read(&bad).is_err(), "byte {at} bit {bit}");
             }
-            assert!(Entry::decode(&good[..at]).is_err(), "cut at {at}");
+            assert!(Entry::read(&good[..at]).is_err(), "cut at {at}");
         }
         let mut longer = good;
         longer.push(0);
-        assert!(Entry::decode(&longer).is_err());
+        assert!(Entry::read(&longer).is_err());
     }
 
     #[test]
@@ -250,7 +285,7 @@ mod tests {
             let body = bytes.len() - DIGEST;
             let digest = Sha256::digest(&bytes[..body]);
             bytes[body..].copy_from_slice(&digest);
-            assert!(Entry::decode(&bytes).expect_err("refused").contains("lengths"));
+            assert!(Entry::read(&bytes).expect_err("refused").contains("lengths"));
         }
     }
 }

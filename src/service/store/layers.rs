@@ -150,6 +150,12 @@ impl Store for Layers {
         self.top.root()
     }
 
+    fn in_fork(&self) -> Option<Arc<dyn Store>> {
+        let top = self.top.in_fork().unwrap_or_else(|| Arc::new(Memory::default()));
+        let below = self.below.iter().filter_map(|layer| layer.in_fork()).collect();
+        Some(Arc::new(Self { top, below, searched: self.searched.clone() }))
+    }
+
     fn searched(&self) -> String {
         self.searched.join("; ")
     }

@@ -17,6 +17,7 @@ mod trust;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::service::key::Key;
@@ -107,6 +108,12 @@ pub trait Store: Send + Sync {
 
     /// The folder, when there is one.
     fn root(&self) -> Option<&Path>;
+
+    /// The same store for a child of `fork()`: one that takes no lock which a thread of the parent may have held. `None`
+    /// where there is none; the child then keeps what it makes in memory.
+    fn in_fork(&self) -> Option<Arc<dyn Store>> {
+        None
+    }
 
     /// Where entries are looked for, for people: every folder, and of one that is not used, why.
     fn searched(&self) -> String {

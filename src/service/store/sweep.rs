@@ -20,6 +20,7 @@ use super::disk::{Disk, children};
 use super::{Kind, Store};
 use crate::error::{Error, Result};
 use crate::service::key::FORMAT_VERSION;
+use crate::system::fork;
 
 /// A writer looks only at temporary files that are older: so many write at one time that it would often meet one that has
 /// been made and is not locked yet.
@@ -122,7 +123,9 @@ impl Disk {
             }
         }
         let damaged = |found: &&Found| self.damage(&found.path).is_some();
-        let damaged: Vec<PathBuf> = self.entries()?.par_iter().filter(damaged).map(|f| f.path.clone()).collect();
+        let entries = self.entries()?;
+        let damaged: Vec<PathBuf> =
+            fork::spread(|| entries.par_iter().filter(damaged).map(|f| f.path.clone()).collect());
         for path in damaged {
             let removed = self.system().remove(&path).or_else(|_| std::fs::remove_dir(&path));
             match removed {

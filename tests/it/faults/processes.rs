@@ -153,8 +153,9 @@ fn a_failing_compile_is_remembered_and_told_once() {
     let folder = tempfile::tempdir().expect("a folder");
     let compiler = folder.path().join("broken-c++");
     let calls = folder.path().join("calls");
-    fs_err::write(&compiler, format!("#!/bin/sh\necho call >> {}\necho broken >&2\nexit 1\n", calls.display()))
-        .expect("written");
+    let version = "if [ \"$1\" = --version ]; then echo 'c++ (broken) 1'; exit; fi";
+    let script = format!("#!/bin/sh\n{version}\necho call >> {}\necho broken >&2\nexit 1\n", calls.display());
+    fs_err::write(&compiler, script).expect("written");
     fs_err::set_permissions(&compiler, std::fs::Permissions::from_mode(0o700)).expect("set");
     let output = process(&folder.path().join("cache"), "broken", "nothing", 0).env("CXX", &compiler).output();
     let output = output.expect("started");

@@ -1,5 +1,6 @@
 //! Memory that a call's arguments point to: where it is, and for how long it lives.
 
+use std::cell::Cell;
 use std::ffi::c_void;
 use std::marker::PhantomData;
 
@@ -45,8 +46,12 @@ pub struct Borrowed<'a> {
     pub place: Location,
     /// Tells cudarc when the stream has passed the use.
     pub _guard: Option<SyncOnDrop<'a>>,
-    pub lives: PhantomData<&'a mut [u8]>,
+    pub lives: Lives<'a>,
 }
+
+/// What is borrowed may be written by a call, which takes its arguments by a shared reference: so no two threads may share
+/// them.
+type Lives<'a> = PhantomData<(&'a mut [u8], Cell<()>)>;
 
 impl Borrowed<'static> {
     pub fn raw(pointer: *const c_void) -> Self {

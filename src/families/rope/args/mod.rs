@@ -72,7 +72,8 @@ impl<'a> Tensor<'a> {
     /// When the layout reaches outside of the slice.
     pub fn host<T: Element>(data: &'a mut [T], layout: Layout) -> Result<Self> {
         fits(&layout, data.len())?;
-        Ok(Self { memory: Borrowed::host(data.as_ptr().cast()), dtype: T::DTYPE, layout })
+        // A pointer that may be written through.
+        Ok(Self { memory: Borrowed::host(data.as_mut_ptr().cast_const().cast()), dtype: T::DTYPE, layout })
     }
 
     /// A tensor in host memory that is only read: the input of an out-of-place call.
@@ -291,7 +292,13 @@ impl<'a> Tables<'a> {
     }
 }
 
-/// The arguments of one call.
+/// The arguments of one call. They can be sent to another thread, but two threads cannot share them: both could write the same
+/// tensor.
+///
+/// ```compile_fail
+/// fn shared_by_threads<T: Sync>() {}
+/// shared_by_threads::<ropejit::Args<'static>>();
+/// ```
 pub struct Args<'a> {
     /// The queries.
     pub q: Operand<'a>,

@@ -40,40 +40,50 @@ pub fn is_hang(e: &Error) -> bool {
     e.message().starts_with(HANGS)
 }
 
-/// Launches and waits, for at most this long.
+/// Launches and waits, for at most this long. The memory that the launch works on comes back, but from a kernel that hangs: it
+/// is the kernel's from then on.
 ///
 /// # Errors
 /// When it hangs, or cannot be launched.
 pub fn run(
     what: Bounded,
     device: &Arc<dyn Device>,
-    memory: &Arc<dyn Memory>,
+    memory: Box<dyn Memory>,
     patience: Duration,
     with: &str,
-) -> Result<()> {
+) -> (Option<Box<dyn Memory>>, Result<()>) {
     let hangs = || Error::new(ErrorKind::Device, format!("{HANGS}{} s, with {with}", patience.as_secs_f64()));
     if device.dialect() != Dialect::Host {
-        what.launch(device.as_ref())?;
-        return if device.wait_at_most(patience)? { Ok(()) } else { Err(hangs()) };
+        return match what.launch(device.as_ref()).and_then(|()| device.wait_at_most(patience)) {
+            Ok(true) => (Some(memory), Ok(())),
+            Err(e) => (Some(memory), Err(e)),
+            Ok(false) => {
+                // To free it, or to unload the kernel, the driver would wait for the kernel.
+                std::mem::forget((memory, what));
+                (None, Err(hangs()))
+            }
+        };
     }
     let (tell, told) = channel();
-    let (device, memory) = (Arc::clone(device), Arc::clone(memory));
+    let device = Arc::clone(device);
     let run = move || {
         let done = rayon::ThreadPoolBuilder::new()
             .num_threads(std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
             .build()
             .map_err(|e| Error::new(ErrorKind::Device, format!("no threads to run a check on: {e}")))
             .and_then(|pool| pool.install(|| what.launch(device.as_ref())));
-        drop(memory); // was kept for as long as the kernel ran
-        let _ = tell.send(done);
+        // Where nobody hears it, the memory goes now that the kernel has ended.
+        let _ = tell.send((Some(memory), done));
     };
-    std::thread::Builder::new()
-        .name("ropejit-check".into())
-        .spawn(run)
-        .map_err(|e| Error::new(ErrorKind::Device, "no thread to run a check on").caused_by(e))?;
+    let started = std::thread::Builder::new().name("ropejit-check".into()).spawn(run);
+    if let Err(e) = started {
+        return (None, Err(Error::new(ErrorKind::Device, "no thread to run a check on").caused_by(e)));
+    }
     match told.recv_timeout(patience) {
         Ok(done) => done,
-        Err(RecvTimeoutError::Timeout) => Err(hangs()),
-        Err(RecvTimeoutError::Disconnected) => Err(Error::new(ErrorKind::Device, "a check ended without a result")),
+        Err(RecvTimeoutError::Timeout) => (None, Err(hangs())),
+        Err(RecvTimeoutError::Disconnected) => {
+            (None, Err(Error::new(ErrorKind::Device, "a check ended without a result")))
+        }
     }
 }

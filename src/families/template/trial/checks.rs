@@ -44,7 +44,8 @@ struct Check {
 /// All inputs, and the memory that they share.
 pub struct Checks {
     all: Vec<Check>,
-    memory: Arc<dyn Memory>,
+    /// Lost to a kernel that hangs.
+    memory: Option<Box<dyn Memory>>,
     pub patience: Duration,
 }
 
@@ -67,13 +68,13 @@ impl Checks {
             }
         }
         let bytes = inputs.iter().try_fold(0, |n, (values, _)| Ok::<_, Error>(total(p, values)?.max(n)))?;
-        let memory: Arc<dyn Memory> = throttle.slice(|| device.alloc(bytes as usize))?.into();
+        let memory = throttle.slice(|| device.alloc(bytes as usize))?;
         let all = inputs
             .iter()
             .enumerate()
             .map(|(seed, input)| Check::new(p, input, memory.as_ref(), seed as u64))
             .collect::<Result<_>>()?;
-        Ok(Self { all, memory, patience: PATIENCE })
+        Ok(Self { all, memory: Some(memory), patience: PATIENCE })
     }
 
     /// Runs a plan on all inputs and returns what it wrote.
@@ -81,16 +82,17 @@ impl Checks {
     /// # Errors
     /// When it does what no candidate may: the message names the argument.
     pub fn outputs(
-        &self,
+        &mut self,
         p: &Problem,
         device: &Arc<dyn Device>,
         plan: &Plan,
         throttle: &Throttle<'_>,
     ) -> Result<Vec<u8>> {
+        let (memory, patience) = (&mut self.memory, self.patience);
         let mut outputs = Vec::new();
         for check in &self.all {
             let [first, second] =
-                [0, 1].map(|run| check.run((p, device), (&self.memory, self.patience), plan, PATTERNS[run], throttle));
+                PATTERNS.map(|pattern| check.run((p, device), (memory, patience), plan, pattern, throttle));
             let (first, second) = (first?, second?);
             for region in check.regions.iter().filter(|r| matches!(r.role, Role::Out | Role::InOut)) {
                 let range = region.at..region.at + region.len;
@@ -99,11 +101,6 @@ impl Checks {
             }
         }
         Ok(outputs)
-    }
-
-    /// Its memory is never freed: a kernel that hangs uses it.
-    pub fn leak(&self) {
-        std::mem::forget(Arc::clone(&self.memory));
     }
 
     /// How what a plan wrote differs from what the default wrote.
@@ -173,7 +170,7 @@ impl Check {
     fn run(
         &self,
         (p, device): (&Problem, &Arc<dyn Device>),
-        (memory, patience): (&Arc<dyn Memory>, Duration),
+        (memory, patience): (&mut Option<Box<dyn Memory>>, Duration),
         plan: &Plan,
         pattern: u8,
         throttle: &Throttle<'_>,
@@ -188,11 +185,19 @@ impl Check {
             }
         }
         before[end..].fill(pattern);
+        let gone = || Error::new(ErrorKind::Device, "was not run: a candidate before it hangs");
+        let lent = memory.as_mut().ok_or_else(gone)?;
         for (i, piece) in before.chunks(HOST_PIECE).enumerate() {
-            throttle.slice(|| memory.upload(i * HOST_PIECE, piece))?;
+            throttle.slice(|| lent.upload(i * HOST_PIECE, piece))?;
         }
         let launch = Bounded { p: p.clone(), plan: copy_of(plan), values: self.values, cells: self.cells };
-        throttle.slice(|| bounded::run(launch, device, memory, patience, &self.with))?;
+        throttle.slice(|| {
+            let lent = memory.take().ok_or_else(gone)?;
+            let (back, done) = bounded::run(launch, device, lent, patience, &self.with);
+            *memory = back;
+            done
+        })?;
+        let memory = memory.as_deref().ok_or_else(gone)?;
         let mut after = vec![0; before.len()];
         for (i, piece) in after.chunks_mut(HOST_PIECE).enumerate() {
             throttle.slice(|| memory.download(i * HOST_PIECE, piece))?;

@@ -25,6 +25,7 @@ use super::description::Kind;
 use super::names::{MOST, Section, Values};
 use super::problem::Problem;
 use crate::error::{Error, ErrorKind, Result};
+use crate::service::device;
 use crate::service::family::{self, Device, Memory, Plan, Stream, Throttle};
 
 /// How often the rotated sets together exceed the last-level cache, and sets at most.
@@ -76,17 +77,17 @@ impl Trial {
         }
         let wanted = (PAST_CACHE * device.facts().l2_bytes).div_ceil(set.max(1)).max(2);
         let sets = wanted.min(MOST_SETS).min(limit / set.max(1)).max(1) as usize;
-        let data: Arc<dyn Memory> = throttle.slice(|| device.alloc(sets * set as usize))?.into();
+        let mut data = throttle.slice(|| device.alloc(sets * set as usize))?;
         let (regions, _) = regions::place(p.d(), &values, p.aligned(), (data.address(), 0), starts, 0)?;
         for region in &regions {
-            fill(p, device.as_ref(), data.as_ref(), region, &values, throttle)?;
+            fill(p, device.as_ref(), data.as_mut(), region, &values, throttle)?;
         }
         for i in 1..sets {
             copy(device.as_ref(), data.as_ref(), (i * set as usize, 0), room as usize, throttle)?;
         }
         let checks = Checks::new(p, device.as_ref(), n, limit, throttle)?;
         let size = call::size(p.d(), &values)?;
-        let (p, device, hangs) = (p.clone(), Arc::clone(device), AtomicBool::new(false));
+        let (p, device, data, hangs) = (p.clone(), Arc::clone(device), data.into(), AtomicBool::new(false));
         let (set, room) = (set as usize, room as usize);
         Ok(Self { p, device, data, sets, set, room, regions, size, checks, hangs })
     }
@@ -104,7 +105,6 @@ impl Drop for Trial {
         if *self.hangs.get_mut() {
             // To free its memory the driver would wait for the kernel.
             std::mem::forget(Arc::clone(&self.data));
-            self.checks.leak();
         }
     }
 }
@@ -134,15 +134,11 @@ impl family::Trial for Trial {
         let bytes = (regions::traffic(self.p.d(), &values)? / 2) as usize;
         let start = set % self.sets * self.set;
         let memory = self.data.as_ref();
-        self.device.copy(
-            (memory, start + self.room),
-            (memory, start),
-            bytes.min(self.room).min(self.set - self.room),
-            stream,
-        )
+        let bytes = bytes.min(self.room).min(self.set - self.room);
+        device::copy(self.device.as_ref(), (memory, start + self.room), (memory, start), bytes, stream)
     }
 
-    fn outputs(&self, plan: &Plan, throttle: &Throttle<'_>) -> Result<Vec<u8>> {
+    fn outputs(&mut self, plan: &Plan, throttle: &Throttle<'_>) -> Result<Vec<u8>> {
         self.alive()?;
         let outputs = self.checks.outputs(&self.p, &self.device, plan, throttle);
         if let Err(e) = &outputs
@@ -250,7 +246,7 @@ fn set_bytes(p: &Problem, values: &Values) -> Result<(u64, u64)> {
 fn fill(
     p: &Problem,
     device: &dyn Device,
-    memory: &dyn Memory,
+    memory: &mut dyn Memory,
     region: &Region,
     values: &Values,
     throttle: &Throttle<'_>,
@@ -261,6 +257,7 @@ fn fill(
         filling.fill(region.element, &mut Noise::new(1 + region.arg as u64), &mut block);
     }
     throttle.slice(|| memory.upload(region.at, &block))?;
+    let memory = &*memory;
     let mut done = block.len();
     while done < region.len {
         let part = done.min(region.len - done);
@@ -281,7 +278,7 @@ fn copy(
     for at in (0..bytes).step_by(DEVICE_PIECE) {
         let part = DEVICE_PIECE.min(bytes - at);
         throttle.slice(|| {
-            device.copy((memory, to + at), (memory, from + at), part, device.stream())?;
+            device::copy(device, (memory, to + at), (memory, from + at), part, device.stream())?;
             device.wait()
         })?;
     }

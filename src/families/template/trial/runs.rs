@@ -1,7 +1,5 @@
 //! One launch on the inputs of `[test]`, with all that went in and came out: for who compares it with something else.
 
-use std::sync::Arc;
-
 use super::noise::{Filling, Noise};
 use super::regions::{self, Region};
 use super::{HOST_PIECE, numbers};
@@ -18,7 +16,7 @@ pub struct Input {
     pub cells: Cells,
     pub regions: Vec<Region>,
     image: Vec<u8>,
-    memory: Arc<dyn Memory>,
+    memory: Box<dyn Memory>,
 }
 
 impl Input {
@@ -26,7 +24,7 @@ impl Input {
     pub fn new(p: &Problem, device: &dyn Device, n: i64, round: usize) -> Result<Self> {
         let (values, mut cells) = numbers(p, n, round);
         let (_, bytes) = regions::place(p.d(), &values, p.aligned(), (0, 0), |_| 512, 0)?;
-        let memory: Arc<dyn Memory> = device.alloc(bytes + 512)?.into();
+        let memory = device.alloc(bytes + 512)?;
         let start = (memory.address(), 0);
         let (regions, end) = regions::place(p.d(), &values, p.aligned(), start, |_| 512, 0)?;
         // What is not filled becomes NaN, or minus one.
@@ -56,7 +54,7 @@ impl Input {
     }
 
     /// Launches a plan, waits, and returns what the memory holds then.
-    pub fn run(&self, p: &Problem, device: &dyn Device, plan: &Plan) -> Result<Vec<u8>> {
+    pub fn run(&mut self, p: &Problem, device: &dyn Device, plan: &Plan) -> Result<Vec<u8>> {
         for (i, piece) in self.image.chunks(HOST_PIECE).enumerate() {
             self.memory.upload(i * HOST_PIECE, piece)?;
         }

@@ -34,10 +34,12 @@ fn of_spec(template: &Template, spec: &[(&str, &str)], size: u64) -> Problem {
     Problem::new(template, &spec, &values, Bucket::of(size)).expect("is legal")
 }
 
+#[allow(unsafe_code)]
 fn plan(p: &Problem, device: &dyn Device, config: &crate::service::family::Config) -> Plan {
     let source = p.source(Dialect::Host, config);
     let binary = device.compile(&source).expect("compiles");
-    let kernel = device.load(&binary, &source.entry, &p.attrs(config)).expect("is loaded");
+    // SAFETY: it was compiled here just now, from the family's own text.
+    let kernel = unsafe { device.load(&binary, &source.entry, &p.attrs(config)) }.expect("is loaded");
     Plan::new(p, Some(kernel), config.clone(), Origin::Compiled, Provenance::Default).expect("runs")
 }
 
@@ -45,7 +47,7 @@ fn plan(p: &Problem, device: &dyn Device, config: &crate::service::family::Confi
 fn wrong(p: &Problem) -> Option<String> {
     let device: Arc<dyn Device> = Arc::new(Host::open());
     let throttle = Throttle::full();
-    let trial = Trial::new(p, &device, 64 << 20, &throttle).expect("has memory");
+    let mut trial = Trial::new(p, &device, 64 << 20, &throttle).expect("has memory");
     let mut expected = None;
     for config in p.space(device.abilities()) {
         let plan = plan(p, device.as_ref(), &config);
@@ -177,7 +179,7 @@ fn sizes_fit_the_memory_and_the_bucket() {
     let p = problem(&[], &[]);
     assert_eq!(p.argument_for(4096).expect("has one"), 4096);
     let device: Arc<dyn Device> = Arc::new(Host::open());
-    let small = Trial::new(&p, &device, 8 << 20, &Throttle::full()).expect("has memory");
+    let mut small = Trial::new(&p, &device, 8 << 20, &Throttle::full()).expect("has memory");
     assert_eq!(small.size(), 4096);
     assert_eq!(p.bytes(4096), 2 * 4 * 4096);
     let large = p.at(Bucket::of(1 << 24));

@@ -1,7 +1,6 @@
 //! The reader against expected frequencies of published models, and against what is wrong.
 
 mod errors;
-mod files;
 mod oracle;
 mod robust;
 mod spellings;

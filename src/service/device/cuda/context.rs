@@ -6,11 +6,16 @@ use std::time::{Duration, Instant};
 use cudarc::driver::{DriverError, result, sys};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::service::device::machine::in_fork;
+use crate::system::fork;
 
 /// The device's primary context, which PyTorch and others share.
 pub(super) struct Context {
     pub device: sys::CUdevice,
     pub raw: sys::CUcontext,
+    pub name: String,
+    /// Of the process that has opened it: a child of `fork()` must not call the driver.
+    pub generation: u32,
 }
 
 // SAFETY: a context handle may be used from any thread; the driver synchronises.
@@ -20,8 +25,10 @@ unsafe impl Sync for Context {}
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: retained once in `Cuda::open`, released once here. An error at exit has nobody to tell.
-        let _ = unsafe { result::primary_ctx::release(self.device) };
+        if self.generation == fork::generation() {
+            // SAFETY: retained once in `Cuda::open`, released once here. An error at exit has nobody to tell.
+            let _ = unsafe { result::primary_ctx::release(self.device) };
+        }
     }
 }
 
@@ -31,7 +38,11 @@ pub(super) struct Current {
 }
 
 impl Context {
+    /// Every way to the driver leads through here.
     pub fn make_current(&self) -> Result<Current> {
+        if self.generation != fork::generation() {
+            return Err(in_fork(ErrorKind::DeviceUnavailable, &self.name));
+        }
         if result::ctx::get_current().map_err(|e| failed("cuCtxGetCurrent", &e))? == Some(self.raw) {
             return Ok(Current { pushed: false });
         }

@@ -146,19 +146,14 @@ pub(super) fn timer(stream: &Arc<OwnStream>, launches: usize, launch: TimedLaunc
     let recorder = Recorder::new(&stream.context)?;
     let into = Stream { raw: stream.raw, recorder: Some(&recorder), lives: std::marker::PhantomData };
     (0..launches).try_for_each(|i| launch(i, into))?;
+    let (start, end) = (OwnEvent::new(&stream.context)?, OwnEvent::new(&stream.context)?);
     let mut exec = std::ptr::null_mut();
     // SAFETY: the graph was built above.
     unsafe { sys::cuGraphInstantiateWithFlags(&raw mut exec, recorder.graph, 0) }
         .result()
         .map_err(|e| failed("cuGraphInstantiate", &e))?;
-    let mut timer = GraphTimer {
-        exec,
-        launches,
-        start: OwnEvent::new(&stream.context)?,
-        end: OwnEvent::new(&stream.context)?,
-        stream: Arc::clone(stream),
-        _launch: launch,
-    };
+    // From here on it is destroyed when dropped: nothing that can fail stands between.
+    let mut timer = GraphTimer { exec, launches, start, end, stream: Arc::clone(stream), _launch: launch };
     timer.sample()?; // uploads the graph and warms up
     Ok(Box::new(timer))
 }
@@ -201,6 +196,7 @@ impl Drop for GraphTimer {
         }
     }
 }
+
 struct OwnEvent {
     raw: sys::CUevent,
     context: Arc<Context>,

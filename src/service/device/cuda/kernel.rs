@@ -2,6 +2,7 @@
 
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use cudarc::driver::{result, sys};
 
@@ -13,7 +14,10 @@ use crate::service::device::machine::{Binary, Geometry, Kernel, LaunchAttrs, Str
 const USUAL_SHARED: u32 = 48 << 10;
 
 /// Loads a compiled kernel: its cubin, else its PTX.
-pub(super) fn load(
+///
+/// # Safety
+/// NVRTC has made it, of a source with this entry point.
+pub(super) unsafe fn load(
     context: &Arc<Context>,
     binary: &Binary,
     entry: &str,
@@ -31,7 +35,7 @@ pub(super) fn load(
         })?,
     };
     let module = Module::new(raw, entry, attrs.shared, context)?;
-    Ok(Arc::new(CudaKernel { overlap: attrs.overlap, module }))
+    Ok(Arc::new(CudaKernel { overlap: attrs.overlap, module: Arc::new(module) }))
 }
 
 /// Loads a cubin or PTX.
@@ -50,6 +54,8 @@ fn load_image(image: &[u8]) -> Result<sys::CUmodule> {
 struct Module {
     raw: sys::CUmodule,
     function: sys::CUfunction,
+    /// Whether it stays loaded until the process ends.
+    kept: AtomicBool,
     context: Arc<Context>,
 }
 
@@ -57,7 +63,8 @@ impl Module {
     /// Finds the entry point of what is loaded.
     fn new(raw: sys::CUmodule, entry: &str, shared: u32, context: &Arc<Context>) -> Result<Self> {
         // From here on it is unloaded when dropped.
-        let mut module = Self { raw, function: std::ptr::null_mut(), context: Arc::clone(context) };
+        let (function, kept) = (std::ptr::null_mut(), AtomicBool::new(false));
+        let mut module = Self { raw, function, kept, context: Arc::clone(context) };
         let name = CString::new(entry).unwrap_or_default();
         // SAFETY: the module is loaded.
         module.function =
@@ -104,7 +111,7 @@ impl Drop for Module {
 struct CudaKernel {
     /// May start before the kernel ahead of it on the stream has ended: it waits for that itself.
     overlap: bool,
-    module: Module,
+    module: Arc<Module>,
 }
 
 impl Kernel for CudaKernel {
@@ -137,5 +144,11 @@ impl Kernel for CudaKernel {
         unsafe { sys::cuLaunchKernelEx(&raw const config, self.module.function, arguments, std::ptr::null_mut()) }
             .result()
             .map_err(|e| failed("cuLaunchKernelEx", &e))
+    }
+
+    fn keep(&self) {
+        if !self.module.kept.swap(true, Relaxed) {
+            std::mem::forget(Arc::clone(&self.module));
+        }
     }
 }

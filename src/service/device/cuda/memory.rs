@@ -37,7 +37,7 @@ unsafe impl Memory for CudaMemory {
         self.bytes
     }
 
-    fn upload(&self, offset: usize, data: &[u8]) -> Result<()> {
+    fn upload(&mut self, offset: usize, data: &[u8]) -> Result<()> {
         let at = range(self, offset, data.len())?;
         let _aside = self.stream.context.aside()?;
         // SAFETY: the range lies inside the allocation, and `data` lives until the stream was waited for.
@@ -88,9 +88,12 @@ impl FaultWords {
             .result()
             .map_err(|e| failed("cuMemHostAlloc", &e))?;
         // SAFETY: `host` was allocated for mapping above.
-        unsafe { sys::cuMemHostGetDevicePointer_v2(&raw mut device, host, 0) }
-            .result()
-            .map_err(|e| failed("cuMemHostGetDevicePointer", &e))?;
+        let mapped = unsafe { sys::cuMemHostGetDevicePointer_v2(&raw mut device, host, 0) }.result();
+        if let Err(e) = mapped {
+            // SAFETY: allocated above, and nobody knows of it yet.
+            let _ = unsafe { result::free_host(host) };
+            return Err(failed("cuMemHostGetDevicePointer", &e));
+        }
         // SAFETY: aligned to a page, never freed while the context lives; zero is a valid word, and from here on all accesses are atomic.
         let words = unsafe {
             host.write_bytes(0, 8 * FAULT_WORDS);
@@ -113,7 +116,8 @@ struct CudaFaultWord {
     _context: Arc<Context>,
 }
 
-impl FaultWord for CudaFaultWord {
+// SAFETY: words are never freed (`FaultWords`).
+unsafe impl FaultWord for CudaFaultWord {
     fn address(&self) -> u64 {
         self.device
     }

@@ -12,12 +12,13 @@ use cudarc::driver::{result, sys};
 
 use super::machine::{
     AheadOfTime, Binary, Device, Dialect, Facts, FaultWord, Kernel, LaunchAttrs, Measuring, Memory, Source, Stream,
-    TimedLaunch, Timer, range,
+    TimedLaunch, Timer, in_fork, range,
 };
 use super::nvrtc::Nvrtc;
 use super::target;
 use crate::error::{Error, ErrorKind, Result};
 use context::{Context, OwnStream, failed};
+use crate::system::fork;
 
 /// A GPU.
 pub struct Cuda {
@@ -36,17 +37,25 @@ impl Cuda {
     /// Opens the GPU of this ordinal.
     ///
     /// # Errors
-    /// [`ErrorKind::DeviceUnavailable`] when there is no driver or no such GPU.
+    /// [`ErrorKind::DeviceUnavailable`] when there is no driver or no such GPU, [`ErrorKind::Device`] when there is one that
+    /// cannot be used.
     pub fn open(ordinal: u32) -> Result<Self> {
-        let unavailable =
-            |why: String| Error::new(ErrorKind::DeviceUnavailable, why).subject_is(format!("cuda:{ordinal}"));
+        let subject = || format!("cuda:{ordinal}");
+        let host = "ROPEJIT_DEVICE=host uses the processor instead";
+        let unavailable = |why: String| Error::new(ErrorKind::DeviceUnavailable, why).subject_is(subject());
         // SAFETY: loads libcuda, whose initialisers have no requirements. Without this probe cudarc panics.
         if !unsafe { sys::is_culib_present() } {
-            return Err(unavailable("no CUDA driver (libcuda.so.1) on this machine".into())
-                .hint("ROPEJIT_DEVICE=host uses the processor instead"));
+            return Err(unavailable("no CUDA driver (libcuda.so.1) on this machine".into()).hint(host));
         }
-        result::init().map_err(|e| unavailable(failed("cuInit", &e).to_string()))?;
-        let count = result::device::get_count().map_err(|e| unavailable(failed("cuDeviceGetCount", &e).to_string()))?;
+        result::init().map_err(|e| match e.0 {
+            sys::CUresult::CUDA_ERROR_NO_DEVICE | sys::CUresult::CUDA_ERROR_STUB_LIBRARY => {
+                unavailable(failed("cuInit", &e).to_string()).hint(host)
+            }
+            // The driver's word for a child of a process that has used it.
+            sys::CUresult::CUDA_ERROR_NOT_INITIALIZED => in_fork(ErrorKind::Device, &subject()),
+            _ => failed("cuInit", &e).subject_is(subject()).hint(host),
+        })?;
+        let count = result::device::get_count().map_err(|e| failed("cuDeviceGetCount", &e).subject_is(subject()))?;
         if i64::from(ordinal) >= i64::from(count) {
             return Err(unavailable(format!("there are {count} GPUs"))
                 .hint("CUDA_VISIBLE_DEVICES may hide some; ROPEJIT_DEVICE=host uses the processor instead"));
@@ -55,7 +64,7 @@ impl Cuda {
         let facts = facts(device)?;
         // SAFETY: the device comes from cuDeviceGet.
         let raw = unsafe { result::primary_ctx::retain(device) }.map_err(|e| failed("cuDevicePrimaryCtxRetain", &e))?;
-        let context = Arc::new(Context { device, raw });
+        let context = Arc::new(Context { device, raw, name: subject(), generation: fork::generation() });
         let stream = Arc::new(OwnStream::new(&context)?);
         let fault_words = memory::FaultWords::new(&context)?;
         Ok(Self { context, facts, stream, fault_words, ahead_of_time: AheadOfTime::Cubin })
@@ -97,7 +106,8 @@ fn facts(device: sys::CUdevice) -> Result<Facts> {
     })
 }
 
-impl Device for Cuda {
+// SAFETY: kernels are compiled from the templates or shipped; memory is of the primary context, whose number is `context`.
+unsafe impl Device for Cuda {
     fn facts(&self) -> &Facts {
         &self.facts
     }
@@ -122,8 +132,9 @@ impl Device for Cuda {
         Ok(Nvrtc::get()?.compile(&source.text, &self.options_for(source))?.0)
     }
 
-    fn load(&self, binary: &Binary, entry: &str, attrs: &LaunchAttrs) -> Result<Arc<dyn Kernel>> {
-        kernel::load(&self.context, binary, entry, attrs)
+    unsafe fn load(&self, binary: &Binary, entry: &str, attrs: &LaunchAttrs) -> Result<Arc<dyn Kernel>> {
+        // SAFETY: this function's contract.
+        unsafe { kernel::load(&self.context, binary, entry, attrs) }
     }
 
     fn ahead_of_time(&self) -> Option<AheadOfTime> {
@@ -159,7 +170,7 @@ impl Device for Cuda {
         Stream { raw: self.stream.raw, recorder: None, lives: std::marker::PhantomData }
     }
 
-    fn copy(
+    unsafe fn copy(
         &self,
         to: (&dyn Memory, usize),
         from: (&dyn Memory, usize),
@@ -171,7 +182,8 @@ impl Device for Cuda {
             return recorder.copy(to, from, bytes);
         }
         let _aside = self.context.aside()?;
-        // SAFETY: both ranges are inside memory of this device, and freeing memory waits for work in flight.
+        // SAFETY: both ranges are inside memory of this device, by this function's contract, and freeing memory waits for
+        // work in flight.
         unsafe { result::memcpy_dtod_async(to, from, bytes, stream.raw) }.map_err(|e| failed("cuMemcpyDtoDAsync", &e))
     }
 

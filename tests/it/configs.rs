@@ -5,7 +5,8 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use crate::rope::model::ModelConfig;
+use ropejit::DType;
+use ropejit::rope::model::ModelConfig;
 
 fn understood(text: &str) -> String {
     let config = match ModelConfig::from_json(text) {
@@ -23,12 +24,8 @@ fn understood(text: &str) -> String {
             Err(e) => writeln!(out, "  error: {e}").unwrap(),
         }
         let mut of_flag = config.clone();
-        of_flag.dtype = Some(crate::DType::F16);
-        assert_eq!(
-            of_flag.layer_spec(layer).unwrap().dtype,
-            crate::DType::F16,
-            "a type that is set goes before the file's"
-        );
+        of_flag.dtype = Some(DType::F16);
+        assert_eq!(of_flag.layer_spec(layer).unwrap().dtype, DType::F16, "a type that is set goes before the file's");
     }
     if !config.unread.is_empty() {
         writeln!(out, "not read: {}", config.unread.join(", ")).unwrap();
@@ -41,18 +38,18 @@ fn files_are_understood_or_refused_as_written_beside_them() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/configs");
     let mut cases = 0;
     let mut wrong = String::new();
-    for entry in std::fs::read_dir(&folder).unwrap() {
+    for entry in fs_err::read_dir(&folder).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_none_or(|e| e != "json") {
             continue;
         }
         cases += 1;
-        let got = understood(&std::fs::read_to_string(&path).unwrap());
+        let got = understood(&fs_err::read_to_string(&path).unwrap());
         let expected = path.with_extension("out");
         if std::env::var_os("ROPEJIT_TEST_BLESS").is_some() {
-            std::fs::write(&expected, &got).unwrap();
+            fs_err::write(&expected, &got).unwrap();
         }
-        let expected = std::fs::read_to_string(&expected).unwrap_or_default();
+        let expected = fs_err::read_to_string(&expected).unwrap_or_default();
         if got != expected {
             writeln!(wrong, "{}:\n{got}expected:\n{expected}", path.display()).unwrap();
         }

@@ -1,0 +1,78 @@
+//! What the library warns of, on stderr, as `ROPEJIT_LOG` and `NO_COLOR` say.
+
+use std::ffi::OsStr;
+use std::io::IsTerminal as _;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+/// Warnings of the library go to stderr, in colours only where a person reads them and wants any. A program that has set up a
+/// log of its own keeps it.
+pub fn to_stderr() {
+    let (filter, problem) = match std::env::var_os("ROPEJIT_LOG") {
+        Some(value) if !value.is_empty() => match filter(&value) {
+            Ok(filter) => (filter, None),
+            Err(problem) => (EnvFilter::new("warn"), Some(problem)),
+        },
+        _ => (EnvFilter::new("warn"), None),
+    };
+    let colours = colours(std::io::stderr().is_terminal(), std::env::var_os("NO_COLOR").as_deref());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        // Without the standard library's lock, which a thread of a parent may hold in a child of fork().
+        .with_writer(|| ropejit::system::Stderr)
+        .with_ansi(colours)
+        .without_time()
+        .with_target(false)
+        .try_init()
+        .ok();
+    if let Some(problem) = problem {
+        tracing::warn!("ROPEJIT_LOG: {problem}; warnings are logged");
+    }
+}
+
+/// <https://no-color.org>: any value that is not empty says no.
+fn colours(terminal: bool, no_color: Option<&OsStr>) -> bool {
+    terminal && no_color.is_none_or(OsStr::is_empty)
+}
+
+/// Levels and directives, separated by commas. A word that is no level would be taken for a module, and silence all others.
+fn filter(value: &OsStr) -> Result<EnvFilter, String> {
+    let text = value.to_str().ok_or("it is not valid text")?;
+    for word in text.split(',').map(str::trim).filter(|word| !word.contains('=')) {
+        if word.parse::<LevelFilter>().is_err() && !word.starts_with("ropejit") {
+            return Err(format!("'{word}' is no level: error, warn, info, debug, trace or off"));
+        }
+    }
+    EnvFilter::try_new(text).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colours_are_for_people_who_want_them() {
+        let of = |terminal, no_color: Option<&str>| colours(terminal, no_color.map(OsStr::new));
+        assert!(of(true, None) && of(true, Some("")));
+        assert!(!of(true, Some("1")) && !of(true, Some("0")) && !of(false, None));
+    }
+
+    #[test]
+    fn what_is_no_level_is_named() {
+        for good in
+            ["debug", "WARN", "off", "ropejit=debug", "warn,ropejit=trace", "ropejit::store=debug, info", "ropejit"]
+        {
+            assert!(filter(OsStr::new(good)).is_ok(), "{good}");
+        }
+        for (bad, word) in [("debgu", "'debgu'"), ("verbose,ropejit=info", "'verbose'"), ("ropejit=loud", "level")] {
+            let problem = filter(OsStr::new(bad)).err().unwrap_or_default();
+            assert!(problem.contains(word), "{bad}: {problem}");
+        }
+        #[cfg(unix)]
+        {
+            use std::os::unix::ffi::OsStrExt as _;
+            assert!(filter(OsStr::from_bytes(b"\xff")).is_err());
+        }
+    }
+}
