@@ -33,4 +33,6 @@ mod priors;
 mod structure;
 mod templates;
 #[cfg(all(feature = "cli", unix))]
+mod templates_cli;
+#[cfg(all(feature = "cli", unix))]
 mod untrusted_cli;
