@@ -60,8 +60,17 @@ impl Template {
             return Err(Error::new(ErrorKind::Template, what).subject_is(shown));
         }
         let on_host = kernel_text::check(&source_path.display().to_string(), &body, &description)?;
-        let digest = source::digest(&description, &body);
-        Ok(Self(Arc::new(Inner { path: path.to_owned(), description, body, on_host, digest, aligned })))
+        Ok(Self::made(path, description, body, on_host))
+    }
+
+    /// Of parts that were not checked against each other: nothing may be compiled of it.
+    pub(super) fn of_parts(path: &Path, description: Description, body: String) -> Self {
+        Self::made(path, description, body, OnHost::InTurn)
+    }
+
+    fn made(path: &Path, description: Description, body: String, on_host: OnHost) -> Self {
+        let (digest, aligned) = (source::digest(&description, &body), description.aligned());
+        Self(Arc::new(Inner { path: path.to_owned(), description, body, on_host, digest, aligned }))
     }
 
     /// The family's name.

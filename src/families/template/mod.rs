@@ -12,6 +12,8 @@ mod description;
 mod element;
 mod expr;
 mod fill;
+#[doc(hidden)]
+pub mod fuzzing;
 mod handle;
 mod infer;
 mod kernel_text;

@@ -7,6 +7,8 @@ use crate::families::template::description::{Allowed, Rule, SpecKey, Tunable};
 use crate::families::template::element::Element;
 use crate::families::template::names::{Meaning, Names, Section, is_name};
 
+/// Rules at most.
+const MOST_RULES: usize = 32;
 /// Values of one key at most.
 const MOST_VALUES: usize = 256;
 
@@ -118,6 +120,9 @@ pub fn tune<'a>(value: &Value<'a>, names: &mut Names) -> Result<Tune<'a>> {
 
 /// `where`: over the spec, the tunables and alignments, which are known before a kernel is chosen.
 pub fn rules(values: &[Value<'_>], names: &Names) -> Result<Vec<Rule>> {
+    if let Some(value) = values.get(MOST_RULES) {
+        return Err(value.error(format!("has {} rules, and may have {MOST_RULES}", values.len())));
+    }
     let rule = |value: &Value<'_>| {
         let expr = expression(value, value.text(EXPRESSION)?, names, |named| match (named.section, named.meaning) {
             (Section::Args, Meaning::Number) => {
