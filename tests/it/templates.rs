@@ -11,6 +11,26 @@ pub fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/templates")
 }
 
+/// The description on the page that says what to write is right, for the text of the same kernel; and its Rust is the one that
+/// the library's documentation compiles.
+#[test]
+fn what_the_page_shows_is_right() {
+    let page = include_str!("../../docs/your-own-kernels.md");
+    let block = |language: &str| {
+        let start = page.find(&format!("```{language}\n")).expect("has one") + language.len() + 4;
+        &page[start..start + page[start..].find("```").expect("ends")]
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    fs_err::write(folder.path().join("page.toml"), block("toml")).expect("written");
+    fs_err::copy(data().join("add_rmsnorm.cu"), folder.path().join("add_rmsnorm.cu")).expect("copied");
+    let template = Template::load(folder.path().join("page.toml")).expect("is right");
+    assert_eq!((template.family(), template.gpu_only()), ("add_rmsnorm", None));
+    let compiled = include_str!("../../src/families/template/mod.rs");
+    for line in block("rust,no_run").lines() {
+        assert!(compiled.contains(&format!("//! {line}").trim_end().to_owned()), "{line}");
+    }
+}
+
 fn on(folder: &Path, tuning: Tuning) -> Engine {
     Engine::builder().device(DeviceChoice::Host).cache_dir(folder).tuning(tuning).build().expect("opens")
 }
