@@ -110,7 +110,7 @@ gpu-bundle: nvrtc
 # Four minutes on a GPU, measuring all candidates.
 priors: gpu-bundle
 	@echo "On the GPU host, in a copy of .gpu/: ./run.sh OUT priors"
-	@echo "Then copy OUT/<gpu>.lock to cache/priors/ and name it in SHIPPED, in src/jit/prior.rs."
+	@echo "Then copy OUT/<gpu>.lock to cache/priors/ and name it in SHIPPED, in src/families/rope/prior.rs."
 
 clean:
 	$(CARGO) clean

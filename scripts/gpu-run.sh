@@ -137,7 +137,7 @@ PY
 }
 
 # The choices to ship for this GPU's model: a lock file of what people run, all candidates measured, the most common first,
-# for as long as ROPEJIT_PRIORS_SECONDS lets it start. What src/jit/prior.rs takes to be near enough (f16 for bf16, positions,
+# for as long as ROPEJIT_PRIORS_SECONDS lets it start. What src/families/rope/prior.rs takes to be near enough (f16 for bf16, positions,
 # rounding, direction, widths of tables, some more heads) is not measured for the file; some of it is measured after it, to see
 # what the file's choice loses there.
 priors() {

@@ -4,7 +4,7 @@ import torch
 
 from ._ropejit import rotate_plain
 
-_vmap_level = torch._C._functorch.maybe_current_level
+_transform = torch._C._functorch.maybe_current_level
 _view_of_one = torch._C._autograd.CreationMeta.DEFAULT
 
 
@@ -32,16 +32,23 @@ def _keep(ctx, cos, sin, position_ids, cu_seqlens, offset, form, backward):
 def _turn_back(ctx, grad_q, grad_k):
     *tensors, offset = ctx.saved_tensors
     rest = (*tensors, ctx.offset if offset is None else offset)
-    if _vmap_level() is not None:  # a Function does not see through the transforms of `torch.func`
+    if _transform() is not None:  # a Function does not see through the transforms of `torch.func`
         from . import _ops
 
-        return _ops.turned(grad_q, grad_k, *rest, ctx.form, not ctx.backward)
+        return _ops.turned(grad_q, grad_k, *rest, _now(ctx.form, not ctx.backward), not ctx.backward)
     rest = (*rest, ctx.form, not ctx.backward)
     grad_q, grad_k = _rowwise(grad_q), _rowwise(grad_k)
     # Through `Rotate` again: it records itself where a gradient of the gradient is wanted.
     if grad_q is not None:
         return Rotate.apply(grad_q, grad_k, *rest)
     return None, None if grad_k is None else Rotate.apply(grad_k, None, *rest)[0]
+
+
+def _now(form, backward):
+    """The form in this direction. A function that casts x for each of its products rounds once; autograd undoes each cast by
+    itself, so both parts of the gradient are rounded, and their sum. The gradient of that gradient comes to one cast again."""
+    *shape, rounding = form
+    return (*shape, "per_op" if backward else "once") if rounding == "once_each" else form
 
 
 class Rotate(torch.autograd.Function):
@@ -51,11 +58,11 @@ class Rotate(torch.autograd.Function):
     def forward(ctx, q, k, *rest):
         _keep(ctx, *rest)
         *tensors, form, backward = rest
+        form = _now(form, backward)
         out = rotate_plain(q, k, *tensors, *form, backward, False) or _dispatched(q, k, *tensors, *form, backward)
-        # What was made of a k that wants no gradient wants none: a cache that keeps it would keep the graph.
-        unwanted = [x for x, wanted in zip(out, ctx.needs_input_grad, strict=False) if x is not None and not wanted]
-        if unwanted:
-            ctx.mark_non_differentiable(*unwanted)
+        if k is not None and q.requires_grad is not k.requires_grad:
+            # What is made of a k that wants no gradient wants none: a cache that keeps it would keep the graph.
+            ctx.mark_non_differentiable(out[1] if q.requires_grad else out[0])
         return out
 
     @staticmethod
@@ -84,7 +91,9 @@ class RotateUnmarked(torch.autograd.Function):
     def forward(ctx, x, *rest):
         _keep(ctx, *rest)
         *tensors, form, backward = rest
-        rotate_plain(x.data, None, *tensors, *form, backward, True)  # of its own version: views of x stay as they are
+        alias = x.data  # of its own version: views of x stay as they are
+        if rotate_plain(alias, None, *tensors, *form, backward, True) is None:
+            alias.copy_(_dispatched(alias, None, *tensors, *form, backward)[0])
         return x
 
     backward = Rotated.backward
@@ -104,6 +113,10 @@ def apply(
     where PyTorch would refuse q, alone, it is as flash-attn's own function, which works."""
     form = (interleaved, rotary_dim, layout, rounding)
     tensors = (cos, sin, position_ids, cu_seqlens, offset)
+    if _transform() is not None:
+        from . import _ops
+
+        return _ops.of_any_tensors(q, k, *tensors, *form, inplace, lenient)
     if not inplace:
         return Rotate.apply(q, k, *tensors, form, False)
     recorded = [x for x in (q, k) if x is not None and x.requires_grad]
@@ -113,7 +126,11 @@ def apply(
                 return RotateUnmarked.apply(x, *tensors, form, False), None
             x.mul_(1)  # raises, and says why, as all operations in place do; nothing has been written
     with torch.no_grad():
-        rotate_plain(q, k, *tensors, *form, False, True)
+        if rotate_plain(q, k, *tensors, *form, False, True) is None:  # negated views, tensors without data
+            out = _dispatched(q, k, *tensors, *form, False)
+            for x, turned in zip((q, k), out, strict=True):
+                if x is not None:
+                    x.copy_(turned)
     for x in recorded:
         Rotated.apply(x, *tensors, form, False)
     return q, k

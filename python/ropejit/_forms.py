@@ -3,16 +3,17 @@
 A function is covered when its syntax tree, and those of the helpers it calls, equal one of the texts below: names of models
 say nothing, because a model's function may change with the next release. Annotations, docstrings, decorators and the
 names of helpers are ignored. Where the function reads each angle twice, the text of its module must also show that both are
-the same.
+the same (`_tables`).
 """
 
 import ast
 import functools
 import inspect
-import re
-import sys
 import textwrap
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from . import _tables
 
 _HALVES = """
 def rotate(x):
@@ -65,30 +66,31 @@ class Form:
     """How a covered function is called and what it computes."""
 
     name: str
-    #: ``pair`` (q, k, cos, sin, unsqueeze_dim), ``pair_ids`` (with position_ids, unused, before it), ``single`` (x, cos, sin,
-    #: unsqueeze_dim), ``vision`` (q and k without a batch), ``gptj`` (tensor, sin, cos).
+    #: ``pair`` (q, k, cos, sin, unsqueeze_dim), ``single`` (x, cos, sin, unsqueeze_dim), ``vision`` (q, k, cos, sin),
+    #: ``gptj`` (tensor, sin, cos).
     call: str
     text: str
     interleaved: bool = False
-    #: ``full``: each angle twice, one copy after the other; ``half``: once; ``twice``: each angle twice, side by side.
+    #: A row of the tables has each angle once (``half``), twice side by side (``twice``), twice one copy after the other
+    #: (``full``), or so with only the first copy read (``first``).
     tables: str = "full"
-    #: Of eager operations: ``per_op`` in the tensors' type, ``once`` in float32, ``promoted`` as the tables decide.
+    #: Whether the tables may be narrower than a head, whose rest then stays.
+    partial: bool = False
+    #: Of eager operations: ``per_op`` in the tensors' type, ``once`` in float32, ``promoted`` as the tables decide,
+    #: ``once_each`` in float32 with a cast of its own for each product, whose gradients are rounded one by one.
     rounding: str = "per_op"
 
 
 FORMS = (
     Form("llama", "pair", _PAIR + _UNSQUEEZE + _TURN + _BOTH + _HALVES),
-    Form("gpt_neox", "pair", _PAIR + _UNSQUEEZE + _SPLIT + _TURN_PART + _BOTH + _HALVES),
-    Form(
-        "glmasr", "pair_ids",
-        "def f(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):\n" + _UNSQUEEZE + _SPLIT + _TURN_PART + _BOTH + _HALVES,
-    ),
+    Form("gpt_neox", "pair", _PAIR + _UNSQUEEZE + _SPLIT + _TURN_PART + _BOTH + _HALVES, partial=True),
     Form(
         "phi3", "pair",
         _PAIR + _UNSQUEEZE + _SPLIT + """
     q_embed = torch.cat([(q_rot * cos) + (rotate(q_rot) * sin), q_pass], dim=-1)
     k_embed = torch.cat([(k_rot * cos) + (rotate(k_rot) * sin), k_pass], dim=-1)
 """ + _BOTH + _HALVES,
+        partial=True,
     ),
     Form(
         "nemotron", "pair",
@@ -97,6 +99,7 @@ FORMS = (
     q, q_pass = q[..., :rot_dim], q[..., rot_dim:]
     k, k_pass = k[..., :rot_dim], k[..., rot_dim:]
 """ + _TURN + "    return torch.cat((q_embed, q_pass), dim=-1), torch.cat((k_embed, k_pass), dim=-1)\n" + _HALVES,
+        partial=True,
     ),
     Form(
         "olmo", "pair",
@@ -111,7 +114,7 @@ FORMS = (
     k_embed = (k.float() * cos) + (rotate(k.float()) * sin)
     return q_embed.to(original_dtype), k_embed.to(original_dtype)
 """ + _HALVES,
-        rounding="once",
+        rounding="once_each",
     ),
     Form(
         "hunyuan_vl", "pair",
@@ -123,8 +126,11 @@ FORMS = (
 """ + _TURN + "    return q_embed.to(origin_dtype), k_embed.to(origin_dtype)\n" + _HALVES,
         rounding="once",
     ),
-    Form("glm", "pair", _PAIR + _UNSQUEEZE + _REPEAT + _SPLIT + _TURN_PART + _BOTH + _PAIRS, interleaved=True),
-    Form("helium", "pair", _PAIR + _UNSQUEEZE + _REPEAT + _TURN + _BOTH + _PAIRS, interleaved=True),
+    Form(
+        "glm", "pair", _PAIR + _UNSQUEEZE + _REPEAT + _SPLIT + _TURN_PART + _BOTH + _PAIRS,
+        interleaved=True, tables="first", partial=True,
+    ),
+    Form("helium", "pair", _PAIR + _UNSQUEEZE + _REPEAT + _TURN + _BOTH + _PAIRS, interleaved=True, tables="first"),
     Form(
         "ernie4_5", "pair",
         _PAIR + "    original_dtype = q.dtype\n" + _UNSQUEEZE + _REPEAT + """
@@ -132,7 +138,7 @@ FORMS = (
     k_embed = (k.float() * cos) + (rotate(k).float() * sin)
     return q_embed.to(original_dtype), k_embed.to(original_dtype)
 """ + _PAIRS,
-        interleaved=True, rounding="once",
+        interleaved=True, tables="first", rounding="once_each",
     ),
     Form(
         "cohere", "pair",
@@ -226,6 +232,19 @@ def _canonical(functions):
     return "\n".join(texts)
 
 
+def _drop_unused_ids(function):
+    """Removes ``position_ids=None`` from the parameters of a function that does not read it; whether it was there."""
+    args = function.args
+    if [a.arg for a in args.args[4:]] != ["position_ids", "unsqueeze_dim"] or len(args.defaults) != 2:
+        return False
+    if ast.unparse(args.defaults[0]) != "None" or any(
+        isinstance(node, ast.Name) and node.id == "position_ids" for line in function.body for node in ast.walk(line)
+    ):
+        return False
+    del args.args[4], args.defaults[0]
+    return True
+
+
 @functools.lru_cache(maxsize=None)
 def _known():
     known = {}
@@ -235,33 +254,39 @@ def _known():
     return known
 
 
-#: How a module makes tables whose halves, or neighbours, are equal. Kernels read each angle once.
-_TABLES = {
-    "full": re.compile(r"torch\.cat\([(\[](\w+), \1[)\]], (?:dim|axis)=-1\)"),
-    "twice": re.compile(r"repeat_interleave\((?:\w+, )?2, dim=-1\)"),
-}
-
-
-def _tables_are_told(form, function):
-    if form.tables == "half" or "repeat_interleave" in form.text:
-        return True  # the function itself reads each angle once
-    return _TABLES[form.tables].search(inspect.getsource(sys.modules[function.__module__])) is not None
+@functools.lru_cache(maxsize=None)
+def _text(function):
+    return textwrap.dedent(inspect.getsource(function))
 
 
 def _tree(function):
-    return ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    return ast.parse(_text(function)).body[0]
 
 
-def of(function):
-    """The form of a model's function, or None if it is not covered."""
+class Match(NamedTuple):
+    """A covered function."""
+
+    form: Form
+    #: It takes ``position_ids``, unused, in front of ``unsqueeze_dim``.
+    ids: bool
+
+
+def of(function, module_name=None):
+    """What a model's function is: a `Match`, or a text that says why it is not covered. ``module_name``: where it is bound,
+    if elsewhere than where it is defined."""
     try:
         tree = _tree(function)
         nodes = [node for statement in tree.body for node in ast.walk(statement)]  # not of decorators
         called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
         helpers = [_tree(function.__globals__[name]) for name in sorted(called) if name in function.__globals__]
         if not all(isinstance(f, ast.FunctionDef) for f in (tree, *helpers)):
-            return None
+            return "it is no plain function"
+        ids = _drop_unused_ids(tree)
         form = _known().get(_canonical([tree, *helpers]))
-        return form if form is not None and _tables_are_told(form, function) else None
+        if form is None or (ids and form.call != "pair"):
+            return "its text is none of the known forms"
+        modules = dict.fromkeys((module_name or function.__module__, function.__module__))
+        doubt = form.tables in ("full", "twice") and _tables.doubt(form.tables, function.__name__, *modules)
+        return doubt or Match(form, ids)
     except (OSError, TypeError, SyntaxError, AttributeError, IndexError, KeyError):
-        return None  # no text, or none that can be told
+        return "its text cannot be read"

@@ -10,9 +10,14 @@ _modules = sys.modules
 
 
 def _is_compiling():
-    # Not an import: whoever compiles has imported PyTorch. Dynamo sees a constant; the native function sees all other tracers.
-    torch = _modules.get("torch")
-    return torch is not None and torch.compiler.is_dynamo_compiling()
+    """Until PyTorch is there to be asked itself. Dynamo sees a constant; the native function sees all other tracers."""
+    global _is_compiling
+
+    torch = _modules.get("torch")  # not an import: whoever compiles has imported it
+    if torch is None or torch.compiler.is_dynamo_compiling():
+        return torch is not None
+    _is_compiling = torch.compiler.is_dynamo_compiling
+    return False
 
 
 def apply(
@@ -88,10 +93,11 @@ def apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=1):
     """As the function of this name in transformers' Llama and GPT-NeoX, bit for bit, forward and backward.
 
     q and k are ``[batch, heads, tokens, head_dim]`` (``unsqueeze_dim=1``) or ``[batch, tokens, heads, head_dim]``
-    (``unsqueeze_dim=2``); cos and sin are ``[batch or 1, tokens, rotary_dim]``. What the kernels do not cover (types that
-    differ, float64, …) is computed by PyTorch's own operations, as transformers does it.
+    (``unsqueeze_dim=2``); cos and sin are ``[batch or 1, tokens, rotary_dim]``, each angle twice: the second half of a row
+    repeats the first, which is the one that is read. What the kernels do not cover (types that differ, float64, …) is
+    computed by PyTorch's own operations, as transformers does it.
     """
-    out = drop_in(q, k, cos, sin, unsqueeze_dim, False, "full", "per_op")
+    out = drop_in(q, k, cos, sin, unsqueeze_dim, False, "full", True, "per_op")
     if out is None:
         from . import _eager
 
@@ -153,16 +159,13 @@ def apply_rotary_emb(
     )[0]
 
 
-def drop_in(q, k, cos, sin, unsqueeze_dim, interleaved, tables, rounding):
-    """What a model's own function computes, or None where the kernels do not: `_forms.Form` says what the last three mean."""
-    half = tables != "full"
-    if tables == "twice":
-        cos, sin = cos[..., ::2], sin[..., ::2]
+def drop_in(q, k, cos, sin, unsqueeze_dim, interleaved, tables, partial, rounding):
+    """What a model's own function computes, or None where the kernels do not: `_forms.Form` says what the last four mean."""
     if _is_compiling():
         from . import _ops
 
-        return _ops.drop_in(q, k, cos, sin, unsqueeze_dim, interleaved, half, rounding)
-    return _drop_in(q, k, cos, sin, unsqueeze_dim, interleaved, half, rounding)
+        return _ops.drop_in(q, k, cos, sin, unsqueeze_dim, interleaved, tables, partial, rounding)
+    return _drop_in(q, k, cos, sin, unsqueeze_dim, interleaved, tables, partial, rounding)
 
 
 def _positional(*arguments):

@@ -189,23 +189,20 @@ def apply(
 def of_any_tensors(
     q, k, cos, sin, position_ids, cu_seqlens, offset, interleaved, rotary_dim, layout, rounding, inplace, lenient=False
 ):  # fmt: skip
-    """The native function hands over subclasses of tensors, and tensors whose numbers do not lie in memory as they are: PyTorch's
-    dispatcher resolves negated views and zero tensors, and takes those of `torch.func` apart."""
+    """The call as operators, where the native function may not launch: somebody watches, or tensors are of a subclass, or do not
+    lie in memory as they are. PyTorch's dispatcher resolves negated views and zero tensors; those of `torch.func` are taken apart."""
     tensors = (cos, sin, position_ids, cu_seqlens, offset)
     _tensors.refuse(q, k, *tensors)
     form = (interleaved, rotary_dim, layout, rounding)
-    if type(q) is not torch.Tensor or not inplace and not _tensors.is_transformed(q, k, *tensors):
-        return apply(q, k, *tensors, *form, inplace, lenient)
-    _tables_are_constant(cos, sin)
     if inplace:
         _tensors.refuse_constant(q, k)
-        if q is k:
-            raise ValueError("k: is q, and in place it would be turned twice: pass a copy")
-    if _tensors.is_transformed(q, k, *tensors):
-        out = turned(q, k, *tensors, form, False)
-    else:
-        out = apply(q, k, *tensors, *form, False)
-    # Operators that write have no rule for what these are; a copy has.
+    transformed = _tensors.is_transformed(q, k, *tensors)
+    if not transformed and not (inplace and _tensors.is_copied_back(q, k)):
+        return apply(q, k, *tensors, *form, inplace, lenient)
+    if inplace and q is k:
+        raise ValueError("k: is q, and in place it would be turned twice: pass a copy")
+    _tables_are_constant(cos, sin)
+    out = turned(q, k, *tensors, form, False) if transformed else apply(q, k, *tensors, *form, False)
     return tuple(x if x is None else x.copy_(y) for x, y in zip((q, k), out, strict=True)) if inplace else out
 
 
@@ -227,33 +224,53 @@ def turned(q, k, cos, sin, position_ids, cu_seqlens, offset, form, backward):
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def drop_in(q, k, cos, sin, unsqueeze_dim, interleaved, half, rounding):
+#: How q's dimensions are meant, by the ranks of q and cos and by how far from the right cos is unsqueezed: the layout, and
+#: which dimensions are tokens and heads.
+_ORDERS = {
+    (4, 3, 2): ("bhsd", 2, 1), (4, 2, 2): ("bhsd", 2, 1), (4, 3, 1): ("bshd", 1, 2), (4, 2, 1): ("bshd", 1, 2),
+    (3, 2, 1): ("thd", 0, 1),
+}  # fmt: skip
+
+
+def drop_in(q, k, cos, sin, unsqueeze_dim, interleaved, tables, partial, rounding):
     """As the native function of this name: None where the kernels do not compute what the model's function would."""
-    if unsqueeze_dim not in (1, 2) or q.ndim != 4 or cos.ndim != 3 or q.dtype not in _FLOATS:
+    both = (q,) if k is None else (q, k)
+    if type(unsqueeze_dim) is not int or not all(isinstance(x, torch.Tensor) for x in (*both, cos, sin)):
+        return None
+    unsqueezed = unsqueeze_dim + cos.ndim + 1 if unsqueeze_dim < 0 else unsqueeze_dim
+    order = _ORDERS.get((q.ndim, cos.ndim, cos.ndim - unsqueezed))
+    if order is None or q.dtype not in _FLOATS or q.device.type not in ("cpu", "cuda"):
         return None
     if cos.requires_grad or sin.requires_grad or cos.shape != sin.shape or cos.dtype != sin.dtype:
         return None
-    tokens, heads = (2, 1) if unsqueeze_dim == 1 else (1, 2)
-    batch, rows, width = cos.shape
-    width = 2 * width if half else width
-    for x in (q,) if k is None else (q, k):
-        if x.ndim != 4 or x.dtype != q.dtype or x.device != cos.device or x.shape[-1] != q.shape[-1]:
-            return None
-        if batch not in (1, x.shape[0]) or rows != x.shape[tokens] or not 1 <= x.shape[heads] <= 65536:
-            return None
+    layout, tokens, heads = order
+    rows, width = cos.shape[-2:]
+    if cos.device != q.device or sin.device != q.device or rows != q.shape[tokens]:
+        return None
+    if cos.ndim == 3 and cos.shape[0] not in (1, q.shape[0]):
+        return None
+    # A part of a wider row need not have equal halves.
+    if tables == "full" and rows > 1 and not cos.stride(-2) == sin.stride(-2) == width:
+        return None
+    width = 2 * width if tables == "half" else width
     head_dim = q.shape[-1]
-    if width % 2 or head_dim % 2 or not 2 <= width <= head_dim <= 512 or q.device.type not in ("cpu", "cuda"):
+    if width % 2 or head_dim % 2 or not 2 <= width <= head_dim <= 512 or not (partial or width == head_dim):
         return None
-    if k is not None and k.shape[0] != q.shape[0]:
-        return None
+    for x in both:
+        if x.ndim != q.ndim or x.dtype != q.dtype or x.device != q.device or not 1 <= x.shape[heads] <= 65536:
+            return None
+        if any(x.shape[i] != q.shape[i] for i in range(q.ndim) if i != heads):
+            return None
     same = cos.dtype == q.dtype
-    if rounding == "promoted" and not same and torch.is_grad_enabled() and (q.requires_grad or k is not None and k.requires_grad):
-        return None  # eager rounds each product of the gradient, and only those
+    if rounding in ("promoted", "once_each") and q.dtype != torch.float32 and (not same or rounding == "once_each"):
+        if torch.is_grad_enabled() and any(x.requires_grad for x in both):
+            return None  # eager rounds some steps of the gradient, and the operators one way only
     if rounding in ("per_op", "promoted") and same:
         rounding = "per_op"
-    elif rounding in ("promoted", "once") and (same or cos.dtype == torch.float32):
+    elif rounding != "per_op" and (same or cos.dtype == torch.float32):
         rounding = "once"
     else:
         return None
-    layout = "bhsd" if unsqueeze_dim == 1 else "bshd"
+    if tables == "twice":
+        cos, sin = cos[..., ::2], sin[..., ::2]  # neighbours are equal
     return apply(q, k, cos, sin, None, None, None, interleaved, width, layout, rounding, False)

@@ -1,34 +1,40 @@
 """Puts the kernels in place of other libraries' functions, in modules that are loaded and in those loaded later."""
 
 import functools
+import inspect
 import logging
+import re
 import sys
 from contextlib import contextmanager
 
-from . import _functions
+from . import _functions, _slots
 
 _log = logging.getLogger("ropejit")
-_NAMES = ("apply_rotary_pos_emb", "apply_rotary_pos_emb_vision")
-#: module, attribute, what was there
+#: Names of functions and methods that rotate, as libraries have them.
+_ROTATES = re.compile(r"apply_\w*(rotary|rope)|rotate_queries")
+#: name of the module, slot, what was there, what is there now
 _replaced = []
 _active = set()
+#: What the log has been told of, until it is unpatched.
+_told = set()
 
 
-def _replacement(form, original):
+def _replacement(match, original):
     """A function that is called as the original is, and calls it where the kernels do not cover a call."""
     rotate = _functions.drop_in
-    how = (form.interleaved, form.tables, form.rounding)
-    if form.call == "pair":
-
-        def function(q, k, cos, sin, unsqueeze_dim=1):
-            out = rotate(q, k, cos, sin, unsqueeze_dim, *how)
-            return original(q, k, cos, sin, unsqueeze_dim) if out is None else out
-
-    elif form.call == "pair_ids":
+    form = match.form
+    how = (form.interleaved, form.tables, form.partial, form.rounding)
+    if match.ids:
 
         def function(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
-            out = rotate(q, k, cos, sin, unsqueeze_dim, *how)
+            out = None if k is None else rotate(q, k, cos, sin, unsqueeze_dim, *how)
             return original(q, k, cos, sin, position_ids, unsqueeze_dim) if out is None else out
+
+    elif form.call == "pair":
+
+        def function(q, k, cos, sin, unsqueeze_dim=1):
+            out = None if k is None else rotate(q, k, cos, sin, unsqueeze_dim, *how)
+            return original(q, k, cos, sin, unsqueeze_dim) if out is None else out
 
     elif form.call == "single":
 
@@ -39,52 +45,73 @@ def _replacement(form, original):
     elif form.call == "vision":
 
         def function(q, k, cos, sin):
-            if q.ndim != 3 or cos.ndim != 2:
-                return original(q, k, cos, sin)
-            out = rotate(*(x.unsqueeze(0) for x in (q, k, cos, sin)), 2, *how)
-            return original(q, k, cos, sin) if out is None else (out[0].squeeze(0), out[1].squeeze(0))
+            out = None if k is None else rotate(q, k, cos, sin, -2, *how)
+            return original(q, k, cos, sin) if out is None else out
 
     else:
 
         def function(tensor, sin, cos):
-            # Its tables are as wide as the tensor turns, so more than half would not fit: eager says so.
-            out = rotate(tensor, None, cos, sin, 2, *how) if 2 * cos.shape[-1] == tensor.shape[-1] else None
+            out = rotate(tensor, None, cos, sin, 2, *how)
             return original(tensor, sin, cos) if out is None else out[0]
 
     return functools.wraps(original)(function)
 
 
-def _replace(module, name, new):
-    _replaced.append((module, name, getattr(module, name)))
-    new.__ropejit__ = True
-    setattr(module, name, new)
+def _replace(module, slot, new):
+    original = slot.get()
+    new.__ropejit__ = original
+    slot.put(new)
+    _replaced.append((module.__name__, slot, original, new))
+
+
+def _rotating(module):
+    """Names of the functions of a module that rotate, and of its methods."""
+    for name, value in list(vars(module).items()):
+        if inspect.isclass(value):
+            if value.__module__ == module.__name__:
+                yield from (f"{name}.{method}" for method in vars(value) if _ROTATES.search(method))
+        elif callable(value) and _ROTATES.search(name):
+            yield name
 
 
 def _patch_model(module):
-    """Replaces a model's functions, where they are covered."""
+    """Replaces a model's functions, where they are covered, and says in the log which stay."""
     from . import _forms
 
-    for name in _NAMES:
-        original = module.__dict__.get(name)
-        if original is None or getattr(original, "__ropejit__", False):
+    left, called = {}, set()
+    for name in _rotating(module):
+        if "." in name:
+            left[name] = "it is a method"
             continue
-        form = _forms.of(original)
-        if form is None:
-            _log.warning("%s.%s is not covered, it stays as it is", module.__name__, name)
-        else:
-            _replace(module, name, _replacement(form, original))
+        slot = _slots.find(module, name)
+        if slot is None:
+            left[name] = "what is wrapped around it does not show it, or another kernel has taken its place"
+            continue
+        function = slot.get()
+        if not hasattr(function, "__ropejit__"):
+            match = _forms.of(function, module.__name__)
+            if isinstance(match, str):
+                left[name] = match
+            else:
+                _replace(module, slot, _replacement(match, function))
+        called.update(inspect.unwrap(function).__code__.co_names if inspect.isfunction(function) else ())
+    for name, why in left.items():
+        whole = f"{module.__name__}.{name}"
+        if whole not in _told and name not in called:  # a helper goes with those that call it
+            _told.add(whole)
+            _log.warning("%s is not covered and stays as it is: %s", whole, why)
 
 
 def _patch_unsloth(module):
     for name in ("fast_rope_embedding",):
         original = module.__dict__.get(name)
-        if original is None or getattr(original, "__ropejit__", False):
+        if original is None or hasattr(original, "__ropejit__"):
             continue
 
         def function(Q, K, cos, sin, rope_embedding_indices=None):
             return _functions.fast_rope_embedding(Q, K, cos, sin, rope_embedding_indices)
 
-        _replace(module, name, functools.wraps(original)(function))
+        _replace(module, _slots.Attribute(module, name), functools.wraps(original)(function))
 
 
 def _patcher(module_name):
@@ -141,8 +168,9 @@ _finder = _Finder()
 def patch(library):
     """Replaces the RoPE of a library, ``"transformers"`` or ``"unsloth"``, in every module that is loaded or will be.
 
-    A model whose function is not one of the known forms, told by its text, keeps its own, with one line in the log of
-    `logging.getLogger("ropejit")`. Calls that the kernels do not cover go to the original function.
+    A function is replaced where its text is one of the known forms. Every other one that rotates keeps its own, with a line in
+    the log of `logging.getLogger("ropejit")` that names it and says why. Calls that the kernels do not cover go to the
+    original function. Decorators stay around what is replaced.
     """
     if library not in ("transformers", "unsloth"):
         raise ValueError(f"library: {library!r} is not one of 'transformers' and 'unsloth'")
@@ -162,12 +190,14 @@ def unpatch(library=None):
     if not _active and _finder in sys.meta_path:
         sys.meta_path.remove(_finder)
     packages = {p for name in libraries for p in ((name, "transformers_modules") if name == "transformers" else (name,))}
+    of = lambda name: name.partition(".")[0] in packages  # noqa: E731
+    _told.difference_update([name for name in _told if of(name)])
     for entry in reversed(_replaced[:]):
-        module, name, original = entry
-        if module.__name__.partition(".")[0] in packages:
+        name, slot, original, new = entry
+        if of(name):
             # Who has put something else there since then keeps it.
-            if getattr(module.__dict__.get(name), "__ropejit__", False):
-                setattr(module, name, original)
+            if slot.get() is new:
+                slot.put(original)
             _replaced.remove(entry)
 
 

@@ -16,8 +16,15 @@ def is_transformed(*tensors):
     return any(isinstance(x, torch.Tensor) and of_one(x) and not torch._is_functional_tensor(x) for x in tensors)
 
 
+def is_copied_back(*tensors):
+    """Whether an operator that writes has no rule for one of them: functional tensors, negated views."""
+    return any(isinstance(x, torch.Tensor) and (torch._is_functional_tensor(x) or x.is_neg()) for x in tensors)
+
+
 def _unreadable(tensor):
     """Why neither a kernel nor PyTorch's dispatcher can do anything about it; None where one of them can."""
+    if torch.nn.parameter.is_lazy(tensor):
+        return "is a parameter of a lazy module that is uninitialized; hint: call the module once"
     if tensor.is_nested:
         return "is a nested tensor; hint: pass its values as packed sequences, with cu_seqlens and the layout 'thd'"
     if tensor.layout != torch.strided:

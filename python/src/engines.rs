@@ -57,7 +57,7 @@ pub fn engine(py: Python<'_>, device: Device) -> PyResult<Engine> {
     if let Some((_, engine)) = engines(py).opened.iter().find(|(d, _)| *d == device) {
         return Ok(engine.clone());
     }
-    crate::service::log_to_stderr();
+    crate::log::to_stderr();
     find_nvrtc(py);
     let choice = match device {
         Device::Host => DeviceChoice::Host,

@@ -5,19 +5,13 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyString, PyTuple};
-use ropejit::{DType, Rounding};
 
 use crate::call::{self, Call, Form, Order, Tensors};
-use crate::dlpack::{Element, View};
+use crate::dlpack::View;
 use crate::errors::{guarded, wrong};
 use crate::foreign;
-use crate::objects::{Objects, Views, kind};
-use crate::torch::{self, Kind, Torch};
-
-/// The view of a tensor that has just been made.
-fn made(torch: &Torch, name: &str, tensor: &Bound<'_, PyAny>) -> PyResult<View> {
-    torch.view(name, tensor)?.ok_or_else(|| wrong(name, "PyTorch made a tensor without memory for it"))
-}
+use crate::objects::{Objects, kind, views};
+use crate::torch::{Kind, Torch};
 
 /// A copy whose last dimension is contiguous, where that of the tensor is not.
 fn dense<'py>(
@@ -36,27 +30,27 @@ fn contiguous<'py>(
     view: &mut View,
 ) -> PyResult<Bound<'py, PyAny>> {
     let copy = tensor.call_method0(intern!(tensor.py(), "contiguous"))?;
-    *view = made(torch, name, &copy)?;
+    *view = torch.view_of_new(name, &copy)?;
     Ok(copy)
 }
 
 /// Rotates tensors of PyTorch; autograd is not told.
-fn rotate<'py>(
+pub fn rotate<'py>(
     torch: &Torch,
     o: &Objects<'_, 'py>,
-    views: Views,
+    t: &mut Tensors,
     form: &Form,
     inplace: bool,
 ) -> PyResult<Bound<'py, PyTuple>> {
     let py = o.py();
-    let Views { mut q, mut k, mut cos, mut sin, place } = views;
-    let mut tables = [dense(torch, "cos", o.cos, &mut cos)?, dense(torch, "sin", o.sin, &mut sin)?];
-    if cos.strides() != sin.strides() && cos.shape() == sin.shape() {
-        tables = [Some(contiguous(torch, "cos", o.cos, &mut cos)?), Some(contiguous(torch, "sin", o.sin, &mut sin)?)];
+    let mut tables = [dense(torch, "cos", o.cos, &mut t.cos)?, dense(torch, "sin", o.sin, &mut t.sin)?];
+    if t.cos.strides() != t.sin.strides() && t.cos.shape() == t.sin.shape() {
+        let both = (contiguous(torch, "cos", o.cos, &mut t.cos)?, contiguous(torch, "sin", o.sin, &mut t.sin)?);
+        tables = [Some(both.0), Some(both.1)];
     }
     if inplace {
         // A tensor that is written where it is cannot be a copy: the call itself refuses it if it must.
-        let call = Call::new(form, &Tensors { q, k, q_out: None, k_out: None, cos, sin, place })?;
+        let call = Call::new(form, t)?;
         let results = match o.k {
             Some(k) => PyTuple::new(py, [o.q, k])?,
             None => PyTuple::new(py, [o.q])?,
@@ -65,23 +59,22 @@ fn rotate<'py>(
         call.launch(py, torch.stream(py, call.device)?)?;
         return pair(py, results);
     }
-    let q_copy = dense(torch, "q", o.q, &mut q)?;
-    let k_copy = match (o.k, &mut k) {
-        (Some(tensor), Some(view)) => dense(torch, "k", tensor, view)?,
-        _ => None,
-    };
     let like = |name: &str, input: &Bound<'py, PyAny>| -> PyResult<_> {
         let output = torch.empty_like.bind(py).call1((input,))?;
-        let view = made(torch, name, &output)?;
+        let view = torch.view_of_new(name, &output)?;
         Ok((output, Some(view)))
     };
-    let (q_out, q_written) = like("q", q_copy.as_ref().unwrap_or(o.q))?;
-    let (mut k_out, mut k_written) = (None, None);
-    if let Some(k) = o.k {
-        let (output, view) = like("k", k_copy.as_ref().unwrap_or(k))?;
-        (k_out, k_written) = (Some(output), view);
+    let q_copy = dense(torch, "q", o.q, &mut t.q)?;
+    let q_out;
+    (q_out, t.q_out) = like("q", q_copy.as_ref().unwrap_or(o.q))?;
+    let (mut k_copy, mut k_out) = (None, None);
+    if let (Some(k), Some(view)) = (o.k, &mut t.k) {
+        k_copy = dense(torch, "k", k, view)?;
+        let output;
+        (output, t.k_out) = like("k", k_copy.as_ref().unwrap_or(k))?;
+        k_out = Some(output);
     }
-    let call = Call::new(form, &Tensors { q, k, q_out: q_written, k_out: k_written, cos, sin, place })?;
+    let call = Call::new(form, t)?;
     call.launch(py, torch.stream(py, call.device)?)?;
     drop((q_copy, k_copy, tables)); // held until the launch
     (q_out, k_out).into_pyobject(py)
@@ -98,20 +91,20 @@ fn needs_grad(torch: &Torch, o: &Objects<'_, '_>) -> PyResult<bool> {
         return Ok(false);
     }
     for (name, table) in [("cos", o.cos), ("sin", o.sin)] {
-        if torch::requires_grad(table)? {
+        if torch.requires_grad(table)? {
             return Err(wrong(name, "requires a gradient, and none is computed for tables: pass a detached one"));
         }
     }
-    Ok(torch::requires_grad(o.q)? || o.k.map_or(Ok(false), |k| torch::requires_grad(k))?)
+    Ok(torch.requires_grad(o.q)? || o.k.map_or(Ok(false), |k| torch.requires_grad(k))?)
 }
 
 /// A function of the operators.
-fn operators<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+pub fn operators<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
     py.import("ropejit._ops")?.getattr(name)
 }
 
 /// The rotation that autograd records.
-fn recorded(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
+pub fn recorded(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
     static APPLY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let apply = APPLY.get_or_try_init(py, || py.import("ropejit._autograd")?.getattr("apply").map(Bound::unbind))?;
     Ok(apply.bind(py))
@@ -159,15 +152,14 @@ pub fn apply<'py>(
             let what = "forward-mode differentiation of a rotation is not implemented";
             return Err(PyNotImplementedError::new_err(what));
         }
-        let Some(views) = Views::of(torch, &o)? else {
-            return by(operators(py, "of_any_tensors")?);
-        };
-        if torch.is_watched(py)? {
-            by(operators(py, "apply")?)
-        } else if needs_grad(torch, &o)? {
-            by(recorded(py)?.clone())
-        } else {
-            rotate(torch, &o, views, &form, inplace)
+        let is_watched = torch.is_watched(py)?;
+        if !is_watched && needs_grad(torch, &o)? {
+            return by(recorded(py)?.clone());
+        }
+        match views(torch, &o, inplace)? {
+            None => by(operators(py, "of_any_tensors")?),
+            Some(_) if is_watched => by(operators(py, "apply")?),
+            Some(mut tensors) => rotate(torch, &o, &mut tensors, &form, inplace),
         }
     })
 }
@@ -199,104 +191,8 @@ pub fn rotate_plain<'py>(
         if let Kind::Foreign = kind(torch, &o) {
             return Err(wrong("q", "must be a torch.Tensor, and k, cos and sin as well"));
         }
-        Views::of(torch, &o)?.map(|views| rotate(torch, &o, views, &form, inplace)).transpose()
+        views(torch, &o, inplace)?.map(|mut tensors| rotate(torch, &o, &mut tensors, &form, inplace)).transpose()
     })
-}
-
-/// The rotation that a model's own function computes, or `None` where it would compute something else than the kernels do:
-/// the caller then lets that function do it. `rounding` is what eager PyTorch's operations amount to: `per_op` where they
-/// are done in the tensors' type, `once` where they are done in float32, and `promoted` where the tables decide. `half`: a
-/// row of the tables has each angle once.
-#[pyfunction]
-#[pyo3(signature = (q, k, cos, sin, unsqueeze_dim, interleaved, half, rounding))]
-#[allow(clippy::too_many_arguments)]
-pub fn drop_in<'py>(
-    q: &Bound<'py, PyAny>,
-    k: Option<&Bound<'py, PyAny>>,
-    cos: &Bound<'py, PyAny>,
-    sin: &Bound<'py, PyAny>,
-    unsqueeze_dim: i64,
-    interleaved: bool,
-    half: bool,
-    rounding: &str,
-) -> PyResult<Option<Bound<'py, PyTuple>>> {
-    guarded(|| {
-        let py = q.py();
-        let o = Objects { q, k, cos, sin, position_ids: None, cu_seqlens: None, offset: None };
-        let Some(torch) = Torch::get(py) else { return Ok(None) };
-        if !matches!(kind(torch, &o), Kind::Plain) {
-            return Ok(None);
-        }
-        if torch.any_tangent(py, &o.rotated())? {
-            return Ok(None); // eager carries it
-        }
-        // What no view can be had of (a meta tensor, a negated one, five dimensions) is no call for the kernels.
-        let Ok(views) = Views::of(torch, &o) else { return Ok(None) };
-        let Some(views) = views else {
-            py.import("ropejit._tensors")?.call_method1("refuse_freed", (q, k, cos, sin))?;
-            return Ok(None);
-        };
-        let order = match unsqueeze_dim {
-            1 => Order::Bhsd,
-            2 => Order::Bshd,
-            _ => return Ok(None),
-        };
-        let rotary_dim = views.cos.shape().get(2).map_or(0, |&width| if half { 2 * width } else { width });
-        let Some(contract) = covered(&views, order, rotary_dim, rounding) else { return Ok(None) };
-        let rotary_dim = rotary_dim as u32;
-        let mut is_recorded = false;
-        if torch.is_grad_enabled(py)? {
-            if torch::requires_grad(cos)? || torch::requires_grad(sin)? {
-                return Ok(None);
-            }
-            is_recorded = torch::requires_grad(q)? || k.map_or(Ok(false), |k| torch::requires_grad(k))?;
-            if is_recorded && rounding == "promoted" && views.q.element != views.cos.element {
-                return Ok(None); // eager rounds each product of the gradient, and only those
-            }
-        }
-        let is_watched = torch.is_watched(py)?;
-        if is_watched || is_recorded {
-            let layout = if order == Order::Bhsd { "bhsd" } else { "bshd" };
-            let word = if contract == Rounding::Once { "once" } else { "per_op" };
-            let none = py.None();
-            let all = (q, k, cos, sin, &none, &none, &none, interleaved, rotary_dim, layout, word, false);
-            let function = if is_watched { operators(py, "apply")? } else { recorded(py)?.clone() };
-            return Ok(Some(function.call1(all)?.cast_into()?));
-        }
-        let form = Form { order, interleaved, rotary_dim: Some(rotary_dim), rounding: contract, backward: false };
-        rotate(torch, &o, views, &form, false).map(Some)
-    })
-}
-
-/// The contract under which kernels compute what eager PyTorch would of these tensors; `None` where there is none, or
-/// where eager would refuse or broadcast.
-fn covered(views: &Views, order: Order, rotary_dim: i64, rounding: &str) -> Option<Rounding> {
-    let Views { q, k, cos, sin, .. } = views;
-    let (Element::Float(dtype), Element::Float(table)) = (q.element, cos.element) else { return None };
-    let (tokens, heads) = if order == Order::Bhsd { (2, 1) } else { (1, 2) };
-    let (&[batch, rows, _], 4) = (cos.shape(), q.rank) else { return None };
-    let shape = q.shape();
-    let same = cos.shape() == sin.shape() && cos.element == sin.element && [cos.device, sin.device] == [q.device; 2];
-    let fits =
-        (batch == 1 || batch == shape[0]) && rows == shape[tokens] && rotary_dim % 2 == 0 && rotary_dim <= shape[3];
-    let sizes =
-        (2..=512).contains(&rotary_dim) && shape[3] % 2 == 0 && shape[3] <= 512 && (1..=65_536).contains(&shape[heads]);
-    let k_fits = k.as_ref().is_none_or(|k| {
-        let n = k.shape();
-        k.rank == 4
-            && k.element == q.element
-            && k.device == q.device
-            && [n[0], n[tokens], n[3]] == [shape[0], rows, shape[3]]
-            && (1..=65_536).contains(&n[heads])
-    });
-    if !(same && fits && sizes && k_fits) {
-        return None;
-    }
-    match rounding {
-        "per_op" | "promoted" if table == dtype => Some(Rounding::PerOp),
-        "promoted" | "once" if table == DType::F32 || table == dtype => Some(Rounding::Once),
-        _ => None,
-    }
 }
 
 fn form(

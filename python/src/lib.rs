@@ -1,15 +1,17 @@
 //! The native part of the Python package: from tensors of a Python library to launches of [`ropejit`].
 //!
-//! `functions` is what Python calls, `objects` what it passes; `dlpack` and `torch` say what a tensor is, `call` checks and
-//! launches, `overlap` tells whether q and k share elements, `engines` keeps one engine a device, `service` is all that is
+//! `functions` is what Python calls, `objects` what it passes; `drop_in` stands for functions of models. `dlpack` and `torch`
+//! say what a tensor is, `call` checks and launches, `overlap` tells whether q and k share elements, `engines` keeps one engine a device, `service` is all that is
 //! not a rotation, `template` has kernels of the user's own. `unsafe` is in `dlpack`, `torch`, `call` and `template`.
 
 mod call;
 mod dlpack;
+mod drop_in;
 mod engines;
 mod errors;
 mod foreign;
 mod functions;
+mod log;
 mod objects;
 mod overlap;
 mod service;
@@ -26,7 +28,7 @@ fn _ropejit(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("NotCachedError", module.py().get_type::<errors::NotCachedError>())?;
     module.add_function(wrap_pyfunction!(functions::apply, module)?)?;
     module.add_function(wrap_pyfunction!(functions::rotate_plain, module)?)?;
-    module.add_function(wrap_pyfunction!(functions::drop_in, module)?)?;
+    module.add_function(wrap_pyfunction!(drop_in::drop_in, module)?)?;
     module.add_function(wrap_pyfunction!(service::prewarm, module)?)?;
     module.add_function(wrap_pyfunction!(service::read_config, module)?)?;
     module.add_function(wrap_pyfunction!(service::shipped_configurations, module)?)?;

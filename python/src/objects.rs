@@ -4,7 +4,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyInt;
 
-use crate::call::Place;
+use crate::call::{Place, Tensors};
 use crate::dlpack::View;
 use crate::errors::wrong;
 use crate::torch::{Kind, Torch};
@@ -63,40 +63,33 @@ fn whole_number(object: &Bound<'_, PyAny>) -> PyResult<Option<i64>> {
     number.map(Some).map_err(|_| wrong("seqlen_offsets", format!("is {object}, an int or a tensor of them is needed")))
 }
 
-/// What the tensors of a call are in memory, and which rows tokens get.
-pub struct Views {
-    pub q: View,
-    pub k: Option<View>,
-    pub cos: View,
-    pub sin: View,
-    pub place: Place,
-}
-
-impl Views {
-    /// `None` where a kernel may not read one of them as it lies in memory (see [`Torch::view`]).
-    pub fn of(torch: &Torch, o: &Objects<'_, '_>) -> PyResult<Option<Self>> {
-        let (Some(q), Some(cos), Some(sin)) =
-            (torch.view("q", o.q)?, torch.view("cos", o.cos)?, torch.view("sin", o.sin)?)
-        else {
-            return Ok(None);
-        };
-        let k = match o.k {
-            None => None,
-            Some(k) => match torch.view("k", k)? {
-                None => return Ok(None),
-                view => view,
-            },
-        };
-        let mut unreadable = false;
-        let place = o.place(&mut |name, tensor| match torch.kind(tensor) {
-            Kind::Foreign => Err(wrong(name, "must be a torch.Tensor, as q is")),
-            _ => torch.view(name, tensor)?.ok_or_else(|| {
-                unreadable = true;
-                wrong(name, "has no memory of its own")
-            }),
-        });
-        if unreadable { Ok(None) } else { place.map(|place| Some(Self { q, k, cos, sin, place })) }
+/// What the tensors of a call are in memory; `None` where a kernel may not read one of them as it lies there (see
+/// [`Torch::view`]). In place the sign that q and k are read with does not matter: what turns −x turns x.
+pub fn views(torch: &Torch, o: &Objects<'_, '_>, inplace: bool) -> PyResult<Option<Tensors>> {
+    let operand = |name, tensor| if inplace { torch.memory(name, tensor) } else { torch.view(name, tensor) };
+    let (Some(q), Some(cos), Some(sin)) = (operand("q", o.q)?, torch.view("cos", o.cos)?, torch.view("sin", o.sin)?)
+    else {
+        return Ok(None);
+    };
+    let k = match o.k {
+        None => None,
+        Some(k) => match operand("k", k)? {
+            None => return Ok(None),
+            view => view,
+        },
+    };
+    let mut unreadable = false;
+    let place = o.place(&mut |name, tensor| match torch.kind(tensor) {
+        Kind::Foreign => Err(wrong(name, "must be a torch.Tensor, as q is")),
+        _ => torch.view(name, tensor)?.ok_or_else(|| {
+            unreadable = true;
+            wrong(name, "has no memory of its own")
+        }),
+    });
+    if unreadable {
+        return Ok(None);
     }
+    Ok(Some(Tensors { q, k, q_out: None, k_out: None, cos, sin, place: place? }))
 }
 
 /// What all tensors of q, k, cos and sin are.

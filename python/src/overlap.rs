@@ -8,7 +8,9 @@ const STEPS: u32 = 4096;
 /// Whether elements of `a` and `b` lie at one place. `gap` is how far `b` starts behind `a`, in elements, and the first `width`
 /// elements of a head are what is written. Slices of one packed buffer, whose heads take turns in memory, do not meet.
 pub fn meet(a: &Layout, b: &Layout, gap: i64, width: usize) -> bool {
-    if a.is_empty() || b.is_empty() {
+    // Mostly they lie apart. A layout whose reach is beyond 64 bits is refused elsewhere.
+    let apart = |a: (i64, i64), b: (i64, i64)| a.1 <= b.0.saturating_add(gap) || b.1.saturating_add(gap) <= a.0;
+    if a.is_empty() || b.is_empty() || a.extent().zip(b.extent()).is_none_or(|(a, b)| apart(a, b)) {
         return false;
     }
     let ((a, a_start), (b, b_start)) = (axes(a), axes(b));

@@ -1,10 +1,9 @@
 //! Besides rotating: prewarm, freeze, counters, what is in the cache, faults, the command line.
 
 use std::ffi::OsString;
-use std::sync::Once;
 
 use pyo3::prelude::*;
-use ropejit::engine::ChoiceMeta;
+use ropejit::families::read_choice;
 use ropejit::rope::library::gradients_of;
 use ropejit::rope::model::{ModelConfig, SHIPPED};
 use ropejit::store::layers::{Layers, Places};
@@ -133,15 +132,13 @@ pub fn inspect() -> PyResult<String> {
         let mut choices = Vec::new();
         for listed in store.list(Kind::Choice).map_err(raise)? {
             let Ok(entry) = listed.entry else { continue };
-            let Ok(meta) = serde_json::from_slice::<ChoiceMeta>(&entry.meta) else { continue };
+            let Ok(meta) = read_choice(&entry.meta) else { continue };
             let Some(chosen) = meta.record.chosen() else { continue };
             let candidates: Vec<Value> = meta
                 .record
                 .candidates
                 .iter()
-                .map(
-                    |c| json!({"variant": c.config.to_string(), "median_ns": c.median_ns(), "bit_equal": c.bit_equal}),
-                )
+                .map(|c| json!({"variant": c.config.to_string(), "median_ns": c.median_ns(), "bit_equal": c.bit_equal}))
                 .collect();
             choices.push(json!({
                 "key": entry.key.to_string(), "spec": meta.spec.to_string(), "tokens": meta.bucket.tokens(),
@@ -174,10 +171,4 @@ pub fn close(py: Python<'_>) -> PyResult<()> {
         engines::close(py);
         Ok(())
     })
-}
-
-/// Warnings of the library go to stderr, as `ROPEJIT_LOG` says; where a program has set up its own, they go there.
-pub fn log_to_stderr() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(ropejit::cli::log::to_stderr);
 }

@@ -2,7 +2,8 @@
 
 #![allow(unsafe_code)]
 
-use std::ptr;
+use std::ffi::c_void;
+use std::{mem, ptr};
 
 use pyo3::ffi;
 use pyo3::intern;
@@ -11,6 +12,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyCFunction, PyTuple};
 
 use crate::dlpack::{self, Borrowed, Device, Exchange, View};
+use crate::errors::wrong;
 
 /// PyTorch, as far as it is used here.
 pub struct Torch {
@@ -20,7 +22,8 @@ pub struct Torch {
     pub empty_like: Py<PyAny>,
     pub is_grad_enabled: Py<PyAny>,
     is_negated: Method,
-    is_inference: Method,
+    requires_grad: Property,
+    version: Property,
     is_inference_mode: Py<PyAny>,
     dispatch_modes: Py<PyAny>,
     is_tracing: Py<PyAny>,
@@ -62,7 +65,8 @@ impl Torch {
             empty_like: torch.getattr("empty_like")?.unbind(),
             is_grad_enabled: torch.getattr("is_grad_enabled")?.unbind(),
             is_negated: Method::of(&tensor, &torch.call_method1("empty", (0,))?, "is_neg")?,
-            is_inference: Method::of(&tensor, &torch.call_method1("empty", (0,))?, "is_inference")?,
+            requires_grad: Property::of(&tensor, "requires_grad")?,
+            version: Property::of(&tensor, "_version")?,
             is_inference_mode: torch.getattr("is_inference_mode_enabled")?.unbind(),
             dispatch_modes: torch.getattr("_C")?.getattr("_len_torch_dispatch_stack")?.unbind(),
             is_tracing: torch.getattr("_C")?.getattr("_is_tracing")?.unbind(),
@@ -86,15 +90,25 @@ impl Torch {
     /// What a tensor is, where a kernel may read its memory as it lies there. `None`: it has none (zero, meta, sparse and
     /// freed tensors, those of `torch.func`), or its memory does not hold its numbers (a negated view).
     pub fn view(&self, name: &str, tensor: &Bound<'_, PyAny>) -> PyResult<Option<View>> {
+        match self.memory(name, tensor)? {
+            Some(_) if self.is_negated.says(tensor)? => Ok(None),
+            view => Ok(view),
+        }
+    }
+
+    /// What a tensor is that PyTorch has just made, which is no view.
+    pub fn view_of_new(&self, name: &str, tensor: &Bound<'_, PyAny>) -> PyResult<View> {
+        self.memory(name, tensor)?.ok_or_else(|| wrong(name, "PyTorch made a tensor without memory for it"))
+    }
+
+    /// The same, but that its memory may hold its numbers with the other sign.
+    pub fn memory(&self, name: &str, tensor: &Bound<'_, PyAny>) -> PyResult<Option<View>> {
         let view = match self.exchange {
             Some(exchange) => exchange.view(name, tensor)?,
             // Alive for as long as the tensor, so the capsule need not be kept.
             None => detached(name, tensor).map(|b| b.view).ok(),
         };
-        match view {
-            Some(view) if (view.address == 0 && view.len() > 0) || self.is_negated.says(tensor)? => Ok(None),
-            view => Ok(view),
-        }
+        Ok(view.filter(|view| view.address != 0 || view.len() == 0))
     }
 
     /// The stream that PyTorch works on now, on this device.
@@ -119,6 +133,11 @@ impl Torch {
         Ok(self.dispatch_modes.bind(py).call0()?.is_truthy()? || self.is_tracing.bind(py).call0()?.is_truthy()?)
     }
 
+    /// Whether autograd has to know of what is done with this tensor.
+    pub fn requires_grad(&self, tensor: &Bound<'_, PyAny>) -> PyResult<bool> {
+        self.requires_grad.get(tensor)?.is_truthy()
+    }
+
     /// Whether one of the tensors carries a tangent (forward-mode differentiation).
     pub fn any_tangent(&self, py: Python<'_>, tensors: &[Option<&Bound<'_, PyAny>>]) -> PyResult<bool> {
         let forward_ad = self.forward_ad.bind(py);
@@ -139,7 +158,8 @@ impl Torch {
     /// inference mode are refused outside of it, as PyTorch's own operations do.
     pub fn will_write(&self, tensors: &Bound<'_, PyTuple>) -> PyResult<()> {
         for tensor in tensors.iter_borrowed() {
-            if self.is_inference.says(&tensor)? && !self.is_inference_mode.bind(tensor.py()).call0()?.is_truthy()? {
+            // Tensors of inference mode have no version.
+            if self.version.get(&tensor).is_err() && !self.is_inference_mode.bind(tensor.py()).call0()?.is_truthy()? {
                 // Raises PyTorch's own error; would write nothing, since what is narrowed has no element.
                 let nothing = tensor.call_method1(intern!(tensor.py(), "narrow"), (0, 0, 0))?;
                 nothing.call_method0(intern!(tensor.py(), "zero_"))?;
@@ -153,11 +173,6 @@ impl Torch {
 fn detached<'py>(name: &str, tensor: &Bound<'py, PyAny>) -> PyResult<Borrowed<'py>> {
     let detached = tensor.call_method0(intern!(tensor.py(), "detach"))?;
     dlpack::borrow(name, &detached, Some(-1), false)
-}
-
-/// Whether autograd has to know of what is done with this tensor.
-pub fn requires_grad(tensor: &Bound<'_, PyAny>) -> PyResult<bool> {
-    tensor.getattr(intern!(tensor.py(), "requires_grad"))?.is_truthy()
 }
 
 /// A method of tensors that takes nothing and says yes or no. A call through its C function spares the interpreter's look-up
@@ -195,5 +210,33 @@ impl Method {
         let answer = unsafe { function(object.as_ptr(), ptr::null_mut()) };
         // SAFETY: a new reference, or null with an error set.
         unsafe { Bound::from_owned_ptr_or_err(py, answer) }?.is_truthy()
+    }
+}
+
+/// An attribute of tensors, read through its C function.
+struct Property {
+    name: &'static str,
+    class: Py<PyAny>,
+    descriptor: Py<PyAny>,
+    function: Option<ffi::descrgetfunc>,
+}
+
+impl Property {
+    fn of(class: &Bound<'_, PyAny>, name: &'static str) -> PyResult<Self> {
+        let descriptor = class.getattr(name)?;
+        // SAFETY: a live type; the slot of this number is null or such a function.
+        let slot = unsafe { ffi::PyType_GetSlot(descriptor.get_type_ptr(), ffi::Py_tp_descr_get) };
+        // SAFETY: as above.
+        let function = unsafe { mem::transmute::<*mut c_void, Option<ffi::descrgetfunc>>(slot) };
+        Ok(Self { name, class: class.clone().unbind(), descriptor: descriptor.unbind(), function })
+    }
+
+    fn get<'py>(&self, object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        let Some(function) = self.function else { return object.getattr(self.name) };
+        // SAFETY: what a look-up of the attribute calls, with the descriptor, the object, which it checks, and the class, while
+        // the GIL is held.
+        let value = unsafe { function(self.descriptor.as_ptr(), object.as_ptr(), self.class.as_ptr()) };
+        // SAFETY: a new reference, or null with an error set.
+        unsafe { Bound::from_owned_ptr_or_err(object.py(), value) }
     }
 }

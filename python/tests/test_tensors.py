@@ -75,6 +75,25 @@ def test_a_tensor_without_elements_is_fine(device):
     assert call(q, device).shape == q.shape
 
 
+def test_the_same_under_autograd(device):
+    """There tensors are looked at within autograd's own function."""
+    q, g = operand(device), operand(device)
+    for inplace in (False, True):
+        for x in (freed(q), q.to("meta")):
+            x = x.requires_grad_()
+            with pytest.raises((ValueError, RuntimeError), match="^(q|cos): |leaf"):
+                call(x, device, inplace=inplace)
+        with pytest.raises(ValueError, match="^position_ids: has no memory"):
+            call(q.clone().requires_grad_() * 1, device, position_ids=freed(torch.arange(6, device=device)), inplace=inplace)
+        leaf = q.clone().requires_grad_()
+        expected = torch.autograd.grad(call(leaf * 1, device), leaf, g)
+        (given,) = torch.autograd.grad(call(torch._neg_view(leaf * -1), device, inplace=inplace), leaf, g)
+        assert torch.equal(given, expected[0])
+        sin = torch._neg_view(-half_tables(device, torch.float32, 6, 32)[1])
+        (given,) = torch.autograd.grad(call(leaf * 1, device, sin=sin, inplace=inplace), leaf, g)
+        assert torch.equal(given, expected[0])
+
+
 @pytest.mark.parametrize("name", ["q", "k", "cos", "sin", "position_ids"])
 def test_negated_views(device, name):
     cos, sin = half_tables(device, torch.float32, 6, 32)
@@ -145,7 +164,7 @@ def test_subclasses(device):
     assert type(out) is Mine and torch.equal(out.as_subclass(torch.Tensor), call(q, device))
     assert torch.equal(call(torch.nn.Parameter(q), device), call(q, device))
     assert torch.equal(call(torch.nn.Buffer(q), device), call(q, device))
-    with pytest.raises(ValueError, match="uninitialized"):
+    with pytest.raises(ValueError, match="^q: .*uninitialized"):
         call(torch.nn.UninitializedParameter(), device)
 
 

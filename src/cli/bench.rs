@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::bench_case::{Candidate, Case};
 use super::spec::{self, Chosen};
 use super::table;
-use super::workload::Workload;
+use super::workload::{self, Workload};
 use super::{bench_picture, output};
 
 /// Measure the shapes of common models against a device-to-device copy of the same bytes.
@@ -176,8 +176,8 @@ impl Bench {
             let (works, engine) = (Arc::clone(&works), engine.clone());
             move |i: usize, stream: Stream<'_>| works[i % works.len()].copy(&engine, stream)
         };
-        let mut kernel = device.timer(launches, Box::new(kernel))?;
-        let mut copy = device.timer(launches, Box::new(copy))?;
+        let mut kernel = workload::timer(engine, launches, Box::new(kernel))?;
+        let mut copy = workload::timer(engine, launches, Box::new(copy))?;
         let (mut kernel_ns, mut copy_ns) = (Vec::new(), Vec::new());
         for _ in 0..self.samples {
             kernel_ns.push(kernel.sample()?);

@@ -3,20 +3,21 @@
 use std::ffi::OsStr;
 use std::io::IsTerminal as _;
 
+use ropejit::system::environment;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 /// Warnings of the library go to stderr, in colours only where a person reads them and wants any. A program that has set up a
 /// log of its own keeps it.
 pub fn to_stderr() {
-    let (filter, problem) = match std::env::var_os("ROPEJIT_LOG") {
-        Some(value) if !value.is_empty() => match filter(&value) {
+    let (filter, problem) = match environment::raw("ROPEJIT_LOG") {
+        Some(value) => match filter(&value) {
             Ok(filter) => (filter, None),
             Err(problem) => (EnvFilter::new("warn"), Some(problem)),
         },
-        _ => (EnvFilter::new("warn"), None),
+        None => (EnvFilter::new("warn"), None),
     };
-    let colours = colours(std::io::stderr().is_terminal(), std::env::var_os("NO_COLOR").as_deref());
+    let colours = colours(std::io::stderr().is_terminal(), environment::raw("NO_COLOR").as_deref());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         // Without the standard library's lock, which a thread of a parent may hold in a child of fork().

@@ -6,6 +6,7 @@ use clap::Args;
 use ropejit::families::rope::Prewarmed;
 use ropejit::jit::{Bucket, Class};
 use ropejit::rope::library::Library;
+use ropejit::system::environment;
 use ropejit::{Engine, Error, Result};
 
 use super::lock::{self, Writer};
@@ -109,7 +110,7 @@ impl Prewarm {
         }
         self.templates.check()?;
         let chosen = if self.templates.is_empty() { self.chosen()? } else { Vec::new() };
-        if let (Some(path), Some(used)) = (&self.lock, std::env::var_os("ROPEJIT_LOCK").filter(|v| !v.is_empty())) {
+        if let (Some(path), Some(used)) = (&self.lock, environment::raw("ROPEJIT_LOCK")) {
             let what = format!("ROPEJIT_LOCK ({}) has chosen already", used.display());
             return Err(Error::argument("--lock", what)
                 .hint(format!("to choose anew: ROPEJIT_LOCK= ropejit prewarm … --lock {}", path.display())));

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::output;
 use super::spec::SpecArgs;
-use super::workload::Workload;
+use super::workload::{self, Workload};
 
 /// Apply RoPE once to random data: checked against f64, timed, with the origin of the kernel.
 ///
@@ -207,7 +207,7 @@ fn millis(since: Instant) -> f64 {
 /// The median device time of a launch, in nanoseconds.
 fn time(engine: &Engine, launch: impl Fn(Stream<'_>) -> Result<()> + Send + 'static) -> Result<f64> {
     let launches = engine.device().measuring().launches.0;
-    let mut timer = engine.device().timer(launches, Box::new(move |_, stream| launch(stream)))?;
+    let mut timer = workload::timer(engine, launches, Box::new(move |_, stream| launch(stream)))?;
     let samples = (0..11).map(|_| timer.sample()).collect::<Result<Vec<_>>>()?;
     Ok(ropejit::tune::median(&samples).unwrap_or(0.0))
 }

@@ -117,7 +117,11 @@ fn fitted(cell: &str, width: usize) -> String {
 
 /// Columns of the page: what `COLUMNS` says, else the terminal's, else no end.
 fn page_width() -> usize {
-    let stated = std::env::var("COLUMNS").ok().and_then(|text| text.trim().parse::<usize>().ok()).filter(|n| *n > 0);
+    let stated = ropejit::system::environment::text("COLUMNS")
+        .ok()
+        .flatten()
+        .and_then(|text| text.trim().parse::<usize>().ok())
+        .filter(|n| *n > 0);
     stated.or_else(terminal_width).unwrap_or(usize::MAX)
 }
 

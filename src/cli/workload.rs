@@ -6,7 +6,7 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use ropejit::args::{Args, CuSeqlens, Offsets, Operand, PositionIds, Positions, Tables, Tensor};
-use ropejit::device::Memory;
+use ropejit::device::{Memory, TimedLaunch, Timer};
 use ropejit::rope::scaling::{TableMode, cos_sin_table};
 use ropejit::rope::{Layout, reference};
 use ropejit::{Angles, DType, Engine, Error, ErrorKind, Origin, PositionForm, Result, Rope, RopeSpec, Stream};
@@ -94,6 +94,12 @@ fn fill(engine: &Engine, memory: &mut dyn Memory, block: &[u8]) -> Result<()> {
         filled += part;
     }
     Ok(())
+}
+
+/// Prepares launches of workloads, which `launch` holds, to be timed.
+pub fn timer(engine: &Engine, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>> {
+    // SAFETY: the tensors live as long as `launch`, which the timer keeps.
+    unsafe { engine.device().timer(launches, launch) }
 }
 
 impl Workload {

@@ -142,6 +142,11 @@ pub trait Trial: Send + Sync {
     /// When it cannot be launched, or did what it must not: the message says why the config is left out.
     fn outputs(&mut self, plan: &Plan, throttle: &Throttle<'_>) -> Result<Vec<u8>>;
 
+    /// Whether a config hangs on the device, so that nothing more can be run there, freed or unloaded.
+    fn hangs(&self) -> bool {
+        false
+    }
+
     /// Whether outputs are what the default's are, or why they are not.
     fn compare(&self, expected: &[u8], got: &[u8]) -> Result<(), String> {
         if expected == got { Ok(()) } else { Err("its output differs from the default's".into()) }

@@ -17,7 +17,7 @@
 //! | | `space` | all candidates, the default first |
 //! | | `policy` | version of the measurement policy |
 //!
-//! A device's identity ([`Identity`](super::Identity)) is its name with the MIG slice, compute capability, multiprocessors,
+//! A device's identity ([`Identity`](super::device::Identity)) is its name with the MIG slice, compute capability, multiprocessors,
 //! L2 bytes and memory bus. The memory's clock and the driver's version are *not* hashed: they are recorded, and a binary that
 //! the driver refuses is a miss. Nothing that differs between two nodes of one fleet is hashed: no path, host name, time or
 //! size of a file. Not covered: clocks or power limits set by the operator, and neighbours on the same GPU.

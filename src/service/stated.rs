@@ -85,7 +85,7 @@ impl Serialize for Stated {
 }
 
 impl<'de> Deserialize<'de> for Stated {
-    /// With the text of [`words`], until its family says how it reads.
+    /// With the text of `words`, until its family says how it reads.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let json = Value::deserialize(deserializer)?;
         let text = words(&json);

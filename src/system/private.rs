@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::{NamedTempFile, TempDir};
 
-use super::trust;
+use super::{environment, trust};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A new folder of mode 0700.
@@ -61,7 +61,7 @@ fn own(_: &File) -> io::Result<()> {
 /// When none will do; says why `TMPDIR` will not.
 pub(crate) fn place_for_code() -> Result<PathBuf> {
     let first = std::env::temp_dir();
-    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|p| p.is_absolute());
+    let runtime = environment::raw("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|p| p.is_absolute());
     let others = runtime.into_iter().chain(["/tmp", "/var/tmp"].map(PathBuf::from));
     let Some(unfit) = unfit_for_code(&first) else { return Ok(first) };
     if let Some(other) = others.filter(|other| *other != first).find(|other| unfit_for_code(other).is_none()) {

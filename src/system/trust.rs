@@ -47,7 +47,7 @@ pub(crate) fn file(path: &Path) -> Result<PathBuf, Refused> {
     Err(Refused::Because { path: found, why: "it is not a file".into(), cure: "name a file".into() })
 }
 
-/// As [`file`], for a folder: others may make files of their own in it, as in `/tmp`, but not exchange any.
+/// As `file`, for a folder: others may make files of their own in it, as in `/tmp`, but not exchange any.
 pub(crate) fn folder(path: &Path) -> Result<PathBuf, Refused> {
     let (found, meta) = follow(path)?;
     if meta.is_dir() {

@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use super::Refused;
+use crate::system::environment;
 
 /// Links that a path may lead over, as the system has it.
 const MOST_LINKS: usize = 40;
@@ -28,7 +29,7 @@ impl Trusted {
         trusted.users.extend(std::fs::metadata("/").map(|root| root.uid()));
         let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         trusted.groups.extend(private_group(me, &text("/etc/passwd"), &text("/etc/group")));
-        let named = std::env::var("ROPEJIT_TRUST_GROUP").unwrap_or_default();
+        let named = environment::text("ROPEJIT_TRUST_GROUP").ok().flatten().unwrap_or_default();
         trusted.groups.extend(named.parse::<u32>());
         for program in [std::fs::read_link("/proc/self/exe").ok(), own_file()].into_iter().flatten() {
             trusted.add_changers(&program);

@@ -171,7 +171,8 @@ fn a_frozen_engine_makes_tables_with_what_a_prewarm_left() {
     let error = engine(Tuning::Frozen).angles(&parameters, TableMode::Accurate).expect("angles");
     let error = error.tables(seq_len).err().expect("not cached");
     assert_eq!(error.kind(), ErrorKind::NotCached);
-    assert!(error.advice().expect("a hint").contains("these angles"), "{error}");
+    let missing = error.detail::<ropejit::engine::Missing>().expect("what is missing");
+    assert_eq!(missing.spec.to::<RopeSpec>().and_then(|spec| spec.angles), Some(TableMode::Accurate), "{error}");
     engine(Tuning::Never).prewarm(std::slice::from_ref(&spec), &[64], false, false).expect("prewarmed");
     for (parameters, seq_len) in [(parameters, seq_len), beyond_dynamic(32)] {
         let frozen = engine(Tuning::Frozen);

@@ -67,6 +67,7 @@ fn follows(first: &Engine, again: impl Fn() -> Engine, case: &Case, folder: &Pat
             Err(e) => e,
         };
         assert_eq!(e.kind(), ErrorKind::NotCached, "{e}");
+        let e = ropejit::cli::advice::advised(e);
         let output = follow(e.advice().expect("a hint"), folder);
         assert!(output.status.success(), "{e}\n{}", String::from_utf8_lossy(&output.stderr));
         engine = again();
@@ -105,7 +106,9 @@ fn so_does_one_whose_lock_file_names_nothing_or_what_is_not_cached() {
 fn without_a_folder_the_hint_says_what_is_missing_first() {
     let case = Case::new(RopeSpec::new(DType::BF16, 64, 4, 2), 1, 5);
     let file = tempfile::NamedTempFile::new().expect("a file");
-    let told = |engine: &Engine| run(engine, &case, &Data::new(&case, 1)).expect_err("not cached");
+    let told = |engine: &Engine| {
+        ropejit::cli::advice::advised(run(engine, &case, &Data::new(&case, 1)).expect_err("not cached"))
+    };
     let in_memory =
         Engine::builder().device(DeviceChoice::Host).in_memory().tuning(Tuning::Frozen).build().expect("opens");
     let e = told(&in_memory);

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use ropejit::device::host::Host;
-use ropejit::store::memory::Memory;
+use ropejit::store::memory::InMemory;
 use ropejit::{DType, Engine, Origin, RopeSpec, Tuning};
 
 use crate::cases::{Case, Data, assert_bits, assert_right, run};
 
 /// An engine on a processor that has portable kernels, as a GPU has.
-fn engine(tuning: Tuning, store: &Arc<Memory>) -> Engine {
+fn engine(tuning: Tuning, store: &Arc<InMemory>) -> Engine {
     let device = Arc::new(Host::open().with_portable());
     Engine::builder().with_device(device).store(Arc::clone(store) as _).tuning(tuning).build().expect("opened")
 }
@@ -73,7 +73,7 @@ fn it_answers_first_and_what_is_tuned_takes_over() {
 #[test]
 fn a_choice_whose_kernel_is_gone_is_compiled_beside() {
     use ropejit::store::{Kind, Store as _};
-    let store: Arc<Memory> = Arc::default();
+    let store: Arc<InMemory> = Arc::default();
     let case = Case::new(RopeSpec::new(DType::F32, 64, 2, 1), 1, 3);
     let data = Data::new(&case, 2);
     let go = |engine: &Engine| run(engine, &case, &data).expect("served").0;

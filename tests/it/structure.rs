@@ -9,6 +9,7 @@ fn library() -> Sources {
 #[test]
 fn no_files_name_each_other_in_a_circle() {
     assert_eq!(library().circles(), Vec::<Vec<String>>::new(), "src");
+    assert_eq!(Sources::read("python/src", "_ropejit").circles(), Vec::<Vec<String>>::new(), "python/src");
 }
 
 #[test]
@@ -71,6 +72,17 @@ fn the_service_names_no_family() {
         let rest = code.to_lowercase().replace("ropejit", "").replace("\"rope\"", "\"\"").replace(".rope\"", "\"");
         for line in rest.lines() {
             assert!(!line.contains("rope"), "src/{name} names a family: {line}");
+        }
+    }
+}
+
+/// So that an empty variable is an unset one everywhere, and one page lists them all.
+#[test]
+fn the_environment_is_read_in_one_place() {
+    for (folder, name) in [("src", "ropejit"), ("python/src", "_ropejit")] {
+        for (file, code) in Sources::read(folder, name).files.values() {
+            let reads = code.contains("env::var") || code.contains("env::vars");
+            assert_eq!(reads, file == "system/environment.rs", "{folder}/{file} reads the environment");
         }
     }
 }

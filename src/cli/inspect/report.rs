@@ -41,7 +41,7 @@ struct Choice {
 }
 
 /// A row of the index: spec, layout, device.
-type Place = (String, String, String);
+type RowName = (String, String, String);
 
 impl Report {
     pub fn run(&self, cache: &Cache, as_json: bool) -> Result<()> {
@@ -52,7 +52,7 @@ impl Report {
             let of_copy = ns.zip(meta.record.copy_ns).map(|(ns, copy)| copy / ns);
             choices.push(Choice { key: head.key, meta, of_copy });
         }
-        choices.sort_by_cached_key(|c| (c.place(), c.meta.bucket, c.key));
+        choices.sort_by_cached_key(|c| (c.row_name(), c.meta.bucket, c.key));
         if let Some(path) = &self.html {
             let to_stdout = path.as_os_str() == "-";
             if to_stdout && as_json {
@@ -83,7 +83,7 @@ impl Report {
 }
 
 impl Choice {
-    fn place(&self) -> Place {
+    fn row_name(&self) -> RowName {
         let device = format!("{} ({})", self.meta.record.device, self.meta.arch);
         (self.meta.spec.to_string(), self.meta.class.to_string(), device)
     }
@@ -97,7 +97,7 @@ impl Choice {
     }
 
     fn json(&self) -> serde_json::Value {
-        let (spec, layout, device) = self.place();
+        let (spec, layout, device) = self.row_name();
         let chosen = self.meta.record.chosen();
         json!({
             "key": self.key, "spec": spec, "layout": layout, "device": device, "tokens": self.meta.bucket.tokens(),
@@ -109,10 +109,10 @@ impl Choice {
 }
 
 /// The choices by row, and all buckets.
-fn rows(choices: &[Choice]) -> (BTreeMap<Place, BTreeMap<Bucket, &Choice>>, BTreeSet<Bucket>) {
-    let mut rows: BTreeMap<Place, BTreeMap<Bucket, &Choice>> = BTreeMap::new();
+fn rows(choices: &[Choice]) -> (BTreeMap<RowName, BTreeMap<Bucket, &Choice>>, BTreeSet<Bucket>) {
+    let mut rows: BTreeMap<RowName, BTreeMap<Bucket, &Choice>> = BTreeMap::new();
     for choice in choices {
-        let row = rows.entry(choice.place()).or_default();
+        let row = rows.entry(choice.row_name()).or_default();
         let known = row.entry(choice.meta.bucket).or_insert(choice);
         // One that was measured says more than one for the architecture.
         if choice.meta.record.is_settled(true) && !known.meta.record.is_settled(true) {
@@ -203,7 +203,7 @@ fn page(cache: &str, choices: &[Choice]) -> String {
 }
 
 fn section(html: &mut String, choice: &Choice) {
-    let (spec, layout, device) = choice.place();
+    let (spec, layout, device) = choice.row_name();
     let r = &choice.meta.record;
     let variant = r.chosen().map_or_else(String::new, |c| c.config.to_string());
     let how = told_how(r);

@@ -120,7 +120,8 @@ fn disassembled(entry: &Entry) -> Result<String> {
     cubin.write_all(entry.image()).map_err(failed)?;
     // A bare name is looked for in PATH.
     let mut tools = vec![PathBuf::new()];
-    let folders = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
+    let folders =
+        ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(ropejit::system::environment::raw).map(PathBuf::from);
     tools.extend(folders.chain([PathBuf::from("/usr/local/cuda")]).map(|folder| folder.join("bin")));
     for folder in &tools {
         for (name, options) in [("nvdisasm", &["--print-code"][..]), ("cuobjdump", &["-sass"])] {

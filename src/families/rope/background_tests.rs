@@ -14,8 +14,8 @@ use crate::rope::{DType, RopeSpec};
 use crate::service::bucket::Bucket;
 use crate::service::device::host::Host;
 use crate::service::device::{
-    Binary, Device, Dialect, Facts, FaultWord, Geometry, Kernel, LaunchAttrs, Measuring, Memory, Source, Stream, TimedLaunch,
-    Timer,
+    Binary, Device, Dialect, Facts, FaultWord, Geometry, Kernel, LaunchAttrs, Measuring, Memory, Source, Stream,
+    TimedLaunch, Timer,
 };
 use crate::service::engine::{Engine, QUIET, Tuning};
 use crate::service::family::{Plan, Problem};
@@ -160,8 +160,8 @@ unsafe impl Device for Fake {
     fn fault_word(&self) -> Result<Box<dyn FaultWord>> {
         self.host.fault_word()
     }
-    fn timer(&self, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>> {
-        Ok(Box::new(Counted(self.host.timer(launches, launch)?, Arc::clone(&self.samples))))
+    unsafe fn timer(&self, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>> {
+        Ok(Box::new(Counted(crate::device::timer(&self.host, launches, launch)?, Arc::clone(&self.samples))))
     }
     unsafe fn copy(
         &self,
@@ -170,7 +170,7 @@ unsafe impl Device for Fake {
         bytes: usize,
         s: Stream<'_>,
     ) -> Result<()> {
-        crate::device::copy(&self.host, to, from, bytes, s)
+        crate::service::device::copy(&self.host, to, from, bytes, s)
     }
     fn synchronize(&self) -> Result<()> {
         Ok(())
@@ -193,7 +193,7 @@ fn folder() -> tempfile::TempDir {
 fn engine(fake: &Arc<Fake>, folder: Option<&std::path::Path>) -> Engine {
     let store: Arc<dyn Store> = match folder {
         Some(folder) => Arc::new(Disk::open(folder).expect("opens")),
-        None => Arc::<memory::Memory>::default(),
+        None => Arc::<memory::InMemory>::default(),
     };
     let builder = Engine::builder().with_device(Arc::clone(fake) as Arc<dyn Device>).store(store);
     builder.tuning(Tuning::Background).build().expect("opened")

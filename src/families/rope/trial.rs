@@ -60,7 +60,7 @@ impl Scratch {
     /// Allocates for the bucket's tokens, or fewer where memory is low or their launch would not fit a slice.
     ///
     /// # Errors
-    /// [`ErrorKind::OutOfMemory`] when memory is too low to measure in.
+    /// [`ErrorKind::OutOfMemory`](crate::ErrorKind::OutOfMemory) when memory is too low to measure in.
     pub fn new(
         device: &Arc<dyn Device>,
         spec: &RopeSpec,
@@ -243,7 +243,13 @@ fn position_numbers(spec: &RopeSpec, tokens: usize) -> Option<Vec<u8>> {
 }
 
 /// Fills memory with random values: a block from the host, copied on over the rest by the device.
-fn fill(device: &dyn Device, memory: &mut dyn Memory, dtype: DType, noise: &mut Noise, throttle: &Throttle<'_>) -> Result<()> {
+fn fill(
+    device: &dyn Device,
+    memory: &mut dyn Memory,
+    dtype: DType,
+    noise: &mut Noise,
+    throttle: &Throttle<'_>,
+) -> Result<()> {
     let mut block = vec![0; memory.bytes().min(HOST_PIECE)];
     noise.fill(dtype, &mut block);
     upload(memory, 0, &block, throttle)?;

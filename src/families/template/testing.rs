@@ -165,10 +165,11 @@ impl TemplateKernel {
         let limit = device.measuring().scratch_bytes.min(device.free_memory()? / 4);
         let throttle = Throttle::full();
         let mut trial = problem.trial(device, limit, &throttle)?;
+        let loaded: Vec<_> = kernels.iter().filter_map(|k| k.as_ref().ok().cloned().flatten()).collect();
         let mut expected: Option<Vec<u8>> = None;
         let mut all = Vec::new();
         for (config, kernel) in space.iter().zip(kernels) {
-            let mut run = || {
+            let run = || {
                 let plan = Plan::new(problem.as_ref(), kernel?, config.clone(), Origin::Compiled, Provenance::Default)?;
                 let outputs = trial.outputs(&plan, &throttle)?;
                 match &expected {
@@ -181,6 +182,12 @@ impl TemplateKernel {
                 Ok(true)
             };
             let result = run();
+            if trial.hangs() {
+                // To unload them, the driver would wait for what hangs.
+                for kernel in &loaded {
+                    kernel.keep();
+                }
+            }
             all.push(Checked { config: config_text(config), result });
         }
         Ok(all)

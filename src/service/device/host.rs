@@ -23,7 +23,7 @@ use super::machine::{
     Stream, TimedLaunch, Timer, compile_error, range,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::system::{fork, private, trust};
+use crate::system::{environment, fork, private, trust};
 
 /// The processor.
 pub struct Host {
@@ -96,7 +96,7 @@ fn last_level_cache() -> u64 {
 
 /// The system's C++ compiler: `CXX`, else `c++`, `g++` or `clang++` on the path; one that others cannot change.
 fn find_compiler() -> Result<PathBuf> {
-    let variable = |name: &str| std::env::var_os(name).unwrap_or_default();
+    let variable = |name: &str| environment::raw(name).unwrap_or_default();
     compiler_in(&variable("CXX"), &variable("PATH"))
 }
 
@@ -166,7 +166,7 @@ unsafe impl Device for Host {
                 .map(String::from)
                 .collect();
         // For sanitizers and the like: part of the key, as all options are.
-        let extra = std::env::var("ROPEJIT_HOST_CXXFLAGS").unwrap_or_default();
+        let extra = environment::text("ROPEJIT_HOST_CXXFLAGS").ok().flatten().unwrap_or_default();
         options.extend(extra.split_whitespace().map(String::from));
         options
     }
@@ -224,7 +224,7 @@ unsafe impl Device for Host {
         Ok(Box::new(HostFaultWord(Box::new(AtomicU64::new(0)))))
     }
 
-    fn timer(&self, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>> {
+    unsafe fn timer(&self, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>> {
         let mut timer = HostTimer { launches, launch };
         timer.sample()?;
         Ok(Box::new(timer))

@@ -45,7 +45,8 @@ fn compiles_for_the_user_alone() {
         return;
     }
     rustix::process::umask(rustix::fs::Mode::empty());
-    let text = "extern \"C\" void nothing_blocks(const void* const*, const unsigned*, unsigned, unsigned) {}\n".to_owned();
+    let text =
+        "extern \"C\" void nothing_blocks(const void* const*, const unsigned*, unsigned, unsigned) {}\n".to_owned();
     let source = Source { text, entry: "nothing".into(), options: Vec::new() };
     let binary = Host::open().compile(&source).expect("compiled");
     crate::service::device::load(&Host::open(), &binary, "nothing", &LaunchAttrs::default()).expect("loaded");

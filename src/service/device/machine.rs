@@ -278,8 +278,7 @@ pub type TimedLaunch = Box<dyn Fn(usize, Stream<'_>) -> Result<()> + Send>;
 ///
 /// # Safety
 /// An engine launches what a device gives it on memory that its callers own, and relies on this: a kernel of
-/// [`load`](Self::load), [`portable`](Self::portable) or [`fallback`](Self::fallback) computes what the source, spec and
-/// class it was asked for say, and touches nothing else; memory is of the device that [`dialect`](Self::dialect) and
+/// [`load`](Self::load) computes what the source says that its binary was compiled of, and touches nothing else; memory is of the device that [`dialect`](Self::dialect) and
 /// [`context`](Self::context) name.
 pub unsafe trait Device: Send + Sync {
     /// What is known of it.
@@ -355,7 +354,11 @@ pub unsafe trait Device: Send + Sync {
     }
 
     /// Prepares `launches` launches to be timed together.
-    fn timer(&self, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>>;
+    ///
+    /// # Safety
+    /// What `launch` launches can be run again at every sample: all that it refers to is valid for as long as the timer
+    /// lives, and nobody else uses it while one is taken.
+    unsafe fn timer(&self, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>>;
 
     /// Copies between two places of the device's memory (each a memory and an offset), ordered by the stream. They may
     /// be the same memory, but must not overlap.
@@ -417,15 +420,16 @@ pub(super) fn in_fork(kind: ErrorKind, name: &str) -> Error {
 }
 
 /// Loads what an engine has compiled, or found as an entry of its store that says it was made of this very source.
-pub(crate) fn load(
-    device: &dyn Device,
-    binary: &Binary,
-    entry: &str,
-    attrs: &LaunchAttrs,
-) -> Result<Arc<dyn Kernel>> {
+pub(crate) fn load(device: &dyn Device, binary: &Binary, entry: &str, attrs: &LaunchAttrs) -> Result<Arc<dyn Kernel>> {
     // SAFETY: a `Binary` is a compiler's output or code of an `Entry`, whose makers vouch for it; the engine has compared the
     // source that it was made of with the one it wants, and what is shipped is the crate's own.
     unsafe { device.load(binary, entry, attrs) }
+}
+
+/// Prepares launches to be timed, on memory that `launch` owns.
+pub(crate) fn timer(device: &dyn Device, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>> {
+    // SAFETY: this function's contract; a timer keeps `launch`.
+    unsafe { device.timer(launches, launch) }
 }
 
 /// Copies within memory that an engine has allocated on `device` for itself, and uses on one stream.

@@ -1,8 +1,32 @@
 //! The machines that kernels run on. Nothing else in the crate knows which one it is.
 //!
 //! [`cuda`] is a GPU through the driver and NVRTC, [`host`] the processor through the system's C++ compiler, and
-//! [`Target`] a GPU that is not there: it compiles for an architecture and runs nothing. All `unsafe` of the crate lives
-//! in this module, but for the one call of [`Kernel::launch`].
+//! [`Target`] a GPU that is not there: it compiles for an architecture and runs nothing.
+//!
+//! The traits here are the lowest level. Who implements one vouches for memory and code that others use without a look:
+//! such traits are unsafe, and so is every function that runs code or touches memory on a caller's word:
+//!
+//! ```compile_fail,E0200
+//! struct Word;
+//! impl ropejit::device::FaultWord for Word {
+//!     fn address(&self) -> u64 { 8 }
+//!     fn take(&self) -> u64 { 0 }
+//! }
+//! ```
+//!
+//! ```compile_fail,E0133
+//! # use ropejit::{Engine, device::{Binary, Kernel, LaunchAttrs}};
+//! # use std::sync::Arc;
+//! fn load(engine: &Engine, binary: &Binary, attrs: &LaunchAttrs) -> ropejit::Result<Arc<dyn Kernel>> {
+//!     engine.device().load(binary, "kernel", attrs)
+//! }
+//! ```
+//!
+//! ```compile_fail,E0596
+//! fn two_threads_could_write(memory: &dyn ropejit::device::Memory) -> ropejit::Result<()> {
+//!     memory.upload(0, &[1])
+//! }
+//! ```
 
 #![allow(unsafe_code)]
 
@@ -29,7 +53,7 @@ pub use machine::{
     Abilities, AheadOfTime, Binary, Device, DeviceChoice, Dialect, Facts, FaultWord, Geometry, Kernel, LaunchAttrs,
     Measuring, Memory, Source, Stream, TimedLaunch, Timer,
 };
-pub(crate) use machine::{copy, load};
+pub(crate) use machine::{copy, load, timer};
 pub use target::Target;
 
 /// Opens a device.

@@ -4,6 +4,7 @@
 //! take; nine functions through `libloading` can. NVRTC compiles on several threads at once.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 
 use libloading::Library;
@@ -12,7 +13,7 @@ use once_cell::race::OnceBox;
 use super::machine::{Binary, compile_error};
 use super::nvrtc_search;
 use crate::error::{Error, ErrorKind, Result};
-use crate::system::{fork, trust};
+use crate::system::{environment, fork, trust};
 
 /// The environment variable that names the library's file.
 const VARIABLE: &str = "ROPEJIT_NVRTC";
@@ -48,8 +49,8 @@ pub(super) struct Nvrtc {
     identity: OnceBox<String>,
     /// Of the process that has loaded it.
     generation: u32,
-    // Never dropped: the functions above point into the first.
-    _libraries: (Library, Vec<Library>),
+    /// Never unloaded: the functions above point into it, and what threads find at the same moment is one library.
+    _library: ManuallyDrop<Library>,
 }
 
 impl Nvrtc {
@@ -69,7 +70,7 @@ impl Nvrtc {
     }
 
     fn find() -> Result<Self> {
-        if let Some(file) = std::env::var_os(VARIABLE).filter(|v| !v.is_empty()) {
+        if let Some(file) = environment::raw(VARIABLE) {
             return Self::trusted(Path::new(&file)).map_err(|why| {
                 let why = why.unwrap_or_else(|| "there is no such file".into());
                 Error::new(ErrorKind::CompilerMissing, format!("{} cannot be used as NVRTC: {why}", file.display()))
@@ -80,8 +81,14 @@ impl Nvrtc {
         // One that the process has loaded already, as PyTorch does, runs in it in any case.
         for name in nvrtc_search::names() {
             if let Some(library) = loaded(&name)
-                && let Ok(found) = Self::of(library, Vec::new(), None)
+                && let Ok(found) = Self::of(library, None)
             {
+                // Those who have loaded it may not have needed its builtins yet.
+                if let Some(folder) = found.path.parent().filter(|folder| folder.is_absolute())
+                    && let Err(refused) = open_builtins(folder)
+                {
+                    tracing::debug!("NVRTC's builtins are left to NVRTC: {refused}");
+                }
                 return Ok(found);
             }
         }
@@ -120,14 +127,14 @@ impl Nvrtc {
         };
         let file = trust::file(file).map_err(refused)?;
         // NVRTC opens its builtins by their bare name, which the loader finds if they are open already.
-        let builtins = file.parent().map(builtins).transpose().map_err(refused)?.unwrap_or_default();
+        file.parent().map_or(Ok(()), open_builtins).map_err(refused)?;
         // SAFETY: NVRTC's initialisers have no requirements; a file of that name is taken to be NVRTC.
         let library = unsafe { Library::new(&file) }.map_err(|e| Some(reason(&e)))?;
-        Self::of(library, builtins, Some(file)).map_err(Some)
+        Self::of(library, Some(file)).map_err(Some)
     }
 
     /// The NVRTC of a loaded library.
-    fn of(library: Library, builtins: Vec<Library>, file: Option<PathBuf>) -> Result<Self, String> {
+    fn of(library: Library, file: Option<PathBuf>) -> Result<Self, String> {
         macro_rules! symbol {
             ($name:literal) => {
                 // SAFETY: the types are those of nvrtc.h, unchanged since CUDA 11.2; the library is kept.
@@ -158,7 +165,7 @@ impl Nvrtc {
             version,
             identity: OnceBox::new(),
             generation: fork::generation(),
-            _libraries: (library, builtins),
+            _library: ManuallyDrop::new(library),
         })
     }
 
@@ -278,19 +285,20 @@ fn loaded(_: &Path) -> Option<Library> {
     None
 }
 
-/// Opens the builtins that lie beside an NVRTC.
-fn builtins(folder: &Path) -> Result<Vec<Library>, trust::Refused> {
+/// Opens the builtins that lie beside an NVRTC, for as long as the process lives.
+fn open_builtins(folder: &Path) -> Result<(), trust::Refused> {
     let is_builtins = |p: &PathBuf| {
         let name = p.file_name().unwrap_or_default().to_string_lossy();
         name.starts_with("libnvrtc-builtins.so")
     };
-    let mut open = Vec::new();
     for file in nvrtc_search::children(folder).into_iter().filter(is_builtins) {
         let file = trust::file(&file)?;
         // SAFETY: they hold data for NVRTC and have no initialisers of note.
-        open.extend(unsafe { Library::new(file) }.ok());
+        if let Ok(library) = unsafe { Library::new(file) } {
+            std::mem::forget(library);
+        }
     }
-    Ok(open)
+    Ok(())
 }
 
 /// The build in the head of a PTX text: `13.0.88` of `// Cuda compilation tools, release 13.0, V13.0.88`.

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 
+use crate::system::environment;
+
 const NAMES: [&str; 4] = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2", "libnvrtc.so"];
 /// Where the dynamic loader keeps what it knows, and where it looks besides.
 const LOADER_CACHE: &str = "/etc/ld.so.cache";
@@ -36,7 +38,7 @@ pub(super) fn candidates() -> Vec<PathBuf> {
     let further = FOLDERS.load_full();
     let further = further.as_deref().map_or(&[][..], Vec::as_slice);
     let cache = std::fs::read(LOADER_CACHE).unwrap_or_default();
-    let variable = |name: &str| std::env::var_os(name).unwrap_or_default().into();
+    let variable = |name: &str| environment::raw(name).unwrap_or_default().into();
     from(&variable, &cache, further).into_iter().filter(|file| file.is_file()).collect()
 }
 

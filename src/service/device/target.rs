@@ -106,7 +106,7 @@ unsafe impl Device for Target {
         self.absent()
     }
 
-    fn timer(&self, _: usize, _: TimedLaunch) -> Result<Box<dyn Timer>> {
+    unsafe fn timer(&self, _: usize, _: TimedLaunch) -> Result<Box<dyn Timer>> {
         self.absent()
     }
 

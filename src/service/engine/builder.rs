@@ -15,12 +15,12 @@ use super::locked::Held;
 use super::policy::{OnProgress, Progress, Tuning};
 use super::shared::Shared;
 use super::stats::Counters;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::service::device::{self, Device, DeviceChoice};
 use crate::service::family::Families;
 use crate::service::store::layers::{Layers, Places};
-use crate::service::store::{Store, memory::Memory};
-use crate::system::fork;
+use crate::service::store::{Store, memory::InMemory};
+use crate::system::{environment, fork};
 
 /// Options of an [`Engine`]. Unset ones come from the environment (`ROPEJIT_DEVICE`, `ROPEJIT_CACHE_DIR`,
 /// `ROPEJIT_CACHE_PATH`, `ROPEJIT_CACHE_MAX_BYTES`, `ROPEJIT_TRUST_GROUP`, `ROPEJIT_STRICT`, `ROPEJIT_TUNING`, `ROPEJIT_LOCK`),
@@ -197,14 +197,13 @@ impl Builder {
     pub fn build(self) -> Result<Engine> {
         let tuning = match self.tuning {
             Some(tuning) => tuning,
-            None => from_environment("ROPEJIT_TUNING")?.unwrap_or_default(),
+            None => environment::parsed("ROPEJIT_TUNING")?.unwrap_or_default(),
         };
-        let lock_file =
-            self.lock_file.or_else(|| std::env::var_os("ROPEJIT_LOCK").filter(|v| !v.is_empty()).map(Into::into));
+        let lock_file = self.lock_file.or_else(|| environment::raw("ROPEJIT_LOCK").map(Into::into));
         let lock = lock_file.map(|path| Held::read(path, self.families)).transpose()?;
         let store: Arc<dyn Store> = match self.store {
             Some(store) => store,
-            None if self.in_memory => Arc::new(Memory::default()),
+            None if self.in_memory => Arc::new(InMemory::default()),
             None => {
                 let mut places = Places::from_environment()?;
                 places.user = self.cache_dir.clone().or(places.user);
@@ -221,7 +220,7 @@ impl Builder {
             (None, None) => {
                 let choice = match self.device {
                     Some(choice) => choice,
-                    None => from_environment("ROPEJIT_DEVICE")?.unwrap_or_default(),
+                    None => environment::parsed("ROPEJIT_DEVICE")?.unwrap_or_default(),
                 };
                 device::open(choice)?
             }
@@ -258,8 +257,18 @@ pub(super) struct Parts {
 /// Makes an engine, of this process.
 pub(super) fn assemble(parts: Parts) -> Engine {
     device::watch_forks();
-    let Parts { device, store, tuning, lock, priors, ahead_of_time, named_device, named_folder, extensions, on_progress } =
-        parts;
+    let Parts {
+        device,
+        store,
+        tuning,
+        lock,
+        priors,
+        ahead_of_time,
+        named_device,
+        named_folder,
+        extensions,
+        on_progress,
+    } = parts;
     let (counters, closing) = (Arc::new(Counters::default()), Arc::new(AtomicBool::new(false)));
     let kernels = Kernels::new(Arc::clone(&device), Arc::clone(&store), Arc::clone(&counters), Arc::clone(&closing));
     let is_gpu = device.context() != 0;
@@ -288,13 +297,4 @@ pub(super) fn assemble(parts: Parts) -> Engine {
     });
     // After the device was opened: what was there earlier ends later, and the driver is then still there.
     Engine::new(&shared, is_gpu)
-}
-
-/// Reads an environment variable; unset and empty are the same.
-fn from_environment<T: std::str::FromStr<Err = Error>>(name: &str) -> Result<Option<T>> {
-    match std::env::var(name) {
-        Ok(value) if !value.is_empty() => value.parse().map(Some).map_err(|e: Error| e.subject_is(name)),
-        Err(std::env::VarError::NotUnicode(_)) => Err(Error::argument(name, "is not valid text")),
-        _ => Ok(None),
-    }
 }

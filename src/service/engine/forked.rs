@@ -12,7 +12,7 @@ use super::builder::{Parts, assemble};
 use super::handle::Engine;
 use super::shared::StandIn;
 use crate::error::Result;
-use crate::service::store::memory::Memory;
+use crate::service::store::memory::InMemory;
 
 impl StandIn for Engine {
     fn engine(&self) -> &dyn Any {
@@ -59,7 +59,7 @@ impl Engine {
         let shared = self.shared();
         Ok(assemble(Parts {
             device: shared.device.in_fork()?,
-            store: shared.store.in_fork().unwrap_or_else(|| Arc::new(Memory::default())),
+            store: shared.store.in_fork().unwrap_or_else(|| Arc::new(InMemory::default())),
             tuning: shared.tuning(),
             lock: shared.lock.clone(),
             priors: shared.priors,

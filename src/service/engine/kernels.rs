@@ -103,9 +103,9 @@ impl Kernels {
             if waited {
                 self.counters.waited.add();
             }
-            let turn = match flight {
+            let lease = match flight {
                 None => return Err(cancelled()),
-                Some(Flight::Make(turn)) => turn,
+                Some(Flight::Make(lease)) => lease,
                 Some(Flight::Made) => match self.read(problem, config, key, source) {
                     Some(loaded) => return Ok(Some((loaded, Origin::Disk))),
                     None => None, // refused, by the driver say
@@ -125,7 +125,7 @@ impl Kernels {
             let meta = serde_json::to_vec(&meta).unwrap_or_default();
             let entry = Entry::new(Kind::Artifact, key, meta, binary.ptx.clone(), binary.image.clone());
             self.counters.keep(self.store.put(&entry));
-            drop(turn);
+            drop(lease);
             let loaded = self.load(problem, config, key, source, &binary).inspect_err(|e| self.note_failure(key, e))?;
             Ok(Some((loaded, Origin::Compiled)))
         })

@@ -11,7 +11,7 @@ use super::priors;
 use super::shared::Shared;
 use super::throttle::{Throttle, cancelled};
 use crate::error::{Error, ErrorKind, Result};
-use crate::service::device::{Device, Stream, Timer};
+use crate::service::device::{self, Device, Stream, Timer};
 use crate::service::family::{Origin, Plan, Problem, Provenance, Same, Trial};
 use crate::service::record::{Candidate, Record};
 use crate::service::tune::{Measure, Policy, search};
@@ -101,6 +101,9 @@ fn measure(
     let spec = problem.spec();
     let mut run = Run::prepare(shared, problem, kernels, &mut record, throttle)?;
     run.started = started;
+    if run.hangs {
+        return settle_for_default(shared, problem, kernels, record);
+    }
     let live: Vec<bool> = run.timers.iter().map(Option::is_some).collect();
     let samples = run.record.candidates.iter().map(|c| c.samples_ns.clone()).collect();
     let policy = Policy { budget, ..Policy::default() };
@@ -142,6 +145,20 @@ fn measure(
         .and_then(|loaded| loaded.as_ref()?.kernel.clone())
         .ok_or_else(|| Error::new(ErrorKind::Device, "the winner was not loaded"))?;
     Plan::new(problem, Some(kernel), config, Origin::Tuned, provenance)
+}
+
+/// Where a candidate hangs nothing can be measured, here or in another process: the default serves from now on, and the record
+/// says why.
+fn settle_for_default(
+    shared: &Shared,
+    problem: &dyn Problem,
+    kernels: &[Option<Loaded>],
+    mut record: Record,
+) -> Result<Plan> {
+    let (config, kernel) = (record.candidates[0].config.clone(), kernels[0].as_ref().and_then(|l| l.kernel.clone()));
+    (record.winner, record.tuned) = (0, true);
+    shared.choices.write(problem, record, true);
+    Plan::new(problem, kernel, config, Origin::Tuned, Provenance::Tuned)
 }
 
 /// Unloads the candidates that no plan uses: one at a time, since the driver may wait for the device.
@@ -215,6 +232,8 @@ struct Run<'a> {
     problem: &'a dyn Problem,
     record: &'a mut Record,
     timers: Vec<Option<Box<dyn Timer>>>,
+    /// One of them hangs on the device.
+    hangs: bool,
     started: Instant,
     saved: Instant,
     throttle: &'a Throttle<'a>,
@@ -244,6 +263,12 @@ impl<'a> Run<'a> {
                 Err(e) => {
                     candidate.dropped = Some(e.to_string());
                     plans.push(None);
+                    if trial.hangs() {
+                        // To unload one, the driver would wait for all that runs.
+                        for kernel in kernels.iter().flatten().filter_map(|l| l.kernel.as_ref()) {
+                            kernel.keep();
+                        }
+                    }
                     continue;
                 }
             };
@@ -264,6 +289,10 @@ impl<'a> Run<'a> {
             let what = format!("the default variant does not run: {why}");
             return Err(Error::new(ErrorKind::Device, what).subject_is(spec.to_string()));
         };
+        if trial.hangs() {
+            let (now, timers) = (Instant::now(), Vec::new());
+            return Ok(Self { shared, problem, record, timers, hangs: true, started: now, saved: now, throttle });
+        }
         let sizes = Sizes::find(shared, &trial, default, throttle)?;
         if sizes.tokens != record.tokens {
             // Samples of an earlier run that had more memory, or was in more of a hurry.
@@ -281,7 +310,7 @@ impl<'a> Run<'a> {
         }
         record.copy_ns = Some(copy_ns(shared, &trial, sizes, throttle)?);
         let now = Instant::now();
-        Ok(Self { shared, problem, record, timers, started: now, saved: now, throttle })
+        Ok(Self { shared, problem, record, timers, hangs: false, started: now, saved: now, throttle })
     }
 }
 
@@ -351,7 +380,7 @@ fn timer(
 ) -> Result<Box<dyn Timer>> {
     let (plan, trial) = (Arc::clone(plan), Arc::clone(trial));
     let launch = move |i, stream: Stream<'_>| trial.launch(&plan, stream, i, tokens);
-    throttle.slice(|| shared.device.timer(launches, Box::new(launch)))
+    throttle.slice(|| device::timer(shared.device.as_ref(), launches, Box::new(launch)))
 }
 
 /// The median time of a device-to-device copy of as many bytes.
@@ -363,7 +392,7 @@ fn copy_ns(
 ) -> Result<f64> {
     let trial = Arc::clone(trial);
     let copy = move |i, stream: Stream<'_>| trial.copy(stream, i, tokens);
-    let mut timer = throttle.slice(|| shared.device.timer(launches, Box::new(copy)))?;
+    let mut timer = throttle.slice(|| device::timer(shared.device.as_ref(), launches, Box::new(copy)))?;
     let samples = (0..5).map(|_| throttle.slice(|| timer.sample())).collect::<Result<Vec<_>>>()?;
     Ok(crate::service::tune::median(&samples).unwrap_or(0.0))
 }

@@ -59,6 +59,16 @@ impl Kind {
 
 /// One entry: its head, and the code of an artifact. None of it can be changed, and code comes in by unsafe functions only:
 /// an engine runs what its store returns, if the head says that it was made of the source that is wanted.
+///
+/// ```compile_fail,E0133
+/// let entry = ropejit::store::Entry::decode(b"from anywhere");
+/// ```
+///
+/// ```compile_fail,E0594
+/// fn claims_to_be_another(mut entry: ropejit::store::Entry) {
+///     entry.meta = Vec::new();
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     head: Head,

@@ -16,7 +16,7 @@ pub enum Flight {
     Make(Option<Lease>),
 }
 
-/// Asks once whether it is this process's turn to make an entry, or `made` says that it is there. `None`: another process
+/// Asks once whether this process may make an entry, or `made` says that it is there. `None`: another process
 /// is making it, and has been for less than `patience` since `since`.
 pub fn attempt(
     store: &dyn Store,
@@ -44,7 +44,7 @@ pub fn attempt(
     }
 }
 
-/// Waits until it is this process's turn to make an entry, `made` says that it is there, or `patience` ends; `None` as soon
+/// Waits until this process may make an entry, `made` says that it is there, or `patience` ends; `None` as soon
 /// as `stop` says so. Also says whether it had to wait.
 pub fn fly(
     store: &dyn Store,

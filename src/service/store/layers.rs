@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::claim::Claim;
-use super::memory::Memory;
+use super::memory::InMemory;
 pub use super::places::Places;
 use super::{Entry, Head, Kind, Listed, Lookup, Miss, Store};
 use crate::error::{Error, ErrorKind, Result};
@@ -40,10 +40,10 @@ impl Layers {
         let top: Arc<dyn Store> = match &places.user {
             Some(root) => match places.open_user(root) {
                 Ok(disk) => Arc::new(disk),
-                Err(e) if bearable(&e) => Arc::new(Memory::instead_of_a_folder(e)),
+                Err(e) if bearable(&e) => Arc::new(InMemory::instead_of_a_folder(e)),
                 Err(e) => return Err(e),
             },
-            None => Arc::new(Memory::instead_of_a_folder(
+            None => Arc::new(InMemory::instead_of_a_folder(
                 Error::new(
                     ErrorKind::Io,
                     "no cache folder: neither ROPEJIT_CACHE_DIR nor HOME is set; nothing is kept",
@@ -76,7 +76,7 @@ impl Layers {
     pub fn existing(places: &Places) -> Result<Self> {
         let top: Arc<dyn Store> = match places.user_folder().filter(|root| root.exists()) {
             Some(root) => Arc::new(places.open_user(&root)?),
-            None => Arc::new(Memory::default()),
+            None => Arc::new(InMemory::default()),
         };
         let mut layers = Self::new(top, Vec::new());
         for root in places.read_only.iter().filter(|root| root.exists()) {
@@ -151,7 +151,7 @@ impl Store for Layers {
     }
 
     fn in_fork(&self) -> Option<Arc<dyn Store>> {
-        let top = self.top.in_fork().unwrap_or_else(|| Arc::new(Memory::default()));
+        let top = self.top.in_fork().unwrap_or_else(|| Arc::new(InMemory::default()));
         let below = self.below.iter().filter_map(|layer| layer.in_fork()).collect();
         Some(Arc::new(Self { top, below, searched: self.searched.clone() }))
     }

@@ -12,13 +12,13 @@ type Entries = BTreeMap<(&'static str, Key), Entry>;
 
 /// Entries in memory.
 #[derive(Default)]
-pub struct Memory {
+pub struct InMemory {
     entries: Mutex<Entries>,
     /// Why there is no folder, if there should be one.
     instead: Option<Error>,
 }
 
-impl Memory {
+impl InMemory {
     /// Serves where a folder cannot be had: what is put here is there for the process, and said not to be kept.
     pub fn instead_of_a_folder(why: Error) -> Self {
         Self { instead: Some(why), ..Self::default() }
@@ -29,7 +29,7 @@ impl Memory {
     }
 }
 
-impl Store for Memory {
+impl Store for InMemory {
     fn get(&self, kind: Kind, key: Key) -> Lookup {
         self.map().get(&(kind.name(), key)).map_or(Lookup::Miss(Miss::Absent), |e| Lookup::Hit(e.clone()))
     }

@@ -6,6 +6,7 @@ use super::disk::Disk;
 use super::sweep::Bytes;
 use super::trust::Trust;
 use crate::error::{Error, Result};
+use crate::system::environment;
 
 /// Where layers are, and who may write to them.
 #[derive(Debug, Clone, Default)]
@@ -32,12 +33,8 @@ impl Places {
         Ok(Self {
             user: default_root(),
             read_only: default_read_only(),
-            max_bytes: variable("ROPEJIT_CACHE_MAX_BYTES")?
-                .map(|text| text.parse::<Bytes>())
-                .transpose()
-                .map_err(|e| e.subject_is("ROPEJIT_CACHE_MAX_BYTES"))?
-                .map(|Bytes(n)| n),
-            trust_group: variable(group)?
+            max_bytes: environment::parsed("ROPEJIT_CACHE_MAX_BYTES")?.map(|Bytes(n)| n),
+            trust_group: environment::text(group)?
                 .map(|text| {
                     text.parse().map_err(|_| {
                         Error::argument(group, format!("'{text}' is not the number of a group"))
@@ -45,7 +42,7 @@ impl Places {
                     })
                 })
                 .transpose()?,
-            strict: match variable(strict)?.as_deref() {
+            strict: match environment::text(strict)?.as_deref() {
                 None | Some("0") => false,
                 Some("1") => true,
                 Some(text) => {
@@ -84,19 +81,10 @@ impl Places {
     }
 }
 
-/// An environment variable; unset and empty are the same.
-fn variable(name: &str) -> Result<Option<String>> {
-    match std::env::var(name) {
-        Ok(text) => Ok(Some(text).filter(|text| !text.is_empty())),
-        Err(std::env::VarError::NotUnicode(_)) => Err(Error::argument(name, "is not valid text")),
-        Err(std::env::VarError::NotPresent) => Ok(None),
-    }
-}
-
 /// The cache folder that is used unless the caller names one: `ROPEJIT_CACHE_DIR`, else the user's cache folder. `None`
 /// when neither is known.
 pub fn default_root() -> Option<PathBuf> {
-    match std::env::var_os("ROPEJIT_CACHE_DIR").filter(|v| !v.is_empty()) {
+    match environment::raw("ROPEJIT_CACHE_DIR") {
         Some(folder) => Some(folder.into()),
         None => directories::ProjectDirs::from("", "", "ropejit").map(|d| d.cache_dir().to_owned()),
     }
@@ -104,6 +92,6 @@ pub fn default_root() -> Option<PathBuf> {
 
 /// The cache folders that are only read unless the caller names others: `ROPEJIT_CACHE_PATH`, a list as `PATH` is.
 pub fn default_read_only() -> Vec<PathBuf> {
-    let list = std::env::var_os("ROPEJIT_CACHE_PATH").unwrap_or_default();
+    let list = environment::raw("ROPEJIT_CACHE_PATH").unwrap_or_default();
     std::env::split_paths(&list).filter(|folder| !folder.as_os_str().is_empty()).collect()
 }

@@ -295,7 +295,7 @@ impl<'a> Tables<'a> {
 /// The arguments of one call. They can be sent to another thread, but two threads cannot share them: both could write the same
 /// tensor.
 ///
-/// ```compile_fail
+/// ```compile_fail,E0277
 /// fn shared_by_threads<T: Sync>() {}
 /// shared_by_threads::<ropejit::Args<'static>>();
 /// ```

@@ -103,6 +103,11 @@ impl Checks {
         Ok(outputs)
     }
 
+    /// Whether a kernel hangs in its memory.
+    pub fn is_lost(&self) -> bool {
+        self.memory.is_none()
+    }
+
     /// How what a plan wrote differs from what the default wrote.
     pub fn compare(&self, p: &Problem, expected: &[u8], got: &[u8]) -> Result<(), String> {
         let mut at = 0;

@@ -1,0 +1,26 @@
+"""Every function of the installed transformers that rotates, and every module that makes tables for one."""
+
+import functools
+import importlib
+import pathlib
+import re
+
+import transformers
+from ropejit import _patch, _slots
+
+_MENTIONS = re.compile(r"(apply_\w*(rotary|rope)|rotate_queries)\w*\(|class \w*(Rotary|Rope|RoPE)\w*\(")
+
+
+@functools.lru_cache(maxsize=None)
+def modules():
+    """Modules whose text mentions a rotation, imported."""
+    root = pathlib.Path(transformers.__file__).parent
+    files = [f for f in sorted(root.glob("models/*/modeling_*.py")) if _MENTIONS.search(f.read_text())]
+    return [importlib.import_module(f"transformers.models.{f.parent.name}.{f.stem}") for f in files]
+
+
+def functions():
+    """(module, name, slot) of each."""
+    for module in modules():
+        for name in _patch._rotating(module):
+            yield module, name, None if "." in name else _slots.find(module, name)

@@ -1,0 +1,301 @@
+"""What is replaced and how: wrappers stay, wrong calls fail as before, the log names what is left alone."""
+
+import functools
+import importlib
+import inspect
+import logging
+import sys
+import re
+import types
+
+import every
+import pytest
+import ropejit
+import torch
+from ropejit import _forms
+
+TEXT = '''
+import torch
+
+def rotate_half(x):
+    x1 = x[..., : x.shape[-1] // 2]
+    x2 = x[..., x.shape[-1] // 2 :]
+    return torch.cat((-x2, x1), dim=-1)
+
+def apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=1):
+    cos = cos.unsqueeze(unsqueeze_dim)
+    sin = sin.unsqueeze(unsqueeze_dim)
+    q_embed = (q * cos) + (rotate_half(q) * sin)
+    k_embed = (k * cos) + (rotate_half(k) * sin)
+    return q_embed, k_embed
+
+def tables(freqs):
+    emb = torch.cat((freqs, freqs), dim=-1)
+    return emb.cos(), emb.sin()
+'''
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """Loads a text as a module of a model, which `patch` finds."""
+    monkeypatch.syspath_prepend(tmp_path)
+    package = types.ModuleType("transformers_modules")
+    package.__path__ = [str(tmp_path)]
+    monkeypatch.setitem(sys.modules, "transformers_modules", package)
+
+    def load(text):
+        name = f"modeling_{len(list(tmp_path.glob('*.py')))}_{tmp_path.name}"
+        (tmp_path / f"{name}.py").write_text(text)
+        return importlib.import_module(f"transformers_modules.{name}")
+
+    return load
+
+
+def inputs():
+    q, k, angles = torch.randn(1, 4, 6, 32), torch.randn(1, 2, 6, 32), torch.rand(1, 6, 16)
+    angles = torch.cat((angles, angles), -1)
+    return q, k, angles.cos(), angles.sin()
+
+
+@pytest.mark.parametrize(
+    "was, now",
+    [
+        ("(-x2, x1)", "(x2, -x1)"), ("(q * cos) +", "(q * cos) -"), ("unsqueeze_dim=1", "unsqueeze_dim=2"),
+        ("(freqs, freqs)", "(freqs, freqs + 1)"), ("sin, unsqueeze", "sin, *, unsqueeze"), ("sin = sin.unsq", "sin = cos.unsq"),
+        ("sin, unsqueeze_dim=1", "sin, position_ids, unsqueeze_dim=1"),
+        ("sin, unsqueeze_dim=1", "sin, unsqueeze_dim=1, position_ids=None"),
+        ("return q_embed", "q_embed = q_embed * (position_ids is None)\n    return q_embed"),
+    ],
+)  # fmt: skip
+def test_a_text_that_differs_is_not_covered(load, was, now):
+    if "position_ids is" in now:
+        text = TEXT.replace("sin, unsqueeze_dim=1", "sin, position_ids=None, unsqueeze_dim=1")
+    else:
+        text = TEXT
+    assert _forms.of(load(TEXT).apply_rotary_pos_emb).form.name == "llama"
+    assert was in text
+    assert isinstance(_forms.of(load(text.replace(was, now)).apply_rotary_pos_emb), str)
+
+
+def test_position_ids_that_are_not_read(load, served):
+    module = load(TEXT.replace("sin, unsqueeze_dim=1", "sin, position_ids=None, unsqueeze_dim=1"))
+    q, k, cos, sin = inputs()
+    plain = module.apply_rotary_pos_emb(q, k, cos, sin)
+    with ropejit.patched("transformers"):
+        ours = module.apply_rotary_pos_emb(q, k, cos, sin, torch.arange(6)[None])
+        last = module.apply_rotary_pos_emb(q.transpose(1, 2), k.transpose(1, 2), cos, sin, None, 2)
+    assert len(served) == 2
+    assert all(map(torch.equal, ours, plain))
+    assert all(torch.equal(x.transpose(1, 2), y) for x, y in zip(last, plain))
+
+
+WRAPPERS = '''
+import functools
+
+def decorated(function):
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        q, k = function(*args, **kwargs)
+        return q + 1, k
+    return wrapper
+
+def layer(function):
+    class Func(torch.nn.Module):
+        def forward(self, *args, **kwargs):
+            return function(*args, **kwargs)
+    Func.kernel_layer_name = "rotary_pos_emb"
+    return Func()
+
+def layer_that_tells(function):
+    out = layer(function)
+    out.__wrapped__ = function
+    return out
+
+class Caller(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.__wrapped__ = function
+    def forward(self, *args, **kwargs):
+        return self.__wrapped__(*args, **kwargs)
+
+def both(function):
+    return layer(decorated(function))
+'''
+
+
+@pytest.mark.parametrize("wrapper", ["decorated", "layer", "layer_that_tells", "Caller", "both"])
+def test_what_is_wrapped_around_a_function_stays(load, served, wrapper):
+    decorated = TEXT.replace("def apply_rotary", f"@{wrapper}\ndef apply_rotary")
+    module = load(decorated.replace("import torch\n", "import torch\n" + WRAPPERS, 1))
+    before, q, k, cos, sin = module.apply_rotary_pos_emb, *inputs()
+    plain = before(q, k, cos, sin)
+    for _ in range(2):
+        with ropejit.patched("transformers"):
+            ropejit.patch("transformers")
+            assert module.apply_rotary_pos_emb is before
+            assert all(map(torch.equal, module.apply_rotary_pos_emb(q, k, cos, sin), plain))
+            assert len(served) == 1
+        assert all(map(torch.equal, module.apply_rotary_pos_emb(q, k, cos, sin), plain))
+        assert len(served) == 1
+        served.clear()
+    assert "forward" not in vars(before)
+
+
+def test_two_wrappers_of_one_class_are_two(load, served):
+    text = TEXT.replace("import torch\n", "import torch\n" + WRAPPERS, 1)
+    module = load(text + "\nother = Caller(lambda *args: args)\napply_rotary_pos_emb = Caller(apply_rotary_pos_emb)\n")
+    with ropejit.patched("transformers"):
+        module.apply_rotary_pos_emb(*inputs())
+        assert len(served) == 1
+        assert module.other(1, 2) == (1, 2)
+
+
+def test_a_kernel_that_has_taken_the_place_keeps_it(load, served, caplog):
+    decorated = TEXT.replace("def apply_rotary", "@layer\ndef apply_rotary")
+    module = load(decorated.replace("import torch\n", "import torch\n" + WRAPPERS, 1))
+    layer = module.apply_rotary_pos_emb
+    # As `kernelize` does it: first with a kernel of the hub, then with none.
+    layer.forward = types.MethodType(lambda self, *args: args[:2], layer)
+    q, k, cos, sin = inputs()
+    with ropejit.patched("transformers"):
+        assert layer(q, k, cos, sin)[0] is q
+    assert module.__name__ in caplog.text
+    with ropejit.patched("transformers"):
+        layer.forward = types.MethodType(type(layer).forward, layer)
+        layer(q, k, cos, sin)
+        assert len(served) == 0
+        ropejit.patch("transformers")
+        layer(q, k, cos, sin)
+        assert len(served) == 1
+    plain = layer(q, k, cos, sin)
+    assert len(served) == 1 and plain[0].shape == q.shape
+
+
+def test_a_wrapper_that_hides_its_function_is_left_alone_with_a_line(load, caplog):
+    text = TEXT.replace("import torch\n", "import torch\nimport functools\n", 1)
+    module = load(text.replace("def apply_", "@functools.cache\ndef apply_"))
+    before = module.apply_rotary_pos_emb
+    with ropejit.patched("transformers"):
+        assert module.apply_rotary_pos_emb is before
+    assert f"{module.__name__}.apply_rotary_pos_emb is not covered" in caplog.text
+
+
+def test_each_function_that_is_left_alone_has_one_line(caplog):
+    left = []
+    with caplog.at_level(logging.WARNING, "ropejit"), ropejit.patched("transformers"):
+        ropejit.patch("transformers")
+        for module, name, slot in every.functions():
+            if slot is None or not hasattr(slot.get(), "__ropejit__"):
+                left.append(f"{module.__name__}.{name}")
+    told = [record.getMessage() for record in caplog.records if record.name == "ropejit"]
+    lines = {name: [line for line in told if line.startswith(f"{name} is not covered and stays as it is: ")] for name in left}
+    missing = [name for name, line in lines.items() if len(line) != 1]
+    # A helper goes with the function that calls it.
+    assert all(re.search(r"\._apply_rotary_emb$", name) for name in missing), missing
+    for name in (
+        "deepseek_v3.modeling_deepseek_v3.apply_rotary_pos_emb_interleave", "llama4.modeling_llama4.apply_rotary_emb",
+        "sam3.modeling_sam3.apply_rotary_pos_emb_2d", "roformer.modeling_roformer.RoFormerSelfAttention.apply_rotary",
+    ):  # fmt: skip
+        assert any(f"transformers.models.{name}" in line for line in told), name
+
+
+@functools.lru_cache(maxsize=None)
+def representatives():
+    """One covered function of each text."""
+    found = {}
+    for module, name, slot in every.functions():
+        match = slot and _forms.of(slot.get(), module.__name__)
+        if isinstance(match, _forms.Match):
+            found.setdefault((match.form.name, match.ids), (module, name))
+    return list(found.values())
+
+
+def wrong_calls(function):
+    """Arguments that a function of a model is not meant for, or that kernels do not compute."""
+    names = list(inspect.signature(function).parameters)
+    width = {"tensor": 16}.get(names[0], 32)
+    vision = "unsqueeze_dim" not in names and "tensor" not in names
+    heads_last = vision or "tensor" in names
+    x = torch.randn(*((2, 6, 4, 32) if heads_last else (2, 4, 6, 32)))
+    table = torch.rand(2, 6, 1).expand(2, 6, width).contiguous()  # repeats in every way
+    right = {name: table if name in ("cos", "sin") else x for name in names if name not in ("unsqueeze_dim", "position_ids")}
+    yield {}
+    yield {**right, "unknown": 1}
+    for name in right:
+        yield {key: value for key, value in right.items() if key != name}
+        for value in (None, 1, "x", [1.0], x.numpy(), x[0, 0], x.double(), x.int(), x.to("meta"), x[..., :30], x[..., :1],
+                      x[:, :, :3], x[:1], table, table[:, :1], table[..., :8], table[:1, :3], x[None], x[:0], x[:, :, :0],
+                      x.bool(), x.to(torch.complex64), torch.tensor(1.0)):  # fmt: skip
+            yield {**right, name: value}
+    tables = ("cos", "sin")
+    for change in (lambda t: t[..., :30], lambda t: t[..., :1], lambda t: t[:, :1], lambda t: t[0], lambda t: t[0, 0],
+                   lambda t: t.double(), lambda t: t[:1], lambda t: t.repeat(1, 1, 2), lambda t: t[:, :0], lambda t: t.to("meta"),
+                   lambda t: t.int(), lambda t: t.requires_grad_()):  # fmt: skip
+        yield {**right, **{name: change(table.clone()) for name in tables}}
+    if "unsqueeze_dim" in names:
+        for dim in (None, "1", 1.0, True, -1, 0, 3, 4, 7, -7, 1 << 70, torch.tensor(1)):
+            yield {**right, "unsqueeze_dim": dim}
+
+
+def result(function, arguments):
+    try:
+        out = function(**arguments)
+    except Exception as error:  # noqa: BLE001 - whatever eager raises
+        return type(error), str(error)
+    return out if isinstance(out, tuple) else (out,)
+
+
+def test_wrong_calls_are_as_they_were():
+    chosen = [(module, name, vars(module)[name]) for module, name in representatives()]
+    assert len(chosen) >= len(_forms.FORMS) - 1
+    refused = 0
+    with ropejit.patched("transformers"):
+        for module, name, original in chosen:
+            function = vars(module)[name]
+            assert function is not original
+            for arguments in wrong_calls(original):
+                torch.manual_seed(0)
+                theirs, ours = result(original, arguments), result(function, arguments)
+                where = (module.__name__, {key: getattr(value, "shape", value) for key, value in arguments.items()})
+                if isinstance(theirs[0], type):
+                    refused += 1
+                    assert ours == theirs, where
+                else:
+                    assert [x.shape for x in ours] == [x.shape for x in theirs], where
+                    assert all(x.is_meta or torch.equal(x, y) for x, y in zip(ours, theirs)), where
+    assert refused > 500
+
+
+def test_positional_arguments_are_where_they_were():
+    for module, name in representatives():
+        original = vars(module)[name]
+        with ropejit.patched("transformers"):
+            ours = vars(module)[name]
+            kinds = [(p.name, p.default) for p in inspect.signature(ours, follow_wrapped=False).parameters.values()]
+            assert kinds == [(p.name, p.default) for p in inspect.signature(original).parameters.values()]
+
+
+def test_the_gradient_of_a_gradient_where_each_product_is_cast(device):
+    from transformers.models.esm import modeling_esm as module
+
+    q, k, cos, sin = (x.to(device, torch.bfloat16) for x in inputs())
+    weights = [torch.randn_like(q) for _ in range(2)]
+
+    def second():
+        x, g = q.clone().requires_grad_(), weights[0].clone().requires_grad_()
+        (first,) = torch.autograd.grad(module.apply_rotary_pos_emb(x, k, cos, sin)[0], x, g, create_graph=True)
+        return first.detach(), *torch.autograd.grad(first, g, weights[1])
+
+    plain = second()
+    with ropejit.patched("transformers"):
+        assert all(map(torch.equal, second(), plain))
+
+
+def test_a_result_needs_a_gradient_where_its_input_does(device):
+    from transformers.models.esm import modeling_esm as module
+
+    q, k, cos, sin = (x.to(device, torch.bfloat16) for x in inputs())
+    with ropejit.patched("transformers"):
+        for needs in ((True, False), (False, True)):
+            out = module.apply_rotary_pos_emb(*(x.clone().requires_grad_(n) for x, n in zip((q, k), needs)), cos, sin)
+            assert tuple(x.requires_grad for x in out) == needs
