@@ -17,6 +17,8 @@ pub enum ErrorKind {
     InvalidArgument,
     /// A model configuration cannot be understood: the subject names the key.
     Config,
+    /// A kernel's description (its `.toml` or `.cu`) is wrong: the subject is its path, and the line where there is one.
+    Template,
     /// No device of the wanted kind can be used.
     DeviceUnavailable,
     /// A compiler (NVRTC, or the system's C++ compiler) cannot be found.

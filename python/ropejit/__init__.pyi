@@ -1,5 +1,6 @@
 """Types of the package: what `__init__` looks up late is known here too."""
 
+import os
 from typing import Any, Literal
 
 from ._patch import patch as patch
@@ -13,10 +14,18 @@ from ._service import inspect as inspect
 from ._service import prewarm as prewarm
 from ._service import stats as stats
 
+from ._template import template as template
+
 __version__: str
 
 #: A `torch.Tensor`, or an array of another library that speaks DLPack.
 Tensor = Any
+
+class Template:
+    family: str
+    gpu_only: str | None
+    def __init__(self, path: str | os.PathLike[str]) -> None: ...
+    def __call__(self, **arguments: Any) -> None: ...
 
 class RopejitError(RuntimeError): ...
 class NotCachedError(RopejitError): ...

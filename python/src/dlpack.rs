@@ -16,7 +16,7 @@ use pyo3::types::{PyCapsule, PyDict};
 use ropejit::DType;
 
 /// Most dimensions that any argument has.
-const MOST: usize = 4;
+pub const MOST: usize = 8;
 
 /// What an element is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

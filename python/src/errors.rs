@@ -14,7 +14,7 @@ pub fn raise(e: Error) -> PyErr {
     let e = ropejit::cli::advice::advised(e);
     let text = e.to_string();
     match e.kind() {
-        ErrorKind::InvalidArgument | ErrorKind::Config => PyValueError::new_err(text),
+        ErrorKind::InvalidArgument | ErrorKind::Config | ErrorKind::Template => PyValueError::new_err(text),
         ErrorKind::PositionOutOfRange => PyIndexError::new_err(text),
         ErrorKind::Unsupported => PyNotImplementedError::new_err(text),
         ErrorKind::NotCached => NotCachedError::new_err(text),

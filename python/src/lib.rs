@@ -2,7 +2,7 @@
 //!
 //! `functions` is what Python calls, `objects` what it passes; `drop_in` stands for functions of models. `dlpack` and `torch`
 //! say what a tensor is, `call` checks and launches, `overlap` tells whether q and k share elements, `engines` keeps one engine a device, `service` is all that is
-//! not a rotation. `unsafe` is in `dlpack`, `torch` and `call`.
+//! not a rotation, `template` has kernels of the user's own. `unsafe` is in `dlpack`, `torch`, `call` and `template`.
 
 mod call;
 mod dlpack;
@@ -15,6 +15,7 @@ mod log;
 mod objects;
 mod overlap;
 mod service;
+mod template;
 mod torch;
 
 use pyo3::prelude::*;
@@ -37,5 +38,7 @@ fn _ropejit(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(service::inspect, module)?)?;
     module.add_function(wrap_pyfunction!(service::check, module)?)?;
     module.add_function(wrap_pyfunction!(service::command_line, module)?)?;
+    module.add_class::<template::PyTemplate>()?;
+    module.add_function(wrap_pyfunction!(template::close_templates, module)?)?;
     module.add_function(wrap_pyfunction!(service::close, module)?)
 }

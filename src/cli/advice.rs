@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use ropejit::engine::Missing;
+use ropejit::families::rope;
 use ropejit::jit::Class;
 use ropejit::{DeviceChoice, Error, ErrorKind, RopeSpec};
 
@@ -38,14 +39,21 @@ fn without_line(place: &str) -> &str {
 
 /// The command that makes what is missing, for the engine as it was built, behind what keeps that from being found.
 fn fill(missing: &Missing) -> Option<String> {
-    let (spec, class) = (missing.spec.to::<RopeSpec>()?, missing.class.to::<Class>()?);
+    let prewarm = if missing.family == rope::NAME {
+        let (spec, class) = (missing.spec.to::<RopeSpec>()?, missing.class.to::<Class>()?);
+        prewarm_command(&spec, missing.bucket, class)
+    } else {
+        let (_, spec) = missing.spec.text().split_once(' ').unwrap_or_default();
+        let spec = if spec.is_empty() { String::new() } else { format!(" --spec {spec}") };
+        format!("ropejit prewarm --template {}.toml{spec} --size …", missing.family)
+    };
     let folder = missing.cache_dir.as_ref().map(|folder| format!("ROPEJIT_CACHE_DIR={} ", quoted(folder)));
     let device = match missing.device {
         Some(DeviceChoice::Host) => "ROPEJIT_DEVICE=host ".to_owned(),
         Some(DeviceChoice::Cuda(n)) => format!("ROPEJIT_DEVICE=cuda:{n} "),
         _ => String::new(),
     };
-    let command = format!("{}{device}{}", folder.unwrap_or_default(), prewarm_command(&spec, missing.bucket, class));
+    let command = format!("{}{device}{prewarm}", folder.unwrap_or_default());
     let command = match &missing.lock_file {
         None => command,
         Some(file) if missing.is_locked => format!("ROPEJIT_LOCK={} {command}", quoted(file)),

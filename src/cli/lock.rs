@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::path::Path;
 
 use ropejit::families::rope::Prewarmed;
+use ropejit::families::template::PrewarmedTemplate;
 use ropejit::families::{families, read_lock};
 use ropejit::jit::lock::{Lock, Locked, Problem, Section};
 use ropejit::{Engine, Error, ErrorKind, Result};
@@ -44,6 +45,16 @@ impl Writer {
         let identity = facts.identity();
         let section = Section::new(&facts.arch, (done.tuned || done.prior).then_some(&identity));
         self.lock.set(section, Locked::of(&done.spec, done.class, done.bucket, done.variant));
+    }
+
+    /// Adds what calls of a kernel of the user's will be served by.
+    pub fn add_template(&mut self, engine: &Engine, done: &PrewarmedTemplate) {
+        let PrewarmedTemplate { spec, class, bucket, config, provenance, .. } = done;
+        let facts = engine.facts();
+        let identity = provenance.is_tuned().then(|| facts.identity());
+        let section = Section::new(&facts.arch, identity.as_ref());
+        let [spec, class, config] = [spec, class, config].map(Clone::clone);
+        self.lock.set(section, Locked { spec, class, bucket: *bucket, config, line: 0 });
     }
 
     pub fn write(&self, path: &Path) -> Result<()> {

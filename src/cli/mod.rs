@@ -18,9 +18,13 @@ mod model;
 mod output;
 mod prewarm;
 mod prewarm_command;
+mod prewarm_template;
+mod prewarmed;
 mod program;
 mod run;
 mod spec;
+mod template;
+mod test;
 mod table;
 mod workload;
 
@@ -76,6 +80,8 @@ enum Command {
     Model(model::Model),
     Bench(bench::Bench),
     Doctor(doctor::Doctor),
+    Template(template::Template),
+    Test(test::Test),
 }
 
 /// Runs the command with these arguments, the program's name first. Returns the exit status. `program` is the command line
@@ -99,6 +105,8 @@ pub fn run(program: Vec<OsString>, arguments: impl IntoIterator<Item = OsString>
         Command::Model(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Doctor(command) => command.run(),
+        Command::Template(command) => command.run(),
+        Command::Test(command) => command.run(),
     };
     match done {
         Ok(()) => 0,

@@ -1,19 +1,19 @@
 //! `ropejit prewarm`
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use clap::Args;
 use ropejit::families::rope::Prewarmed;
 use ropejit::jit::{Bucket, Class};
 use ropejit::rope::library::Library;
 use ropejit::system::environment;
-use ropejit::{Engine, Error, ErrorKind, Origin, Result};
-use serde::Serialize;
+use ropejit::{Engine, Error, Result};
 
 use super::lock::{self, Writer};
 use super::output;
+use super::prewarm_template::TemplateArgs;
+use super::prewarmed::{Done, Report};
 use super::spec::{self, Chosen, FormArgs, NumberArgs};
-use super::table::Table;
 
 /// Fill the cache at deploy time: compile and tune for models and token counts, so that no call ever does.
 ///
@@ -26,6 +26,7 @@ use super::table::Table;
 #[command(
     override_usage = "ropejit prewarm --model <CONFIG.json>... [OPTIONS]\n       \
                       ropejit prewarm --head-dim <D> --num-heads <H> [--num-kv-heads <K>] [OPTIONS]\n       \
+                      ropejit prewarm --template <FILE.toml>... [--spec <KEY=VALUE,...>]... [--size <NAME=N,...>]... [OPTIONS]\n       \
                       ropejit prewarm --check <FILE> [--arch <sm_NN,...>] [--json]",
     after_help = "\
 Examples:
@@ -36,6 +37,8 @@ Examples:
   ropejit prewarm --model config.json --lock rope.lock     tune here, commit the file
   ROPEJIT_LOCK=rope.lock ropejit prewarm --model config.json --arch sm_90
                                            compile what it names where there is no GPU
+  ropejit prewarm --template add_rmsnorm.toml --spec hidden=4096,dtype=bf16 --size rows=1,64,8192
+                                           a kernel of your own
   ropejit prewarm --check rope.lock        exit status 1 if it no longer holds
 
 A call finds what was prepared for its dtype, tables, positions, rounding, direction
@@ -70,6 +73,8 @@ pub struct Prewarm {
     /// contiguous, or not aligned as far as their sizes allow.
     #[arg(long, value_name = "CLASS,...", value_delimiter = ',', value_parser = spec::parse::<Class>, conflicts_with = "bhsd")]
     layout: Vec<Class>,
+    #[command(flatten)]
+    templates: TemplateArgs,
     /// Compile for these architectures instead of this machine's GPU.
     #[arg(long, value_delimiter = ',', value_name = "sm_NN,...")]
     arch: Vec<String>,
@@ -98,33 +103,13 @@ pub struct Prewarm {
     json: bool,
 }
 
-#[derive(Serialize)]
-struct Done {
-    model: String,
-    spec: String,
-    arch: String,
-    device: String,
-    tokens: u64,
-    layout: String,
-    variant: String,
-    tuned: bool,
-    prior: bool,
-    origin: Origin,
-}
-
-#[derive(Serialize)]
-struct Report {
-    cache: Option<std::path::PathBuf>,
-    prepared: Vec<Done>,
-    stats: BTreeMap<String, u64>,
-}
-
 impl Prewarm {
     pub fn run(self) -> Result<()> {
         if let Some(path) = &self.check {
             return lock::check(path, &self.engines(None)?, self.json);
         }
-        let chosen = self.chosen()?;
+        self.templates.check()?;
+        let chosen = if self.templates.is_empty() { self.chosen()? } else { Vec::new() };
         if let (Some(path), Some(used)) = (&self.lock, environment::raw("ROPEJIT_LOCK")) {
             let what = format!("ROPEJIT_LOCK ({}) has chosen already", used.display());
             return Err(Error::argument("--lock", what)
@@ -134,7 +119,11 @@ impl Prewarm {
         let mut writer = self.lock.as_deref().map(Writer::open).transpose()?;
         let bar = output::spinner();
         let engines = self.engines(Some(&bar))?;
-        let report = self.fill(&engines, &chosen, &bar, writer.as_mut());
+        let report = if self.templates.is_empty() {
+            self.fill(&engines, &chosen, &bar, writer.as_mut())
+        } else {
+            self.templates.fill(&engines, !self.no_tune, &bar, writer.as_mut())
+        };
         bar.finish_and_clear();
         let report = report?;
         if let Some((path, writer)) = self.lock.as_deref().zip(writer) {
@@ -183,11 +172,7 @@ impl Prewarm {
     ) -> Result<Report> {
         // Counts that are rounded to the same power of two are one.
         let tokens: BTreeSet<Bucket> = self.tokens.iter().map(|&tokens| Bucket::of(tokens)).collect();
-        let mut report = Report {
-            cache: engines.first().and_then(|e| e.store().root().map(Into::into)),
-            prepared: Vec::new(),
-            stats: BTreeMap::new(),
-        };
+        let mut report = Report::new(engines);
         for engine in engines {
             for one in chosen {
                 for tokens in tokens.iter().map(|bucket| bucket.tokens()) {
@@ -212,11 +197,7 @@ impl Prewarm {
                     }));
                 }
             }
-            if let Ok(serde_json::Value::Object(stats)) = serde_json::to_value(engine.stats()) {
-                for (name, n) in stats {
-                    *report.stats.entry(name).or_default() += n.as_u64().unwrap_or(0);
-                }
-            }
+            report.add_stats(engine);
         }
         Ok(report)
     }
@@ -235,43 +216,6 @@ impl Prewarm {
             return engine.prewarm(specs, &[tokens], self.bhsd, tune);
         }
         engine.prewarm_classes(specs, &[tokens], &self.layout, tune).map_err(spec::as_typed)
-    }
-}
-
-impl Report {
-    fn count(&self, name: &str) -> u64 {
-        self.stats.get(name).copied().unwrap_or(0)
-    }
-
-    /// Fails if later processes will not find all of it.
-    fn kept(&self) -> Result<()> {
-        let lost = self.count("failed_writes");
-        if lost == 0 {
-            return Ok(());
-        }
-        let error = Error::new(ErrorKind::Io, format!("entries that could not be kept: {lost}"));
-        let error = self.cache.iter().fold(error, |e, cache| e.subject_is(cache.display().to_string()));
-        Err(error.hint("set ROPEJIT_CACHE_DIR to a folder that you can write to"))
-    }
-
-    fn print(&self) -> Result<()> {
-        let rows = self.prepared.iter().map(|d| {
-            let tuned = output::how(d.tuned, d.prior);
-            [&d.model, &d.arch, &d.layout, &d.variant, tuned, &output::word(&d.origin), &d.tokens.to_string()]
-                .map(|s: &str| s.to_owned())
-                .to_vec()
-        });
-        let header = ["model", "arch", "layout", "variant", "choice", "from", "tokens"];
-        Table { header: &header, rows: rows.collect(), numbers: 1, gives: &["model", "variant"] }.print()?;
-        let count = |name: &str| self.count(name);
-        let verdict = if ["compiles", "tunings", "priors", "failed_writes"].into_iter().all(|name| count(name) == 0) {
-            "nothing to do, everything is in the cache"
-        } else {
-            "done"
-        };
-        let cache = self.cache.as_ref().map_or_else(|| "memory only".to_owned(), |c| c.display().to_string());
-        output::note(&format!("{verdict}: compiles {}, tunings {} ({cache})", count("compiles"), count("tunings")));
-        Ok(())
     }
 }
 

@@ -1,6 +1,7 @@
 //! The families of kernels that the service serves: this list is all that knows them all.
 
 pub mod rope;
+pub mod template;
 
 use std::path::Path;
 
@@ -18,11 +19,12 @@ struct All;
 
 impl Families for All {
     fn read(&self, line: &Line<'_>) -> Result<()> {
-        rope::lines::read(line)
+        if template::lines::is_own(line) { template::lines::read(line) } else { rope::lines::read(line) }
     }
 
     fn check(&self, line: &Line<'_>, can: Abilities) -> Result<()> {
-        rope::lines::check(line, can)
+        // Of a user's kernel it is known when its description is.
+        if template::lines::is_own(line) { Ok(()) } else { rope::lines::check(line, can) }
     }
 
     fn templates(&self) -> &str {
@@ -51,13 +53,14 @@ pub fn read_lock(path: &Path) -> Result<Lock> {
 pub fn read_choice(meta: &[u8]) -> Result<ChoiceMeta, String> {
     let mut meta: ChoiceMeta = serde_json::from_slice(meta).map_err(|e| e.to_string())?;
     let family = meta.fields.get("family").unwrap_or_default().to_owned();
-    let own = family == rope::NAME;
-    if own {
+    if family == rope::NAME {
         rope::lines::restate(
             &mut meta.spec,
             &mut meta.class,
             meta.record.candidates.iter_mut().map(|c| &mut c.config),
         )?;
+    } else {
+        template::lines::restate(&family, &mut meta.spec, &mut meta.class);
     }
     Ok(meta)
 }
@@ -69,8 +72,9 @@ pub fn read_choice(meta: &[u8]) -> Result<ChoiceMeta, String> {
 pub fn read_artifact(meta: &[u8]) -> Result<ArtifactMeta, String> {
     let mut meta: ArtifactMeta = serde_json::from_slice(meta).map_err(|e| e.to_string())?;
     // Entries of releases that had one family do not name it.
-    if meta.family.as_deref().is_none_or(|family| family == rope::NAME) {
-        rope::lines::restate(&mut meta.spec, &mut meta.class, std::iter::once(&mut meta.config))?;
+    match meta.family.as_deref().filter(|family| *family != rope::NAME) {
+        None => rope::lines::restate(&mut meta.spec, &mut meta.class, std::iter::once(&mut meta.config))?,
+        Some(family) => template::lines::restate(family, &mut meta.spec, &mut meta.class),
     }
     Ok(meta)
 }

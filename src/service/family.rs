@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 
 pub use super::bucket::Bucket;
 pub use super::stated::Stated;
-pub use crate::service::device::{Abilities, Device, Dialect, Geometry, Kernel, LaunchAttrs, Memory, Source, Stream};
+pub use crate::service::device::{Abilities, Binary, Device, Dialect, Geometry, Kernel, LaunchAttrs, Memory, Source, Stream};
 pub use crate::service::engine::throttle::Throttle;
 
 /// One assignment of a family's tunables. All configs of a problem give the same bits, or within its tolerance.
@@ -60,6 +60,14 @@ pub trait Problem: Send + Sync {
 
     /// The whole source of a config's kernel.
     fn source(&self, dialect: Dialect, config: &Config) -> Source;
+
+    /// Whether a kernel that was compiled is what the family takes it for.
+    ///
+    /// # Errors
+    /// When it is not: it is not kept.
+    fn compiled(&self, _binary: &Binary) -> Result<()> {
+        Ok(())
+    }
 
     /// What loading and launching a config's kernel needs.
     fn attrs(&self, config: &Config) -> LaunchAttrs;
@@ -133,6 +141,11 @@ pub trait Trial: Send + Sync {
     /// # Errors
     /// When it cannot be launched, or did what it must not: the message says why the config is left out.
     fn outputs(&mut self, plan: &Plan, throttle: &Throttle<'_>) -> Result<Vec<u8>>;
+
+    /// Whether a config hangs on the device, so that nothing more can be run there, freed or unloaded.
+    fn hangs(&self) -> bool {
+        false
+    }
 
     /// Whether outputs are what the default's are, or why they are not.
     fn compare(&self, expected: &[u8], got: &[u8]) -> Result<(), String> {

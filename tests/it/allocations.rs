@@ -56,3 +56,29 @@ fn the_call_after_the_first_allocates_nothing() {
     }
     assert_eq!(COUNT.get() - before, 0);
 }
+
+#[test]
+fn nor_does_that_of_a_kernel_of_a_users() {
+    use ropejit::families::template::{Arg, Template};
+    let engine = crate::host::engine(Tuning::Never);
+    let template = Template::load(crate::templates::data().join("scale.toml")).expect("is right");
+    let kernel = engine.template(&template).expect("runs here").spec([("dtype", "f32")]).expect("is right");
+    let (x, mut y) = ([1f32; 100], [0f32; 100]);
+    let mut launch = || {
+        let args = [
+            Arg::host(&x, &[100]).expect("fits"),
+            Arg::host_mut(&mut y, &[100]).expect("fits"),
+            1.5f32.into(),
+            100u32.into(),
+        ];
+        kernel.launch(Stream::DEFAULT, &args).expect("launched")
+    };
+    let before = COUNT.get();
+    assert_eq!(launch(), Origin::Compiled);
+    assert!(COUNT.get() > before, "the counter counts");
+    let before = COUNT.get();
+    for _ in 0..100 {
+        assert_eq!(launch(), Origin::Memory);
+    }
+    assert_eq!(COUNT.get() - before, 0);
+}

@@ -5,6 +5,7 @@
 #[cfg(unix)]
 mod lives;
 mod steady;
+mod templates;
 
 use std::io::Write as _;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};

@@ -31,5 +31,8 @@ mod portable;
 mod positions;
 mod priors;
 mod structure;
+mod templates;
+#[cfg(all(feature = "cli", unix))]
+mod templates_cli;
 #[cfg(all(feature = "cli", unix))]
 mod untrusted_cli;

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::super::output;
 use super::super::prewarm_command::prewarm_command;
+use super::super::prewarm_template::TemplateArgs;
 use super::super::spec::{self, SpecArgs};
 use super::super::table::Table;
 use super::difference::{Difference, differences, distance};
@@ -24,16 +25,20 @@ use super::verdict::sureness;
 #[derive(Args)]
 #[command(
     override_usage = "ropejit inspect why --model <CONFIG.json> [OPTIONS]\n       \
-                      ropejit inspect why --head-dim <D> --num-heads <H> [--num-kv-heads <K>] [OPTIONS]",
+                      ropejit inspect why --head-dim <D> --num-heads <H> [--num-kv-heads <K>] [OPTIONS]\n       \
+                      ropejit inspect why --template <FILE.toml> [--spec <KEY=VALUE,...>] [--size <NAME=N,...>] [OPTIONS]",
     after_help = "\
 Examples:
   ropejit inspect why --model llama-3.1-8b --tokens 8192
   ropejit inspect why --head-dim 128 --num-heads 32 --num-kv-heads 8 --arch sm_90
+  ropejit inspect why --template add_rmsnorm.toml --spec hidden=4096,dtype=bf16 --size rows=64
   ropejit inspect why --model config.json --json | jq -e .hit"
 )]
 pub struct Why {
     #[command(flatten)]
     spec: SpecArgs,
+    #[command(flatten)]
+    templates: TemplateArgs,
     /// Tokens of the call, over the whole batch.
     #[arg(long, value_name = "N", value_parser = spec::tokens, default_value = "8192")]
     tokens: u64,
@@ -103,8 +108,13 @@ impl Why {
             builder = builder.arch(arch);
         }
         let engine = builder.build().map_err(spec::as_typed)?;
+        self.templates.check()?;
         let mut answers = Vec::new();
-        for chosen in self.spec.choose(self.tokens)? {
+        for (problem, fill) in self.templates.problems(&engine)? {
+            answers.push(LookUp { engine: &engine, cache, problem: problem.as_ref(), fill }.answer()?);
+        }
+        let chosen = if self.templates.is_empty() { self.spec.choose(self.tokens)? } else { Vec::new() };
+        for chosen in chosen {
             for class in self.classes(&chosen.spec) {
                 let bucket = Bucket::of(self.tokens);
                 let arch = self.arch.as_ref().map_or_else(String::new, |arch| format!(" --arch {arch}"));

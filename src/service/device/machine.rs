@@ -294,6 +294,11 @@ pub unsafe trait Device: Send + Sync {
         Ok(())
     }
 
+    /// Waits for what was put on its own stream, for at most this long; whether it is done.
+    fn wait_at_most(&self, _patience: std::time::Duration) -> Result<bool> {
+        self.wait().map(|()| true)
+    }
+
     /// Waits for all work on the device. Not while anybody captures a graph.
     fn synchronize(&self) -> Result<()>;
 

@@ -111,7 +111,8 @@ impl Kernels {
                     None => None, // refused, by the driver say
                 },
             };
-            let binary = self.device.compile(source).inspect_err(|e| self.note_failure(key, e))?;
+            let made = self.device.compile(source).and_then(|binary| problem.compiled(&binary).map(|()| binary));
+            let binary = made.inspect_err(|e| self.note_failure(key, e))?;
             self.counters.compiles.add();
             let meta = ArtifactMeta {
                 fields,

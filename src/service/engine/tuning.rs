@@ -81,6 +81,9 @@ fn measure(
     let spec = problem.spec();
     let mut run = Run::prepare(shared, problem, kernels, &mut record, throttle)?;
     run.started = started;
+    if run.hangs {
+        return settle_for_default(shared, problem, kernels, record);
+    }
     let live: Vec<bool> = run.timers.iter().map(Option::is_some).collect();
     let samples = run.record.candidates.iter().map(|c| c.samples_ns.clone()).collect();
     let policy = Policy { budget, ..Policy::default() };
@@ -122,6 +125,20 @@ fn measure(
         .and_then(|loaded| loaded.as_ref()?.kernel.clone())
         .ok_or_else(|| Error::new(ErrorKind::Device, "the winner was not loaded"))?;
     Plan::new(problem, Some(kernel), config, Origin::Tuned, provenance)
+}
+
+/// Where a candidate hangs nothing can be measured, here or in another process: the default serves from now on, and the record
+/// says why.
+fn settle_for_default(
+    shared: &Shared,
+    problem: &dyn Problem,
+    kernels: &[Option<Loaded>],
+    mut record: Record,
+) -> Result<Plan> {
+    let (config, kernel) = (record.candidates[0].config.clone(), kernels[0].as_ref().and_then(|l| l.kernel.clone()));
+    (record.winner, record.tuned) = (0, true);
+    shared.choices.write(problem, record, true);
+    Plan::new(problem, kernel, config, Origin::Tuned, Provenance::Tuned)
 }
 
 /// Unloads the candidates that no plan uses: one at a time, since the driver may wait for the device.
@@ -195,6 +212,8 @@ struct Run<'a> {
     problem: &'a dyn Problem,
     record: &'a mut Record,
     timers: Vec<Option<Box<dyn Timer>>>,
+    /// One of them hangs on the device.
+    hangs: bool,
     started: Instant,
     saved: Instant,
     throttle: &'a Throttle<'a>,
@@ -224,6 +243,12 @@ impl<'a> Run<'a> {
                 Err(e) => {
                     candidate.dropped = Some(e.to_string());
                     plans.push(None);
+                    if trial.hangs() {
+                        // To unload one, the driver would wait for all that runs.
+                        for kernel in kernels.iter().flatten().filter_map(|l| l.kernel.as_ref()) {
+                            kernel.keep();
+                        }
+                    }
                     continue;
                 }
             };
@@ -244,6 +269,10 @@ impl<'a> Run<'a> {
             let what = format!("the default variant does not run: {why}");
             return Err(Error::new(ErrorKind::Device, what).subject_is(spec.to_string()));
         };
+        if trial.hangs() {
+            let (now, timers) = (Instant::now(), Vec::new());
+            return Ok(Self { shared, problem, record, timers, hangs: true, started: now, saved: now, throttle });
+        }
         let sizes = Sizes::find(shared, &trial, default, throttle)?;
         if sizes.tokens != record.tokens {
             // Samples of an earlier run that had more memory, or was in more of a hurry.
@@ -261,7 +290,7 @@ impl<'a> Run<'a> {
         }
         record.copy_ns = Some(copy_ns(shared, &trial, sizes, throttle)?);
         let now = Instant::now();
-        Ok(Self { shared, problem, record, timers, started: now, saved: now, throttle })
+        Ok(Self { shared, problem, record, timers, hangs: false, started: now, saved: now, throttle })
     }
 }
 

@@ -1,6 +1,7 @@
 //! The device's context: made current where it is needed, and work beside the captures of others.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use cudarc::driver::{DriverError, result, sys};
 
@@ -113,6 +114,21 @@ impl OwnStream {
     pub fn wait(&self, what: &str) -> Result<()> {
         // SAFETY: the stream lives as long as `self`.
         unsafe { result::stream::synchronize(self.raw) }.map_err(|e| failed(what, &e))
+    }
+
+    /// Whether all that was put on it is done before so long.
+    pub fn wait_at_most(&self, patience: Duration) -> Result<bool> {
+        /// How long to leave the processor to others between two looks.
+        const PAUSE: Duration = Duration::from_micros(20);
+        let started = Instant::now();
+        loop {
+            // SAFETY: the stream lives as long as `self`.
+            match unsafe { sys::cuStreamQuery(self.raw) } {
+                sys::CUresult::CUDA_ERROR_NOT_READY if started.elapsed() > patience => return Ok(false),
+                sys::CUresult::CUDA_ERROR_NOT_READY => std::thread::sleep(PAUSE),
+                done => return done.result().map(|()| true).map_err(|e| failed("a kernel or a copy", &e)),
+            }
+        }
     }
 
     pub fn new(context: &Arc<Context>) -> Result<Self> {

@@ -191,6 +191,11 @@ unsafe impl Device for Cuda {
         self.stream.wait("a kernel or a copy")
     }
 
+    fn wait_at_most(&self, patience: std::time::Duration) -> Result<bool> {
+        let _aside = self.context.aside()?;
+        self.stream.wait_at_most(patience)
+    }
+
     fn wait_for(&self, stream: Stream<'_>) -> Result<()> {
         let _aside = self.context.aside()?;
         // SAFETY: a `Stream` is a live stream of this device.
