@@ -28,7 +28,6 @@ __all__ = [
 
 # A thread that still tunes while the driver shuts down may crash.
 _atexit.register(_ropejit.close)
-_atexit.register(_ropejit.close_templates)
 
 if _os.environ.get("ROPEJIT_LOG"):
     from . import _log

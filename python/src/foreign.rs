@@ -115,7 +115,7 @@ fn package(array: &Bound<'_, PyAny>) -> PyResult<String> {
 }
 
 /// Whether an array's library relies on nobody writing to it.
-fn is_immutable(array: &Bound<'_, PyAny>) -> bool {
+pub fn is_immutable(array: &Bound<'_, PyAny>) -> bool {
     package(array).is_ok_and(|name| name == "jax" || name == "jaxlib")
 }
 

@@ -39,6 +39,5 @@ fn _ropejit(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(service::check, module)?)?;
     module.add_function(wrap_pyfunction!(service::command_line, module)?)?;
     module.add_class::<template::PyTemplate>()?;
-    module.add_function(wrap_pyfunction!(template::close_templates, module)?)?;
     module.add_function(wrap_pyfunction!(service::close, module)?)
 }

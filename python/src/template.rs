@@ -16,7 +16,8 @@ use ropejit::{DType, Stream};
 use crate::dlpack::{self, Borrowed, Device, View};
 use crate::engines;
 use crate::errors::{guarded, raise, wrong};
-use crate::torch::{self, Kind, Torch};
+use crate::foreign;
+use crate::torch::{Kind, Torch};
 
 /// A kernel in use.
 struct InUse {
@@ -27,30 +28,12 @@ struct InUse {
     kernel: TemplateKernel,
 }
 
-struct All {
-    /// A program uses few.
-    kernels: Vec<Arc<InUse>>,
-    /// The process that has made the first of them.
-    process: u32,
-}
+/// A program uses few.
+static ALL: Mutex<Vec<Arc<InUse>>> = Mutex::new(Vec::new());
 
-static ALL: Mutex<All> = Mutex::new(All { kernels: Vec::new(), process: 0 });
-
-fn all() -> MutexGuard<'static, All> {
+/// Held by who holds the GIL only, so that it is free in a child of `os.fork()`, which takes the GIL first.
+fn all(_: Python<'_>) -> MutexGuard<'static, Vec<Arc<InUse>>> {
     ALL.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Closes what templates use: called when the interpreter exits.
-#[pyfunction]
-pub fn close_templates(py: Python<'_>) {
-    let mut all = all();
-    let taken = std::mem::take(&mut all.kernels);
-    if all.process == std::process::id() {
-        drop(all);
-        py.detach(|| drop(taken));
-    } else {
-        std::mem::forget(taken); // in a fork there is no thread to wait for
-    }
 }
 
 /// See `ropejit.template`.
@@ -178,14 +161,14 @@ impl PyTemplate {
             Some(torch) => torch.stream(py, device)?,
             None => 0,
         };
-        launch(py, &in_use.kernel, device, stream, &args)?;
-        drop(held);
         if let Some(torch) = torch {
             let written = objects.iter().zip(&self.arguments).filter(|(_, argument)| argument.is_written);
             let plain = |object: &&Bound<'_, PyAny>| matches!(torch.kind(object), Kind::Plain);
             let written: Vec<_> = written.filter_map(|(object, _)| object.as_ref()).filter(plain).collect();
-            torch.wrote(&PyTuple::new(py, written)?)?;
+            torch.will_write(&PyTuple::new(py, written)?)?;
         }
+        launch(py, &in_use.kernel, device, stream, &args)?;
+        drop(held);
         Ok(())
     }
 
@@ -205,7 +188,11 @@ impl PyTemplate {
             let is_spec = self.template.spec_keys().any(|k| k == key);
             if !is_spec && !self.arguments.iter().any(|a| a.name == key) {
                 let names: Vec<_> = self.arguments.iter().map(|a| a.name.as_str()).collect();
-                let what = format!("{key}: {} has no such argument\nhint: it has {}", self.template.family(), names.join(", "));
+                let what = format!(
+                    "{key}: {} has no such argument\nhint: it has {}",
+                    self.template.family(),
+                    names.join(", ")
+                );
                 return Err(PyTypeError::new_err(what));
             }
         }
@@ -221,17 +208,13 @@ impl PyTemplate {
         words: impl Fn() -> Vec<(String, String)>,
     ) -> PyResult<Arc<InUse>> {
         let is = |k: &&Arc<InUse>| k.template == self.number && k.device == device && *k.spec == *spec;
-        if let Some(found) = all().kernels.iter().find(is) {
+        if let Some(found) = all(py).iter().find(is) {
             return Ok(Arc::clone(found));
         }
         let engine = engines::engine(py, device)?;
         let kernel = engine.template(&self.template).and_then(|on| on.spec(words())).map_err(raise)?;
         let made = Arc::new(InUse { template: self.number, device, spec: spec.into(), kernel });
-        let mut all = all();
-        if all.kernels.is_empty() {
-            all.process = std::process::id();
-        }
-        all.kernels.push(Arc::clone(&made));
+        all(py).push(Arc::clone(&made));
         Ok(made)
     }
 }
@@ -258,22 +241,35 @@ fn tensor<'py>(
     let kind = torch.map_or(Kind::Foreign, |torch| torch.kind(object));
     let view = match (torch, kind) {
         (Some(torch), Kind::Plain) => {
-            if torch.is_grad_enabled(object.py())? && torch::requires_grad(object)? {
+            if torch.is_grad_enabled(object.py())? && torch.requires_grad(object)? {
                 let what = "requires a gradient, and the kernel has no backward\nhint: call it under torch.no_grad(), or \
                             in a torch.autograd.Function";
                 return Err(wrong(name, what));
             }
-            torch.view(name, object)?
+            torch.view(name, object)?.ok_or_else(|| {
+                wrong(
+                    name,
+                    "its memory does not hold its numbers (a meta, sparse or negated tensor, or one of torch.func)",
+                )
+            })?
         }
         (_, Kind::Subclass) => {
-            let what = format!("{name}: is a subclass of torch.Tensor, such as a tracer's\nhint: wrap the call in torch.library.custom_op");
+            let what = format!(
+                "{name}: is a subclass of torch.Tensor, such as a tracer's\nhint: wrap the call in torch.library.custom_op"
+            );
             return Err(PyNotImplementedError::new_err(what));
         }
         _ => {
-            let borrowed = dlpack::borrow(name, object, None)?;
+            if argument.is_written && foreign::is_immutable(object) {
+                return Err(wrong(name, "is written, and JAX's arrays are immutable"));
+            }
+            let borrowed = dlpack::borrow(name, object, None, argument.is_written)?;
             let view = borrowed.view;
             if view.device != Device::Host {
-                let what = format!("{name}: is on {} and of another library than PyTorch\nhint: torch.from_dlpack(…) hands it over", view.device);
+                let what = format!(
+                    "{name}: is on {} and of another library than PyTorch\nhint: torch.from_dlpack(…) hands it over",
+                    view.device
+                );
                 return Err(PyNotImplementedError::new_err(what));
             }
             held.push(borrowed);

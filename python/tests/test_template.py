@@ -95,6 +95,12 @@ def test_errors_name_the_argument(norm, scale, device):
         norm(**{**good, "weight": w[:, None]})
     with pytest.raises(ValueError, match="x: requires a gradient, and the kernel has no backward"):
         norm(**{**good, "x": x.clone().requires_grad_()})
+    with pytest.raises(ValueError, match="y: is read-only, and would be written"):
+        array = np.zeros(8, dtype=np.float32)
+        array.flags.writeable = False
+        scale(x=np.ones(8, dtype=np.float32), y=array, factor=1.0)
+    with pytest.raises(ValueError, match="x: its memory does not hold its numbers"):
+        norm(**{**good, "x": torch._neg_view(x)})
     with torch.no_grad():
         norm(**{**good, "x": x.clone().requires_grad_()})
     refused(scale, ValueError, "factor: is missing", x=w, y=w.clone())

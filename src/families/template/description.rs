@@ -11,6 +11,8 @@ pub struct Description {
     pub family: String,
     /// File name of the source, beside the `.toml`.
     pub source: String,
+    /// Whether the host device may run it.
+    pub host: bool,
     pub names: Names,
     /// In the order of names: the first `spec.len()` of them.
     pub spec: Vec<SpecKey>,

@@ -32,6 +32,9 @@ pub fn check(path: &str, text: &str, description: &Description) -> Result<OnHost
     for (line, parameters) in entries {
         compare(line, &parameters, description).map_err(|(line, what)| error(line, what))?;
     }
+    if !description.host {
+        return Ok(OnHost::No("its description says host = false".into()));
+    }
     Ok(on_host(&all, &description.launch.shared))
 }
 

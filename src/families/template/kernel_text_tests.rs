@@ -32,6 +32,10 @@ fn what_a_processor_lacks_is_named() {
         let text = TEXT.replace("__shared__ f32 parts[PARTS];", word);
         assert_eq!(checked(&text), Ok(OnHost::No(why.into())));
     }
+    let text = include_str!("../../../tests/data/templates/add_rmsnorm.toml").replace("[spec]", "host = false\n[spec]");
+    let gpu_only = read("add.toml", &text).expect("is right");
+    let said = check("add.cu", TEXT, &gpu_only).expect("is right");
+    assert_eq!(said, OnHost::No("its description says host = false".into()));
     let offered = "atomicAdd(x, 1); __ldg(x); __shfl_xor_sync(~0u, x, 1); __builtin_expect(x, 1); __fmul_rn(x, x);";
     assert_eq!(checked(&TEXT.replace("__shared__ f32 parts[PARTS];", offered)), Ok(OnHost::Waiting));
 }

@@ -69,6 +69,10 @@ impl<'a> Value<'a> {
         self.as_integer().unwrap_or_else(|| Err(self.wrong(wanted)))
     }
 
+    pub fn boolean(&self, wanted: &str) -> Result<bool> {
+        self.content.as_bool().ok_or_else(|| self.wrong(wanted))
+    }
+
     /// A number, whole or not.
     pub fn number(&self, wanted: &str) -> Result<f64> {
         if let Some(integer) = self.as_integer() {

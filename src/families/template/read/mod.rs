@@ -33,6 +33,7 @@ pub fn read(path: &str, text: &str) -> Result<Description> {
     let mut root = Table::new(&doc, "", 0, root.get_ref());
     let family = family(&root.require("family")?)?;
     let source = file_name(&root.require("source")?)?;
+    let host = root.take("host").map_or(Ok(true), |v| v.boolean("true or false"))?;
     let mut names = Names::default();
     let spec = root.take("spec").map(|v| lists::spec(&v, &mut names)).transpose()?.unwrap_or_default();
     let tune = root.take("tune").map(|v| lists::tune(&v, &mut names)).transpose()?.unwrap_or_default();
@@ -43,8 +44,8 @@ pub fn read(path: &str, text: &str) -> Result<Description> {
     let rules = lists::rules(&tune.rules, &names)?;
     let launch = launch::launch(&root.require("launch")?, &names)?;
     let test = test::test(root.take("test").as_ref(), &doc, &args, &spec, &names, launch.bucket_arg)?;
-    root.finish("family, source, [spec], [tune], [args], [launch], [test]")?;
-    Ok(Description { family, source, names, spec, tune: tune.tunables, rules, args, launch, test })
+    root.finish("family, source, host, [spec], [tune], [args], [launch], [test]")?;
+    Ok(Description { family, source, host, names, spec, tune: tune.tunables, rules, args, launch, test })
 }
 
 fn no_toml(doc: &Document<'_>, e: &toml::de::Error) -> Error {

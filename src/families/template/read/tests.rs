@@ -54,7 +54,7 @@ fn everything_that_is_wrong_has_its_message() {
         };
         if got != wanted.join("\n") {
             let _ =
-                writeln!(wrong, "{name}\n{}", got.lines().map(|l| format!("#! {l}")).collect::<Vec<_>>().join("\n"));
+                writeln!(wrong, "{name}\n{}\n", got.lines().map(|l| format!("#! {l}")).collect::<Vec<_>>().join("\n"));
         }
         seen += 1;
     }
