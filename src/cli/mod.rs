@@ -23,9 +23,9 @@ mod prewarmed;
 mod program;
 mod run;
 mod spec;
+mod table;
 mod template;
 mod test;
-mod table;
 mod workload;
 
 use std::ffi::OsString;
