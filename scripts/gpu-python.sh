@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs on a GPU host what `make peers-bundle` has collected, from the folder it lies in. Nothing is installed: the wheels are
 # unpacked beside the interpreter's own PyTorch, Triton and transformers. Results go to the folder $1.
-#   run.sh OUT [tests] [overhead] [first] [peers]
+#   run.sh OUT [tests] [overhead] [first] [peers] [examples]
 # Of the times in seconds that a stage may take, TESTS_SECONDS (270) and PEERS_SECONDS (360) can be set; TESTS chooses tests, as
 # pytest's -k does; PEERS_TABLE=1 leaves first calls of peers out.
 set -uo pipefail
@@ -43,6 +43,12 @@ first() {
     timeout -k 5 150 "$python" "$here/first_call.py" "$out" 2>&1 | tee "$out/python-first.txt"
 }
 
+# The kernels of examples/ beside torch.compile, Liger and PyTorch's own.
+examples() {
+    ROPEJIT_CACHE_DIR=$work/examples ROPEJIT_TUNING=blocking PYTHONPATH=$PYTHONPATH:$here/peers timeout -k 5 150 \
+        "$python" "$here/examples.py" "$here/examples" "$out/examples.json" 2>&1 | tee "$out/examples.txt"
+}
+
 # The table of all peers.
 peers() {
     local seconds=${PEERS_SECONDS:-360}
@@ -54,7 +60,7 @@ for what in "$@"; do
     echo "== $what"
     start=$(date +%s)
     case $what in
-        tests | overhead | first | peers) "$what" || { code=$?; status=1; echo "FAILED: $what (status $code; 124: out of time)"; } ;;
+        tests | overhead | first | peers | examples) "$what" || { code=$?; status=1; echo "FAILED: $what (status $code; 124: out of time)"; } ;;
         *) status=1 && echo "no such stage: $what" ;;
     esac
     echo "== $what took $(($(date +%s) - start)) s"

@@ -8,9 +8,12 @@ rm -rf "$out"
 mkdir -p "$out/peers"
 cp dist/ropejit-*.whl "$out/"
 cp -r python/tests "$out/tests"
+# Where those tests look for the kernels of users: beside the package's folder.
+rm -rf .gpu/tests && mkdir -p .gpu/tests/data && cp -r tests/data/templates .gpu/tests/data/
 cp -r benches/peers "$out/bench"
 cp scripts/gpu-python.sh "$out/run.sh"
-cp benches/overhead.py benches/first_call.py "$out/"
+cp benches/overhead.py benches/first_call.py benches/examples.py "$out/"
+cp -r examples "$out/examples"
 find "$out" -name __pycache__ -prune -exec rm -rf {} +
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,4 +1,4 @@
-// What one launch is told: shared with the host side, which mirrors it field by field (src/device/params.rs).
+// What one launch is told: shared with the host side, which mirrors it field by field (src/families/rope/params.rs).
 // Strides count elements. A `Divider` divides numbers below 2^31 by multiplication.
 
 #define ROPE_F32 0
@@ -86,4 +86,4 @@ struct RopeShape {
 };
 
 static_assert(sizeof(RopeParams) == 272 && sizeof(RopeAngles) == 1028 && sizeof(RopeShape) == 88,
-              "src/device/params.rs mirrors these structs");
+              "src/families/rope/params.rs mirrors these structs");

@@ -37,13 +37,19 @@ impl Library {
         };
         let either = |width| [of(Rounding::Once, spec.dtype, width), of(Rounding::Once, DType::F32, width)];
         let mut all: Vec<RopeSpec> = Vec::new();
+        // What gradients are the transpose of, where that is not what the call computes.
+        let mut gradient_of = None;
         match self {
             Self::Transformers => {
                 use Rounding::{Once, PerOp};
                 use TableWidth::{Full, Half};
                 let (form, alone) = match model_type {
                     "cohere" | "cohere2" => (of(Once, spec.dtype, Half), false),
-                    "modernbert" => (of(Once, spec.dtype, Full), false),
+                    "modernbert" | "esm" | "evolla" => {
+                        // Their text widens q twice, so autograd rounds each part of the gradient.
+                        gradient_of = Some(of(PerOp, spec.dtype, Full));
+                        (of(Once, spec.dtype, Full), false)
+                    }
                     "ernie4_5" | "ernie4_5_moe" | "flex_olmo" | "olmo" | "olmo2" | "olmo3" => {
                         (of(Once, DType::F32, Full), false)
                     }
@@ -71,7 +77,8 @@ impl Library {
             }
         }
         if gradients {
-            let back: Vec<RopeSpec> = all.iter().flat_map(gradients_of).collect();
+            let forward = gradient_of.map_or_else(|| all.clone(), |spec| vec![spec]);
+            let back: Vec<RopeSpec> = forward.iter().flat_map(gradients_of).collect();
             all.extend(back);
         }
         let mut once: Vec<RopeSpec> = Vec::new();
@@ -155,6 +162,14 @@ mod tests {
         assert_eq!(
             texts("transformers", "olmo2", &spec, false),
             ["bf16 d128 h32/8 half_split once table=f32/full pos=implicit"]
+        );
+        assert_eq!(
+            texts("transformers", "modernbert", &RopeSpec { num_kv_heads: 32, ..spec.clone() }, true),
+            [
+                "bf16 d128 h32/32 half_split once table=bf16/full pos=implicit",
+                "bf16 d128 h32/32 half_split per_op backward table=bf16/full pos=implicit",
+                "bf16 d128 h32/0 half_split per_op backward table=bf16/full pos=implicit",
+            ]
         );
         assert_eq!(
             texts("transformers", "cohere", &spec, false),

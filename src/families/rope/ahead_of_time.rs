@@ -84,4 +84,8 @@ impl Kernel for Shaped {
         // SAFETY: this function's contract; the third parameter is the shape.
         unsafe { self.inner.launch(stream, geometry, &args) }
     }
+
+    fn keep(&self) {
+        self.inner.keep();
+    }
 }

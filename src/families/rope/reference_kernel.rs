@@ -189,4 +189,7 @@ impl Kernel for ReferenceKernel {
         }
         Ok(())
     }
+
+    /// It is part of the program.
+    fn keep(&self) {}
 }

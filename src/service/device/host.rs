@@ -321,11 +321,14 @@ impl Kernel for HostKernel {
         if blocks <= chunk {
             run(0, blocks);
         } else {
-            let part = |i: u32| run(i * chunk, blocks.min((i + 1) * chunk));
+            let part = |i: u32| run(i * chunk, blocks.min((i + 1).saturating_mul(chunk)));
             fork::spread(|| (0..blocks.div_ceil(chunk)).into_par_iter().for_each(part));
         }
         Ok(())
     }
+
+    /// A launch is over when it returns, and nothing is captured.
+    fn keep(&self) {}
 }
 
 /// Exactly as many bytes as were asked for, so that a sanitizer sees the first access past them.

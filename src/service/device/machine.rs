@@ -134,8 +134,9 @@ pub trait Kernel: Send + Sync {
     unsafe fn launch(&self, stream: Stream<'_>, geometry: &Geometry, args: &[*const c_void]) -> Result<()>;
 
     /// From now on it stays loaded until the process ends, whatever is dropped: a graph that was captured with it may be
-    /// launched at any time. Not needed where launches cannot be captured.
-    fn keep(&self) {}
+    /// launched at any time. There is nothing to do where launches cannot be captured, and no default, so that a kernel which
+    /// wraps another cannot forget it.
+    fn keep(&self);
 }
 
 /// Memory of a device, freed when dropped. Nobody refers to it but by its address: who hands that on says in an unsafe

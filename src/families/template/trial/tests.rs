@@ -172,6 +172,8 @@ impl Kernel for Never {
     unsafe fn launch(&self, _: Stream<'_>, _: &Geometry, _: &[*const std::ffi::c_void]) -> Result<()> {
         Err(Error::new(ErrorKind::Device, "never"))
     }
+
+    fn keep(&self) {}
 }
 
 #[test]
