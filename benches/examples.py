@@ -2,9 +2,9 @@
 
 usage: examples.py FOLDER [OUT.json]   FOLDER holds the examples; Liger is left out where it is not installed.
 
-Device time of a call in microseconds: CUDA graphs replayed over tensors that are rotated past the L2, medians. `of copy` is the
-speed as a share of a device-to-device copy of the bytes that the computation has to move, measured in the same run. Liger's
-cross-entropy synchronises and cannot be captured, so there its kernel alone is taken from the profiler.
+Device time of a call in microseconds: CUDA graphs replayed in turn over tensors that are rotated past the L2, medians. `of copy`
+is the speed as a share of a device-to-device copy of the bytes that the computation has to move. Liger's cross-entropy
+synchronises and cannot be captured: it is timed with that, and its kernel alone by the profiler.
 """
 
 import json
@@ -12,10 +12,9 @@ import os
 import sys
 import warnings
 
+import ropejit
 import torch
 import torch.nn.functional as F
-
-import ropejit
 
 warnings.filterwarnings("ignore")
 L2_BYTES = 60e6
@@ -26,8 +25,8 @@ def median(values):
     return sorted(values)[len(values) // 2]
 
 
-def timed(call, sets, capture=True, samples=9):
-    """Microseconds of call(i) for i = 0 … sets − 1."""
+def prepared(call, sets):
+    """Launches that are timed together: call(i) for the sets in turn, as a graph where it can be captured."""
     for i in range(min(2, sets)):
         call(i)
     torch.cuda.synchronize()
@@ -37,25 +36,32 @@ def timed(call, sets, capture=True, samples=9):
         for i in range(launches):
             call(i % sets)
 
-    if capture:
+    try:
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream):
             run()
         torch.cuda.current_stream().wait_stream(stream)
-        replay = graph.replay
-    else:
-        replay = run
-    replay()
-    times = []
-    for _ in range(samples):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        replay()
-        end.record()
+        return graph.replay, launches
+    except RuntimeError:  # it synchronises
         torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / launches)
-    return median(times)
+        return run, launches
+
+
+def race(calls, sets, rounds=15):
+    """Microseconds of each call, by name: in turn, warm, so that clocks and what tensors have come to hold meet all alike."""
+    runs = {name: prepared(call, sets) for name, call in calls.items()}
+    times = {name: [] for name in runs}
+    for round in range(-5, rounds):
+        for name, (run, launches) in runs.items():
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            run()
+            end.record()
+            torch.cuda.synchronize()
+            if round >= 0:
+                times[name].append(start.elapsed_time(end) * 1e3 / launches)
+    return {name: median(values) for name, values in times.items()}
 
 
 def kernel_time(call, sets, name):
@@ -74,10 +80,10 @@ def rotated(bytes_moved):
     return max(2, int(3 * L2_BYTES / bytes_moved) + 1)
 
 
-def copy_time(bytes_moved):
-    sets = rotated(bytes_moved)
+def copy_of(bytes_moved, sets):
+    """A device-to-device copy of as many bytes."""
     pairs = [[torch.empty(bytes_moved // 2, dtype=torch.uint8, device="cuda") for _ in range(2)] for _ in range(sets)]
-    return timed(lambda i: pairs[i][1].copy_(pairs[i][0]), sets)
+    return lambda i: pairs[i][1].copy_(pairs[i][0])
 
 
 def tensors(sets, *shape):
@@ -99,14 +105,15 @@ def swiglu(folder, rows, hidden):
     compiled = torch.compile(lambda g, u: F.silu(g) * u)
     kernel(gate=gate[0], up=up[0], y=y[0])
     assert torch.equal(y[0], F.silu(gate[0]) * up[0]), "eager's bits"
-    times = {
-        "ropejit": timed(lambda i: kernel(gate=gate[i], up=up[i], y=y[i]), sets),
-        "torch.compile": timed(lambda i: compiled(gate[i], up[i]), sets),
-        "eager": timed(lambda i: F.silu(gate[i]) * up[i], sets),
+    calls = {
+        "copy": copy_of(moved, sets),
+        "ropejit": lambda i: kernel(gate=gate[i], up=up[i], y=y[i]),
+        "torch.compile": lambda i: compiled(gate[i], up[i]),
+        "eager": lambda i: F.silu(gate[i]) * up[i],
     }
     if ops := liger("swiglu"):
-        times["Liger"] = timed(lambda i: ops.swiglu_forward(gate[i], up[i]), sets)
-    yield f"swiglu {rows}x{hidden}", moved, times
+        calls["Liger"] = lambda i: ops.swiglu_forward(gate[i], up[i])
+    yield f"swiglu {rows}x{hidden}", moved, race(calls, sets)
 
     moved = 5 * rows * hidden * 2
     backward = ropejit.template(f"{folder}/swiglu/swiglu_backward.toml")
@@ -121,13 +128,14 @@ def swiglu(folder, rows, hidden):
     backward(dy=dy[0], gate=g, up=u)
     for got, want in zip((g, u), formula(gate[0].double(), up[0].double(), dy[0].double())):
         assert torch.allclose(got.double(), want, rtol=1e-2, atol=1e-3), "near f64"
-    times = {
-        "ropejit": timed(lambda i: backward(dy=dy[i], gate=gate[i], up=up[i]), sets),
-        "torch.compile": timed(lambda i: compiled(gate[i], up[i], dy[i]), sets),
+    calls = {
+        "copy": copy_of(moved, sets),
+        "ropejit": lambda i: backward(dy=dy[i], gate=gate[i], up=up[i]),
+        "torch.compile": lambda i: compiled(gate[i], up[i], dy[i]),
     }
-    if ops := liger("swiglu"):
-        times["Liger"] = timed(lambda i: ops.swiglu_backward(gate[i], up[i], dy[i]), sets)
-    yield f"swiglu backward {rows}x{hidden}", moved, times
+    if ops:
+        calls["Liger"] = lambda i: ops.swiglu_backward(gate[i], up[i], dy[i])
+    yield f"swiglu backward {rows}x{hidden}", moved, race(calls, sets)
 
 
 def add_rmsnorm(folder, rows, hidden):
@@ -151,15 +159,15 @@ def add_rmsnorm(folder, rows, hidden):
         return s, F.rms_norm(s, (hidden,), weight, 1e-6)
 
     compiled = torch.compile(both)
-    times = {
-        "ropejit": timed(lambda i: kernel(x=x[i], residual=residual[i], weight=weight, y=y[i], eps=1e-6), sets),
-        "torch.compile": timed(lambda i: compiled(x[i], residual[i], weight), sets),
-        "add_, F.rms_norm": timed(eager, sets),
+    calls = {
+        "copy": copy_of(moved, sets),
+        "ropejit": lambda i: kernel(x=x[i], residual=residual[i], weight=weight, y=y[i], eps=1e-6),
+        "torch.compile": lambda i: compiled(x[i], residual[i], weight),
+        "add_, F.rms_norm": eager,
     }
     if ops := liger("fused_add_rms_norm"):
-        forward = ops.fused_add_rms_norm_forward
-        times["Liger"] = timed(lambda i: forward(x[i], residual[i], weight, 1e-6, 0.0, "llama"), sets)
-    yield f"add_rmsnorm {rows}x{hidden}", moved, times
+        calls["Liger"] = lambda i: ops.fused_add_rms_norm_forward(x[i], residual[i], weight, 1e-6, 0.0, "llama")
+    yield f"add_rmsnorm {rows}x{hidden}", moved, race(calls, sets)
 
 
 def cross_entropy(folder, rows, vocab):
@@ -182,17 +190,27 @@ def cross_entropy(folder, rows, vocab):
     assert torch.allclose(loss[:64], want, rtol=1e-5, atol=1e-5), "PyTorch's loss"
     assert torch.allclose(x[:64].float() / scale, gradient / scale, rtol=1e-2, atol=1e-4), "PyTorch's gradient"
     del x
-    times = {"ropejit": timed(lambda i: ours(logits[i]), sets)}
     leaves = [x.requires_grad_() for x in logits]
     compiled = torch.compile(lambda x, t: F.cross_entropy(x.float(), t))
-    for name, f in (("F.cross_entropy in bf16", F.cross_entropy), ("torch.compile", compiled)):
-        times[name] = timed(lambda i: torch.autograd.grad(f(leaves[i], labels), leaves[i]), sets, capture=False)
-    if ops := liger("cross_entropy"):
-        more = (None, IGNORED, 0.0, 0.0, "mean", None, False)
-        with torch.no_grad():
-            call = lambda i: ops.cross_entropy_forward(leaves[i], labels, *more)  # noqa: E731
-            times["Liger, its kernel alone"] = kernel_time(call, sets, "liger")
-            times["Liger"] = timed(call, sets, capture=False)
+
+    def there_and_back(f, i):
+        with torch.enable_grad():
+            torch.autograd.grad(f(leaves[i], labels), leaves[i])
+
+    calls = {
+        "copy": copy_of(moved, sets),
+        "ropejit": lambda i: ours(logits[i]),
+        "torch.compile": lambda i: there_and_back(compiled, i),
+        "F.cross_entropy in bf16": lambda i: there_and_back(F.cross_entropy, i),
+    }
+    ops = liger("cross_entropy")
+    more = (None, IGNORED, 0.0, 0.0, "mean", None, False)
+    if ops:
+        calls["Liger"] = lambda i: ops.cross_entropy_forward(leaves[i], labels, *more)
+    with torch.no_grad():
+        times = race(calls, sets)
+        if ops:
+            times["Liger, its kernel alone"] = kernel_time(calls["Liger"], sets, "liger")
     yield f"cross_entropy {rows}x{vocab}", moved, times
 
 
@@ -208,11 +226,10 @@ def main(folder, out=None):
     ):
         with torch.no_grad() if case.__name__ != "cross_entropy" else torch.enable_grad():
             for name, moved, times in case:
-                copy = copy_time(moved)
-                rows.append({"case": name, "dtype": "bf16", "bytes": moved, "copy_us": copy, "us": times})
-                print(f"{name}, {moved / 1e6:.0f} MB, copy {copy:.1f} us")
+                rows.append({"case": name, "dtype": "bf16", "bytes": moved, "us": times})
+                print(f"{name}, {moved / 1e6:.0f} MB")
                 for who, us in times.items():
-                    print(f"    {who:28} {us:9.1f} us  {copy / us:.3f} of copy")
+                    print(f"    {who:28} {us:9.1f} us  {times['copy'] / us:.3f} of copy")
     document = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "cases": rows}
     if out:
         with open(out, "w") as file:

@@ -41,11 +41,12 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     __shared__ f32 sums[THREADS];
     const u32 t = threadIdx.x;
     const u64 row = (u64)blockIdx.x * HIDDEN;
-    Piece held[ROUNDS], added[ROUNDS];
+    Piece held[ROUNDS], added[ROUNDS], weights[ROUNDS];
 #pragma unroll
     for (u32 i = 0; i < ROUNDS; ++i) {
         const u32 p = i * THREADS + t;
         if (p < PIECES) held[i] = load(residual + row + p * PIECE), added[i] = load(x + row + p * PIECE);
+        if (EARLY && p < PIECES) weights[i] = load(weight + p * PIECE);
     }
     f32 lanes[LANES_HERE] = {};
 #pragma unroll
@@ -79,7 +80,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     for (u32 i = 0; i < ROUNDS; ++i) {
         const u32 p = i * THREADS + t;
         if (p >= PIECES) break;
-        Piece w = load(weight + p * PIECE);
+        Piece w = EARLY ? weights[i] : load(weight + p * PIECE);
 #pragma unroll
         for (u32 j = 0; j < PIECE; ++j) {
             const f32 normed = to_f32(from_f32<DTYPE>(to_f32(held[i].at(j)) * scale));
