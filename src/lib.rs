@@ -52,8 +52,9 @@
 //!   the background, after [`Engine::freeze`] nothing is compiled, and [`Engine::stats`] counts what was done.
 //! - [`Rope::check`] reports a token whose position lay outside the tables; such a token has become NaN.
 //! - [`rope`] is the domain, pure: [`rope::model`] reads a `config.json`, [`rope::scaling`] turns it into frequencies and
-//!   tables, [`rope::reference`] computes the rotation in plain Rust. [`jit`] holds variants, source and keys, [`store`]
-//!   the cache, [`tune`] the search, [`device`] the machines. The module map and its reasons are in `ARCHITECTURE.md`.
+//!   tables, [`rope::reference`] computes the rotation in plain Rust. [`engine`], [`store`] (the cache), [`tune`] (the search) and
+//!   [`device`] (the machines) know no kernel; [`families`] are the kernels, [`jit`] the variants, source and keys of RoPE. The
+//!   module map and its reasons are in `ARCHITECTURE.md`.
 
 // The command uses the crate by its name, as others do.
 #[cfg(feature = "cli")]

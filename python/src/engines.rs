@@ -76,10 +76,12 @@ pub fn engine(py: Python<'_>, device: Device) -> PyResult<Engine> {
 }
 
 /// Has NVRTC searched for where PyTorch's own wheels keep it: beside PyTorch, which need not be in the active virtual
-/// environment.
+/// environment. Not in the current folder, which Python may have put on its path: what lies there may be anybody's.
 pub fn find_nvrtc(py: Python<'_>) {
     let path: Vec<PathBuf> = py.import("sys").and_then(|sys| sys.getattr("path")?.extract()).unwrap_or_default();
-    let nvidia = path.iter().map(|p| p.join("nvidia")).filter(|p| p.is_dir());
+    let here = std::env::current_dir().ok();
+    let path = path.iter().filter(|p| p.is_absolute() && Some(*p) != here.as_ref());
+    let nvidia = path.map(|p| p.join("nvidia")).filter(|p| p.is_dir());
     for folder in nvidia.flat_map(|n| ["cu13/lib", "cuda_nvrtc/lib", "cu12/lib"].map(|l| n.join(l))) {
         ropejit::device::search_nvrtc_in(folder);
     }

@@ -2,7 +2,6 @@
 its own. PyTorch computes nothing there: the threads of its OpenMP do not survive a fork, and are waited for."""
 
 import os
-import stat
 import subprocess
 import sys
 import textwrap
@@ -136,16 +135,3 @@ def test_the_interpreter_ends_while_another_thread_tunes(tmp_path):
         """,
         tmp_path,
     )
-
-
-def test_a_configuration_that_is_no_file_is_not_waited_for(tmp_path):
-    import ropejit
-
-    pipe = tmp_path / "config.json"
-    os.mkfifo(pipe)
-    assert stat.S_ISFIFO(pipe.stat().st_mode)
-    for endless in (pipe, tmp_path, "/dev/zero"):
-        with pytest.raises(ropejit.RopejitError, match="not a regular file"):
-            ropejit.prewarm(str(endless), device="cpu")
-    with pytest.raises(ropejit.RopejitError, match="none.json"):
-        ropejit.prewarm(str(tmp_path / "none.json"), device="cpu")

@@ -17,10 +17,10 @@ use libloading::Library;
 use rayon::prelude::*;
 
 use super::compiler_version;
+use super::kernel::{AheadOfTime, Binary, Dialect, Geometry, LaunchAttrs, Source};
 use super::leftovers;
 use super::machine::{
-    AheadOfTime, Binary, Device, Dialect, Facts, FaultWord, Geometry, Kernel, LaunchAttrs, Measuring, Memory, Source,
-    Stream, TimedLaunch, Timer, compile_error, range,
+    Device, Facts, FaultWord, Kernel, Measuring, Memory, Stream, TimedLaunch, Timer, compile_error, range,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::system::{environment, fork, private, trust};

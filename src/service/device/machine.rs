@@ -11,78 +11,9 @@ use cudarc::driver::sys;
 use serde::Serialize;
 
 use super::identity::Identity;
+use super::kernel::{Abilities, AheadOfTime, Binary, Dialect, Geometry, LaunchAttrs, Source};
 use crate::error::{Error, ErrorKind, Result};
 use crate::system::private;
-
-/// Which of the two kinds of device a text is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Dialect {
-    /// CUDA C++ for NVRTC.
-    Cuda,
-    /// C++ for the system's compiler.
-    Host,
-}
-
-/// What a device can do that bears on which kernels are legal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Abilities {
-    /// Which text it takes.
-    pub dialect: Dialect,
-    /// Programmatic dependent launch: compute capability 9.0 and CUDA 12.3, where graphs can hold such launches.
-    pub overlap: bool,
-}
-
-/// What code that was compiled ahead of time a device takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AheadOfTime {
-    /// Cubins of its architecture, else PTX.
-    Cubin,
-    /// PTX alone: to try it where there is no GPU that needs it.
-    Ptx,
-    /// None; the text is compiled when it is asked for: to try it without a GPU.
-    Text,
-}
-
-/// A kernel's source.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Source {
-    /// One flat text, without a header.
-    pub text: String,
-    /// The name of the entry point.
-    pub entry: String,
-    /// Compiler options beside the device's own; one of the same name takes the device's place.
-    pub options: Vec<String>,
-}
-
-/// What loading and launching a kernel needs.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct LaunchAttrs {
-    /// The kernel may start before the one ahead of it on the stream has ended (programmatic dependent launch): it waits
-    /// for that itself.
-    pub overlap: bool,
-    /// Bytes of dynamic shared memory that a launch asks for at most.
-    pub shared: u32,
-    /// What the family needs at each launch, as it likes: kept with the loaded kernel, and nothing to the device.
-    pub numbers: Box<[i64]>,
-}
-
-/// How many blocks of how many threads a launch has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Geometry {
-    /// Blocks.
-    pub grid: [u32; 3],
-    /// Threads of a block.
-    pub block: [u32; 3],
-    /// Bytes of dynamic shared memory.
-    pub shared: u32,
-}
-
-impl Geometry {
-    /// `blocks` blocks of `threads` threads, in a row.
-    pub const fn row(blocks: u32, threads: u32) -> Self {
-        Self { grid: [blocks, 1, 1], block: [threads, 1, 1], shared: 0 }
-    }
-}
 
 /// What is known of a device.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -134,27 +65,6 @@ impl Facts {
     pub fn peak_bytes_per_ns(&self) -> f64 {
         // Two transfers a clock.
         2.0 * f64::from(self.memory_bus_bits) / 8.0 * f64::from(self.memory_clock_khz) * 1e-6
-    }
-}
-
-/// A compiled kernel.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Binary {
-    /// PTX; empty for a host.
-    pub(crate) ptx: Vec<u8>,
-    /// Cubin, or the host's shared library.
-    pub(crate) image: Vec<u8>,
-}
-
-impl Binary {
-    /// PTX; empty for a host.
-    pub fn ptx(&self) -> &[u8] {
-        &self.ptx
-    }
-
-    /// Cubin, or the host's shared library.
-    pub fn image(&self) -> &[u8] {
-        &self.image
     }
 }
 
@@ -455,33 +365,6 @@ pub struct Measuring {
     pub scratch_bytes: u64,
     /// Device time, in nanoseconds, that one piece of background work may take at most.
     pub slice_ns: f64,
-}
-
-/// Which device to open.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum DeviceChoice {
-    /// The first GPU when there is a CUDA driver with one, else the host.
-    #[default]
-    Auto,
-    /// The GPU of this ordinal.
-    Cuda(u32),
-    /// The processor.
-    Host,
-}
-
-impl std::str::FromStr for DeviceChoice {
-    type Err = Error;
-
-    fn from_str(s: &str) -> Result<Self> {
-        match s.split_once(':') {
-            None if s == "auto" => Ok(Self::Auto),
-            None if s == "host" => Ok(Self::Host),
-            None if s == "cuda" => Ok(Self::Cuda(0)),
-            Some(("cuda", n)) if n.parse::<u32>().is_ok() => Ok(Self::Cuda(n.parse().unwrap_or(0))),
-            _ => Err(Error::argument("device", format!("unknown device '{s}'")).hint("use auto, host, cuda or cuda:N")),
-        }
-    }
 }
 
 /// A failed compilation: keeps the source where a person can look at it, and says where.

@@ -30,10 +30,12 @@
 
 #![allow(unsafe_code)]
 
+mod choice;
 mod compiler_version;
 pub mod cuda;
 pub mod host;
 pub mod identity;
+mod kernel;
 mod leftovers;
 mod machine;
 mod nvrtc;
@@ -48,11 +50,10 @@ use crate::error::{ErrorKind, Result};
 #[cfg(unix)]
 use crate::system::fork;
 
+pub use choice::DeviceChoice;
 pub use identity::Identity;
-pub use machine::{
-    Abilities, AheadOfTime, Binary, Device, DeviceChoice, Dialect, Facts, FaultWord, Geometry, Kernel, LaunchAttrs,
-    Measuring, Memory, Source, Stream, TimedLaunch, Timer,
-};
+pub use kernel::{Abilities, AheadOfTime, Binary, Dialect, Geometry, LaunchAttrs, Source};
+pub use machine::{Device, Facts, FaultWord, Kernel, Measuring, Memory, Stream, TimedLaunch, Timer};
 pub(crate) use machine::{copy, load, timer};
 pub use target::Target;
 

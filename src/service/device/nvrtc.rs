@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use libloading::Library;
 use once_cell::race::OnceBox;
 
-use super::machine::{Binary, compile_error};
+use super::kernel::Binary;
+use super::machine::compile_error;
 use super::nvrtc_search;
 use crate::error::{Error, ErrorKind, Result};
 use crate::system::{environment, fork, trust};

@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use super::machine::{
-    Binary, Device, Dialect, Facts, FaultWord, Kernel, LaunchAttrs, Measuring, Memory, Source, Stream, TimedLaunch,
-    Timer,
-};
+use super::kernel::{Binary, Dialect, LaunchAttrs, Source};
+use super::machine::{Device, Facts, FaultWord, Kernel, Measuring, Memory, Stream, TimedLaunch, Timer};
 use super::nvrtc::Nvrtc;
 use crate::error::{Error, ErrorKind, Result};
 

@@ -15,6 +15,7 @@ mod missing;
 mod policy;
 mod priors;
 mod resolve;
+mod room;
 pub(crate) mod shared;
 mod single_flight;
 pub(crate) mod slots;

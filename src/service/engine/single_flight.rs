@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::policy::BUDGET;
 use super::shared::Shared;
 use super::throttle::{Throttle, cancelled};
-use super::{lookup, priors, tuning};
+use super::{lookup, priors, room, tuning};
 use crate::error::Result;
 use crate::service::family::{Plan, Problem};
 use crate::service::store::Kind;
@@ -75,6 +75,6 @@ fn follow(
         }
     };
     // Before candidates are compiled for nothing.
-    tuning::room(shared.device.as_ref(), problem)?;
+    room::room(shared.device.as_ref(), problem)?;
     tuning::tune(shared, problem, budget, throttle)
 }

@@ -8,37 +8,17 @@ use super::choices::record_of;
 use super::kernels::Loaded;
 use super::policy::Progress;
 use super::priors;
+use super::room::room;
 use super::shared::Shared;
 use super::throttle::{Throttle, cancelled};
 use crate::error::{Error, ErrorKind, Result};
-use crate::service::device::{self, Device, Stream, Timer};
+use crate::service::device::{self, Stream, Timer};
 use crate::service::family::{Origin, Plan, Problem, Provenance, Same, Trial};
 use crate::service::record::{Candidate, Record};
 use crate::service::tune::{Measure, Policy, search};
 
 /// Progress is saved this often while measuring.
 const SAVE_EVERY: Duration = Duration::from_millis(100);
-
-/// Memory that is never measured in, and the part of what is free beyond it that is.
-const RESERVE: u64 = 256 << 20;
-const PART_OF_FREE: u64 = 4;
-/// In less than this, times of large buckets say nothing.
-const LEAST_SCRATCH: u64 = 32 << 20;
-
-/// Bytes to measure a problem in: a quarter of what is free beyond a reserve of 256 MiB, or the device's limit.
-///
-/// # Errors
-/// [`ErrorKind::OutOfMemory`] where that is too little.
-pub fn room(device: &dyn Device, problem: &dyn Problem) -> Result<u64> {
-    let free = device.free_memory()?.saturating_sub(RESERVE);
-    let limit = device.measuring().scratch_bytes.min(free / PART_OF_FREE);
-    let twice = |size| problem.bytes(size).saturating_mul(2);
-    if limit >= LEAST_SCRATCH.min(twice(problem.bucket().tokens())) && limit >= twice(1) {
-        return Ok(limit);
-    }
-    Err(Error::new(ErrorKind::OutOfMemory, "too little free memory to measure in")
-        .subject_is(problem.spec().to_string()))
-}
 
 /// Tunes a problem, keeps the record and returns the winner.
 pub fn tune(shared: &Shared, problem: &dyn Problem, budget: Duration, throttle: &Throttle<'_>) -> Result<Plan> {

@@ -10,7 +10,8 @@ use cudarc::driver::{result, sys};
 
 use super::context::{Context, OwnStream, failed};
 use crate::error::Result;
-use crate::service::device::machine::{Geometry, Record, Stream, TimedLaunch, Timer};
+use crate::service::device::kernel::Geometry;
+use crate::service::device::machine::{Record, Stream, TimedLaunch, Timer};
 
 /// Takes launches and copies instead of a stream, each after the one before.
 pub(super) struct Recorder {

@@ -8,7 +8,8 @@ use cudarc::driver::{result, sys};
 
 use super::context::{Context, failed};
 use crate::error::{Error, ErrorKind, Result};
-use crate::service::device::machine::{Binary, Geometry, Kernel, LaunchAttrs, Stream};
+use crate::service::device::kernel::{Binary, Geometry, LaunchAttrs};
+use crate::service::device::machine::{Kernel, Stream};
 
 /// Dynamic shared memory that a kernel may ask for without saying so when it is loaded.
 const USUAL_SHARED: u32 = 48 << 10;

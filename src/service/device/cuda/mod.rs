@@ -10,10 +10,8 @@ use std::sync::Arc;
 
 use cudarc::driver::{result, sys};
 
-use super::machine::{
-    AheadOfTime, Binary, Device, Dialect, Facts, FaultWord, Kernel, LaunchAttrs, Measuring, Memory, Source, Stream,
-    TimedLaunch, Timer, in_fork, range,
-};
+use super::kernel::{AheadOfTime, Binary, Dialect, LaunchAttrs, Source};
+use super::machine::{Device, Facts, FaultWord, Kernel, Measuring, Memory, Stream, TimedLaunch, Timer, in_fork, range};
 use super::nvrtc::Nvrtc;
 use super::target;
 use crate::error::{Error, ErrorKind, Result};
