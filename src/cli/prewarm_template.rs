@@ -57,7 +57,8 @@ impl TemplateArgs {
                 for size in self.sizes.sizes(&kernel)? {
                     let (_, spec) = kernel.spec().split_once(' ').unwrap_or_default();
                     let spec = if spec.is_empty() { String::new() } else { format!(" --spec {spec}") };
-                    let sizes = self.sizes.size.iter().fold(String::new(), |text, size| text + " --size " + &size.to_string());
+                    let sizes =
+                        self.sizes.size.iter().fold(String::new(), |text, size| text + " --size " + &size.to_string());
                     let fill = format!("ropejit prewarm --template {}{spec}{sizes}", path.display());
                     all.push((kernel.problem(size)?, fill));
                 }

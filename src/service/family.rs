@@ -13,7 +13,9 @@ use crate::error::{Error, Result};
 
 pub use super::bucket::Bucket;
 pub use super::stated::Stated;
-pub use crate::service::device::{Abilities, Binary, Device, Dialect, Geometry, Kernel, LaunchAttrs, Memory, Source, Stream};
+pub use crate::service::device::{
+    Abilities, Binary, Device, Dialect, Geometry, Kernel, LaunchAttrs, Memory, Source, Stream,
+};
 pub use crate::service::engine::throttle::Throttle;
 
 /// One assignment of a family's tunables. All configs of a problem give the same bits, or within its tolerance.
