@@ -86,6 +86,7 @@ fn files_of_other_users_are_refused() {
     let (_kept, at) = private();
     let file = at.join("lib.so");
     fs_err::write(&file, "x").expect("written");
+    mode(&file, 0o644);
     let trusted = Trusted {
         me: 7,
         users: only_me().users.into_iter().filter(|&u| u != only_me().me).collect(),

@@ -29,7 +29,10 @@ fi
 fn compiler(folder: &Path) -> PathBuf {
     let path = folder.join("remembering-c++");
     fs_err::write(&path, COMPILER).expect("written");
-    fs_err::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).expect("set");
+    // Whatever the umask is: a compiler that others can change is not run.
+    for own in [folder, &path] {
+        fs_err::set_permissions(own, std::fs::Permissions::from_mode(0o700)).expect("set");
+    }
     path
 }
 

@@ -156,7 +156,9 @@ fn a_failing_compile_is_remembered_and_told_once() {
     let version = "if [ \"$1\" = --version ]; then echo 'c++ (broken) 1'; exit; fi";
     let script = format!("#!/bin/sh\n{version}\necho call >> {}\necho broken >&2\nexit 1\n", calls.display());
     fs_err::write(&compiler, script).expect("written");
-    fs_err::set_permissions(&compiler, std::fs::Permissions::from_mode(0o700)).expect("set");
+    for own in [folder.path(), &compiler] {
+        fs_err::set_permissions(own, std::fs::Permissions::from_mode(0o700)).expect("set");
+    }
     let output = process(&folder.path().join("cache"), "broken", "nothing", 0).env("CXX", &compiler).output();
     let output = output.expect("started");
     assert!(
