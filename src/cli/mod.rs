@@ -47,6 +47,7 @@ Examples:
   ropejit prewarm --model llama-3.1-8b --arch sm_90      the same where there is no GPU
   ropejit inspect                                        what was chosen, and why
   ropejit run --model llama-3.1-8b --tokens 8192         one application, checked and timed
+  ropejit template check my_kernel.toml                  a kernel of your own, checked before it serves
 
 Environment:
   ROPEJIT_CACHE_DIR   the cache folder (default: ropejit in the user's cache folder)

@@ -26,7 +26,7 @@ use super::spec::{self, Chosen, FormArgs, NumberArgs};
 #[command(
     override_usage = "ropejit prewarm --model <CONFIG.json>... [OPTIONS]\n       \
                       ropejit prewarm --head-dim <D> --num-heads <H> [--num-kv-heads <K>] [OPTIONS]\n       \
-                      ropejit prewarm --template <FILE.toml>... [--spec <KEY=VALUE,...>]... [--size <NAME=N,...>]... [OPTIONS]\n       \
+                      ropejit prewarm --template <FILE.toml>... [--spec <K=V,...>] [--size <NAME=N,...>] [OPTIONS]\n       \
                       ropejit prewarm --check <FILE> [--arch <sm_NN,...>] [--json]",
     after_help = "\
 Examples:

@@ -747,7 +747,7 @@ fn every_command_has_help_with_an_example_or_explanation() {
             }
         }
     }
-    assert_eq!(pages, 1 + 7 + 7, "the program, its commands, and those of inspect");
+    assert_eq!(pages, 1 + 9 + 7 + 2, "the program, its commands, and those of inspect and template");
     shell.ok(&["--version"]);
     let bare = shell.run(&[]);
     assert_eq!((bare.code, bare.stdout.as_str()), (2, ""));

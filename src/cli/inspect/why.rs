@@ -26,7 +26,7 @@ use super::verdict::sureness;
 #[command(
     override_usage = "ropejit inspect why --model <CONFIG.json> [OPTIONS]\n       \
                       ropejit inspect why --head-dim <D> --num-heads <H> [--num-kv-heads <K>] [OPTIONS]\n       \
-                      ropejit inspect why --template <FILE.toml> [--spec <KEY=VALUE,...>] [--size <NAME=N,...>] [OPTIONS]",
+                      ropejit inspect why --template <FILE.toml> [--spec <K=V,...>] [--size <NAME=N,...>] [OPTIONS]",
     after_help = "\
 Examples:
   ropejit inspect why --model llama-3.1-8b --tokens 8192

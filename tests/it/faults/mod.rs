@@ -18,6 +18,7 @@ mod kubernetes;
 mod many;
 mod places;
 mod processes;
+mod templates;
 mod upkeep;
 
 use std::fs::{File, TryLockError};
