@@ -164,6 +164,30 @@ fn what_hangs_is_given_up() {
     assert_eq!(error, "hangs: it has not ended in 0.2 s, with factor = 1.5, n = 1");
 }
 
+/// Large tensors start at addresses that memory of the processor does not start at.
+#[test]
+fn all_that_a_launch_is_given_lies_in_the_memory() {
+    let device: Arc<dyn Device> = Arc::new(Host::open());
+    for size in [1 << 12, 1 << 18, (1 << 18) + 1, 1 << 20] {
+        let p = problem(&[], &[]).at(Bucket::of(size));
+        let trial = Trial::new(&p, &device, 256 << 20, &Throttle::full()).expect("has memory");
+        assert!(trial.sets > 1 && trial.size() >= size);
+        assert_eq!((trial.data.address() + trial.base as u64) % LARGE_STARTS as u64, 0);
+        for set in 0..trial.sets {
+            let (start, end) = (trial.base + set * trial.set, trial.base + (set + 1) * trial.set);
+            assert!(end <= trial.data.bytes());
+            let mut free = start;
+            for region in &trial.regions {
+                let at = set * trial.set + region.at;
+                assert!(free <= at && at + region.len <= start + trial.room, "{size}: {region:?} of set {set}");
+                free = at + region.len;
+            }
+            let copied = regions::traffic(p.d(), &p.values_for(trial.size()).expect("has some")).expect("has one") / 2;
+            assert!(start + trial.room + copied as usize <= end, "{size}: set {set}");
+        }
+    }
+}
+
 /// A kernel of a GPU that is not there.
 struct Never;
 
