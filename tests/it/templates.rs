@@ -50,12 +50,12 @@ pub fn scale(toml: &[(&str, &str)], cu: &[(&str, &str)]) -> Template {
     Template::load(folder.path().join("scale.toml")).expect("is right")
 }
 
-fn kernel(engine: &Engine, template: &Template) -> TemplateKernel {
+pub fn kernel(engine: &Engine, template: &Template) -> TemplateKernel {
     engine.template(template).expect("runs here").spec([("dtype", "f32")]).expect("is right")
 }
 
 /// Calls `scale` with 1000 numbers and checks what comes out.
-fn works(kernel: &TemplateKernel) -> Origin {
+pub fn works(kernel: &TemplateKernel) -> Origin {
     let x: Vec<f32> = (0..1000u16).map(f32::from).collect();
     let mut y = vec![f32::NAN; 1000];
     let args = [
@@ -68,6 +68,18 @@ fn works(kernel: &TemplateKernel) -> Origin {
     drop(args);
     assert!(x.iter().zip(&y).all(|(x, y)| x * 0.5 == *y));
     origin
+}
+
+/// Whether a kernel for such a call is loaded.
+pub fn serves(kernel: &TemplateKernel) -> bool {
+    let (x, mut y) = ([0f32; 1000], [0f32; 1000]);
+    let args = [
+        Arg::host(&x, &[1000]).expect("fits"),
+        Arg::host_mut(&mut y, &[1000]).expect("fits"),
+        0.5f32.into(),
+        1000u32.into(),
+    ];
+    kernel.serving(Stream::DEFAULT, &args).expect("fits").is_some()
 }
 
 /// The record of the one choice in a store that was measured.
