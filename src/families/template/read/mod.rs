@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorKind, Result, clip};
 const EXPRESSION: &str = "an expression in quotes";
 
 /// Bytes of a description at most.
-const LARGEST: usize = 256 << 10;
+pub const LARGEST: usize = 256 << 10;
 
 /// Reads the text of a description; `path` is what errors call it.
 pub fn read(path: &str, text: &str) -> Result<Description> {
