@@ -11,7 +11,7 @@ const TOML: &str = include_str!("../../../../tests/data/templates/scale.toml");
 const CU: &str = include_str!("../../../../tests/data/templates/scale.cu");
 
 /// A problem of `scale`, with other texts in its two files.
-fn problem(toml: &[(&str, &str)], cu: &[(&str, &str)]) -> Problem {
+pub(super) fn problem(toml: &[(&str, &str)], cu: &[(&str, &str)]) -> Problem {
     let edited = |text: &str, edits: &[(&str, &str)]| {
         edits.iter().fold(text.to_owned(), |text, (from, to)| {
             assert!(text.contains(from), "{from}");
@@ -35,7 +35,7 @@ fn of_spec(template: &Template, spec: &[(&str, &str)], size: u64) -> Problem {
 }
 
 #[allow(unsafe_code)]
-fn plan(p: &Problem, device: &dyn Device, config: &crate::service::family::Config) -> Plan {
+pub(super) fn plan(p: &Problem, device: &dyn Device, config: &crate::service::family::Config) -> Plan {
     let source = p.source(Dialect::Host, config);
     let binary = device.compile(&source).expect("compiles");
     // SAFETY: it was compiled here just now, from the family's own text.
