@@ -164,6 +164,21 @@ fn what_hangs_is_given_up() {
     assert_eq!(error, "hangs: it has not ended in 0.2 s, with factor = 1.5, n = 1");
 }
 
+#[test]
+fn a_stack_that_is_too_small_is_an_error() {
+    let large = |bytes: u32| {
+        let cu = format!(
+            "__syncthreads();\n    volatile char large[{bytes}];\n    for (u32 at = 0; at < {bytes}; ++at) large[at] = 1;\n    \
+             __syncthreads();\n    if (i + VEC"
+        );
+        wrong(&problem(&[("n = [1, 1000]", "n = 1000")], &[("if (i + VEC", &cu)]))
+    };
+    assert_eq!(large(40_000), None);
+    let overflows = "a thread of the kernel uses more than the 64 KiB of its stack\n\
+                     hint: let it have smaller arrays, or recurse less";
+    assert_eq!(large(70_000).as_deref(), Some(overflows));
+}
+
 /// Large tensors start at addresses that memory of the processor does not start at.
 #[test]
 fn all_that_a_launch_is_given_lies_in_the_memory() {
