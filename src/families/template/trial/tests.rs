@@ -153,9 +153,12 @@ fn scratch_is_anybodys_and_inout_is_restored() {
 
 #[test]
 fn what_hangs_is_given_up() {
-    // It ends at last, so that the test's process can.
-    let spin = "for (volatile u64 turns = 0; turns < 1500000000ull && threadIdx.x == 0; turns = turns + 1) {}\n    if (i + VEC";
-    let p = problem(&[("n = [1, 1000]", "n = 1")], &[("if (i + VEC", spin)]);
+    // It waits until the folder is gone, which the test removes, so that its process can end.
+    let folder = tempfile::tempdir().expect("a folder");
+    let spin =
+        format!("if (threadIdx.x == 0) while (access(\"{}\", 0) == 0) {{}}\n    if (i + VEC", folder.path().display());
+    let access = "extern \"C\" int access(const char*, int);\nextern";
+    let p = problem(&[("n = [1, 1000]", "n = 1")], &[("extern", access), ("if (i + VEC", &spin)]);
     let device: Arc<dyn Device> = Arc::new(Host::open());
     let mut trial = Trial::new(&p, &device, 64 << 20, &Throttle::full()).expect("has memory");
     trial.checks.patience = Duration::from_millis(200);
