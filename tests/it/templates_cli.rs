@@ -189,7 +189,7 @@ fn what_a_test_writes_follows_no_umask() {
     let shell = Shell::new();
     let modes = shell.at("modes").display().to_string();
     let python = format!(
-        "#!/bin/sh\nls -ld \"$(dirname \"$1\")\" \"$1\" \"$4\" \"$4/call.json\" \"$4/x.in\" | cut -c 1-10 > '{modes}'\nexit 3\n"
+        "#!/bin/sh\nfor f in \"$(dirname \"$1\")\" \"$1\" \"$4\" \"$4/call.json\" \"$4/x.in\"; do ls -ld \"$f\"; done | cut -c 1-10 > '{modes}'\nexit 3\n"
     );
     let python = shell.file("python.sh", &python);
     std::fs::set_permissions(Path::new(&python), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("set");
