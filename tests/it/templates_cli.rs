@@ -62,7 +62,15 @@ fn descriptions_specs_and_sizes_that_are_wrong_are_named() {
     let shell = Shell::new();
     let path = scale(&shell, &[("bucket = \"n\"", "buckets = \"n\"")], &[]);
     let done = shell.run(&["template", "check", &path]);
-    assert_eq!((done.code, done.stderr), (1, format!("error: {path}:20: [launch]: bucket is missing\n")));
+    assert_eq!(
+        (done.code, done.stderr),
+        (
+            1,
+            format!(
+                "error: {path}:23: [launch] buckets: unknown key\nhint: known here: grid, block, shared, bucket, options\n"
+            )
+        )
+    );
     let scale = file("scale.toml");
     for (args, error) in [
         (&["--spec", "dtype=f8"][..], "error: --spec dtype: 'f8' is not one of f32, bf16\n"),

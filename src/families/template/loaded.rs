@@ -49,15 +49,14 @@ impl Template {
     }
 
     fn new(path: &Path, description: Description, source_path: &Path, body: String) -> Result<Self> {
-        let shown = path.display().to_string();
-        description.check_combinations(&shown)?;
+        description.check_combinations()?;
         let aligned = description.aligned();
         if aligned.len() > MOST_ALIGNED {
             let what = format!(
                 "[tune] where: asks for the alignment of {} tensors, {MOST_ALIGNED} is the most",
                 aligned.len()
             );
-            return Err(Error::new(ErrorKind::Template, what).subject_is(shown));
+            return Err(Error::new(ErrorKind::Template, what).subject_is(description.at(description.tune_line)));
         }
         let on_host = kernel_text::check(&source_path.display().to_string(), &body, &description)?;
         Ok(Self::made(path, description, body, on_host))

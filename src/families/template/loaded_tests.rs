@@ -67,7 +67,13 @@ fn what_is_no_regular_file_is_an_error_at_once() {
 fn what_is_wrong_in_either_file_is_named() {
     let text = TOML.replace("bucket", "buckets");
     let error = load(&[("a.toml", text.as_bytes()), ("add_rmsnorm.cu", CU.as_bytes())]).err().expect("fails");
-    assert_eq!(error, "a.toml:22: [launch]: bucket is missing");
+    assert_eq!(
+        error,
+        "a.toml:26: [launch] buckets: unknown key\nhint: known here: grid, block, shared, bucket, options"
+    );
+    let text = TOML.replace("rows = [", "row = [");
+    let error = load(&[("a.toml", text.as_bytes()), ("add_rmsnorm.cu", CU.as_bytes())]).err().expect("fails");
+    assert!(error.starts_with("a.toml:") && error.contains(": [test] row: unknown key\n"), "{error}");
     let text = CU.replace("weight", "w");
     let error = load(&[("a.toml", TOML.as_bytes()), ("add_rmsnorm.cu", text.as_bytes())]).err().expect("fails");
     assert_eq!(error, "add_rmsnorm.cu:7: parameter 3 of add_rmsnorm is 'w', and [args] has 'weight' there");
@@ -81,7 +87,7 @@ fn what_is_wrong_in_either_file_is_named() {
     let error = load(&[("a.toml", text.as_bytes()), ("add_rmsnorm.cu", CU.as_bytes())]).err().expect("fails");
     assert_eq!(
         error,
-        "a.toml: [tune]: its lists make 9000000 combinations, and 64 candidates is the most\n\
+        "a.toml:8: [tune]: its lists make 9000000 combinations, and 64 candidates is the most\n\
          hint: shorten the lists, or forbid more by 'where'"
     );
 }
