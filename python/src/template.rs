@@ -4,8 +4,7 @@
 
 use std::ffi::c_void;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::exceptions::{PyNotImplementedError, PyTypeError};
 use pyo3::prelude::*;
@@ -21,26 +20,19 @@ use crate::torch::{Kind, Torch};
 
 /// A kernel in use.
 struct InUse {
-    /// The template's number, its device, and the values of its spec.
-    template: u64,
+    /// Its device, and the values of its spec.
     device: Device,
     spec: Box<[i64]>,
     kernel: TemplateKernel,
 }
 
-/// A program uses few.
-static ALL: Mutex<Vec<Arc<InUse>>> = Mutex::new(Vec::new());
-
-/// Held by who holds the GIL only, so that it is free in a child of `os.fork()`, which takes the GIL first.
-fn all(_: Python<'_>) -> MutexGuard<'static, Vec<Arc<InUse>>> {
-    ALL.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// See `ropejit.template`.
 #[pyclass(frozen, name = "Template", module = "ropejit")]
 pub struct PyTemplate {
-    number: u64,
     template: Template,
+    /// Few, which go with the object: what is compiled stays with the engine. Held by who holds the GIL only, so that it is
+    /// free in a child of `os.fork()`, which takes the GIL first.
+    in_use: Mutex<Vec<Arc<InUse>>>,
     arguments: Vec<Named>,
     spec_keys: Vec<Py<PyString>>,
 }
@@ -66,7 +58,6 @@ enum Value {
 impl PyTemplate {
     #[new]
     fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
         guarded(|| {
             let template = Template::load(path).map_err(raise)?;
             let keyword = |name: &str| PyString::intern(py, name).unbind();
@@ -77,7 +68,7 @@ impl PyTemplate {
                 is_written,
             };
             Ok(Self {
-                number: NEXT.fetch_add(1, Ordering::Relaxed),
+                in_use: Mutex::default(),
                 arguments: template.arguments().map(named).collect(),
                 spec_keys: template.spec_keys().map(keyword).collect(),
                 template,
@@ -142,6 +133,7 @@ impl PyTemplate {
             objects.push(object);
             values.push(value);
         }
+        self.apart(&values)?;
         let words = self.words(kwargs, taken)?;
         let words: Vec<Option<&str>> = words.iter().map(Option::as_deref).collect();
         let given: Vec<Given<'_>> = values.iter().map(Value::given).collect();
@@ -169,6 +161,31 @@ impl PyTemplate {
         }
         launch(py, &in_use.kernel, device, stream, &args)?;
         drop(held);
+        Ok(())
+    }
+
+    /// What is written lies in no other tensor's memory.
+    fn apart(&self, values: &[Value]) -> PyResult<()> {
+        let bytes = |value: &Value| match value {
+            Value::Tensor(element, view) => {
+                let start = view.address;
+                Some(start..start + view.len() as u64 * element.size() as u64)
+            }
+            _ => None,
+        };
+        for (i, written) in values.iter().enumerate().filter(|(i, _)| self.arguments[*i].is_written) {
+            let Some(written) = bytes(written) else { continue };
+            for (j, other) in values.iter().enumerate().filter(|(j, _)| *j != i) {
+                let Some(other) = bytes(other) else { continue };
+                if written.start.max(other.start) < written.end.min(other.end) {
+                    let what = format!(
+                        "is written, and shares memory with {}\nhint: give it memory of its own, such as {}.clone()",
+                        self.arguments[j].name, self.arguments[i].name
+                    );
+                    return Err(wrong(&self.arguments[i].name, what));
+                }
+            }
+        }
         Ok(())
     }
 
@@ -207,14 +224,14 @@ impl PyTemplate {
         spec: &[i64],
         words: impl Fn() -> Vec<(String, String)>,
     ) -> PyResult<Arc<InUse>> {
-        let is = |k: &&Arc<InUse>| k.template == self.number && k.device == device && *k.spec == *spec;
-        if let Some(found) = all(py).iter().find(is) {
+        let is = |k: &&Arc<InUse>| k.device == device && *k.spec == *spec;
+        if let Some(found) = self.in_use.lock().unwrap_or_else(PoisonError::into_inner).iter().find(is) {
             return Ok(Arc::clone(found));
         }
         let engine = engines::engine(py, device)?;
         let kernel = engine.template(&self.template).and_then(|on| on.spec(words())).map_err(raise)?;
-        let made = Arc::new(InUse { template: self.number, device, spec: spec.into(), kernel });
-        all(py).push(Arc::clone(&made));
+        let made = Arc::new(InUse { device, spec: spec.into(), kernel });
+        self.in_use.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&made));
         Ok(made)
     }
 }

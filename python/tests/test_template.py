@@ -107,6 +107,37 @@ def test_errors_name_the_argument(norm, scale, device):
     refused(scale, ValueError, "n: 1.5 is given, and should be an integer of type u32", x=w, y=w.clone(), factor=1, n=1.5)
 
 
+def test_what_is_written_shares_no_memory(norm, scale, device):
+    memory = torch.arange(64, dtype=torch.float32, device=device)
+    shared = "y: is written, and shares memory with x\nhint: give it memory of its own, such as y.clone()"
+    refused(scale, ValueError, shared, x=memory, y=memory, factor=2.0)
+    refused(scale, ValueError, shared, x=memory[:32], y=memory[31:63], factor=2.0)
+    refused(scale, ValueError, shared, x=memory[31:63], y=memory[:32], factor=2.0)
+    array = np.zeros(8, dtype=np.float32)
+    refused(scale, ValueError, shared, x=array, y=array, factor=2.0)
+    assert (memory == torch.arange(64, device=device)).all()
+    scale(x=memory[:32], y=memory[32:], factor=2.0)
+    assert (memory[32:] == 2 * memory[:32]).all()
+    scale(x=memory[:0], y=memory[:0], factor=2.0)
+    x, w = torch.zeros(3, 64, device=device), torch.zeros(64, device=device)
+    with pytest.raises(ValueError, match="residual: is written, and shares memory with y"):
+        norm(x=x.clone(), residual=x, weight=w, y=x, eps=1e-6)
+    with pytest.raises(ValueError, match="residual: is written, and shares memory with weight"):
+        norm(x=x.clone(), residual=x, weight=x[1], y=x.clone(), eps=1e-6)
+    norm(x=x, residual=x.clone(), weight=x[1], y=x.clone(), eps=1e-6)  # what is only read may
+
+
+def test_a_description_that_is_loaded_again_is_compiled_once(device):
+    x = torch.ones(8, device=device)
+    ropejit.template(DATA / "scale.toml")(x=x, y=torch.empty_like(x), factor=2.0)
+    before = ropejit.stats().compiles
+    for _ in range(50):
+        y = torch.empty_like(x)
+        ropejit.template(DATA / "scale.toml")(x=x, y=y, factor=2.0)
+        assert (y == 2).all()
+    assert ropejit.stats().compiles == before
+
+
 @pytest.mark.gpu
 def test_tensors_of_two_devices_do_not_meet(norm):
     x, w = torch.zeros(3, 64, device="cuda"), torch.zeros(64)
@@ -130,6 +161,6 @@ def test_a_description_that_is_wrong_names_file_and_line(tmp_path):
     text = (DATA / "scale.toml").read_text()
     (tmp_path / "scale.cu").write_text((DATA / "scale.cu").read_text())
     (tmp_path / "scale.toml").write_text(text.replace("bucket", "buckt"))
-    with pytest.raises(ValueError, match=r"scale.toml:\d+: \[launch\]: bucket is missing"):
+    with pytest.raises(ValueError, match=r"scale.toml:23: \[launch\] buckt: unknown key\nhint: known here: grid"):
         ropejit.template(tmp_path / "scale.toml")
     assert repr(ropejit.template(DATA / "scale.toml")).endswith('scale.toml")')

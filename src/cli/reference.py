@@ -8,6 +8,7 @@ of [args], or one alone.
 import importlib.util
 import inspect
 import json
+import os
 import pathlib
 import sys
 
@@ -70,4 +71,6 @@ def main(path, name, folders):
             (folder / (tensor["name"] + ".out")).write_bytes(array.tobytes())
 
 
+# What it writes is for this user, who must be able to read it.
+os.umask(0o077)
 main(sys.argv[1], sys.argv[2], sys.argv[3:])

@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use super::output;
 use super::table::Table;
 use super::template::specs::{self, TemplateSpecArgs};
+use crate::system::private;
 
 /// What runs a reference, in Python.
 const RUNNER: &str = include_str!("reference.py");
@@ -93,13 +94,14 @@ impl Test {
         runs: &[TestRun],
     ) -> Result<Vec<Vec<Vec<f64>>>> {
         let io = |e| Error::io(&std::env::temp_dir(), "a folder for a test cannot be used", e);
-        let folder = tempfile::tempdir().map_err(io)?;
+        // The user's alone, whatever the umask is: Python runs what lies there.
+        let folder = private::folder_in(&std::env::temp_dir(), "ropejit-test-").map_err(io)?;
         let runner = folder.path().join("runner.py");
-        std::fs::write(&runner, RUNNER).map_err(io)?;
+        private::write_new(&runner, RUNNER.as_bytes()).map_err(io)?;
         let mut folders = Vec::new();
         for (i, run) in runs.iter().enumerate() {
             let folder = folder.path().join(i.to_string());
-            std::fs::create_dir(&folder).map_err(io)?;
+            private::new_folder(&folder).map_err(io)?;
             write(&folder, spec, run).map_err(io)?;
             folders.push(folder);
         }
@@ -177,9 +179,9 @@ fn write(folder: &Path, spec: &[(String, String)], run: &TestRun) -> std::io::Re
     let spec: Map<String, Value> = spec.iter().map(|(key, text)| (key.clone(), value(text))).collect();
     let tensors: Vec<Value> = run.tensors.iter().map(tensor).collect();
     let call = json!({ "tensors": tensors, "numbers": numbers, "spec": spec });
-    std::fs::write(folder.join("call.json"), call.to_string())?;
+    private::write_new(&folder.join("call.json"), call.to_string().as_bytes())?;
     for tensor in run.tensors.iter().filter(|t| matches!(t.role, "in" | "inout")) {
-        std::fs::write(folder.join(format!("{}.in", tensor.name)), &tensor.before)?;
+        private::write_new(&folder.join(format!("{}.in", tensor.name)), &tensor.before)?;
     }
     Ok(())
 }

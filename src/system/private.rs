@@ -26,6 +26,17 @@ pub(crate) fn folder_in(place: &Path, prefix: &str) -> io::Result<TempDir> {
     builder.tempdir_in(place)
 }
 
+/// A new folder of mode 0700, of this name.
+pub(crate) fn new_folder(path: &Path) -> io::Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path)?;
+    #[cfg(unix)]
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+    Ok(())
+}
+
 /// A new file of mode 0600, removed when it is dropped.
 pub(crate) fn file_in(place: &Path, prefix: &str, suffix: &str) -> io::Result<NamedTempFile> {
     let made = tempfile::Builder::new().prefix(prefix).suffix(suffix).tempfile_in(place)?;

@@ -12,6 +12,9 @@ fn under_a_umask() {
     rustix::process::umask(rustix::fs::Mode::from_bits_truncate(u32::from_str_radix(&umask, 8).expect("octal")));
     let folder = folder_in(&std::env::temp_dir(), "ropejit-test-").expect("a folder");
     assert_eq!(mode(folder.path()), 0o700);
+    let named = folder.path().join("named");
+    new_folder(&named).expect("a folder");
+    assert_eq!(mode(&named), 0o700);
     let file = file_in(folder.path(), "a-", ".so").expect("a file");
     assert_eq!(mode(file.path()), 0o600);
     let path = folder.path().join("new");

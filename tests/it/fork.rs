@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+use crate::templates;
+use ropejit::families::template::{Template, TemplateKernel};
 use ropejit::rope::scaling::{RopeParameters, TableMode};
 use ropejit::{
     Args, DType, DeviceChoice, Engine, ErrorKind, Layout, Operand, Positions, Rope, RopeSpec, Stats, Stream, Tables,
@@ -205,6 +207,57 @@ fn with_locks_held(_: &Path) {
     });
 }
 
+/// All that a program may ask of a kernel of its own that it has inherited.
+fn everything_of_users(engine: &Engine, template: &Template, kernel: &TemplateKernel) {
+    templates::works(kernel);
+    templates::works(kernel);
+    templates::works(&templates::kernel(engine, template));
+    let bf16 = engine.template(template).expect("runs here").spec([("dtype", "bf16")]).expect("is right");
+    assert_eq!(bf16.prewarm(&[64, 5000], false).expect("is prepared").len(), 2);
+    assert_eq!(kernel.prewarm(&[64], true).expect("is prepared").len(), 1);
+    let checked = kernel.check_candidates(64, |_, _| {}).expect("is checked");
+    assert!(checked.iter().all(|c| matches!(c.result, Ok(true))), "{checked:?}");
+    assert_eq!(kernel.run_test_input(0).expect("runs").tensors.len(), 2);
+    assert!(templates::serves(kernel), "what was called is loaded");
+}
+
+/// Kernels of users: at rest, and while a thread of the parent stands still in a first call of one.
+fn kernels_of_users(root: &Path) {
+    let template = Template::load(templates::data().join("scale.toml")).expect("is right");
+    let at_rest = engine(root, Tuning::Never);
+    let kernel = templates::kernel(&at_rest, &template);
+    templates::works(&kernel);
+    let checked = kernel.check_candidates(64, |_, _| {}).expect("is checked");
+    assert_eq!(checked.len(), 4, "threads of a pool have started");
+    for end in [End::AtOnce, End::Exit] {
+        child("a user's kernel", end, || everything_of_users(&at_rest, &template, &kernel));
+    }
+    let (inside, is_inside) = channel();
+    let (go_on, may_go_on) = channel::<()>();
+    let (inside, may_go_on) = (Mutex::new(Some(inside)), Mutex::new(may_go_on));
+    let busy = Engine::builder()
+        .device(DeviceChoice::Host)
+        .in_memory()
+        .tuning(Tuning::Blocking { budget: Duration::from_millis(1) })
+        .on_progress(move |_| {
+            if let Some(inside) = inside.lock().expect("sound").take() {
+                inside.send(()).expect("waited for");
+                may_go_on.lock().expect("sound").recv().expect("sent");
+            }
+        })
+        .build()
+        .expect("opened");
+    let kernel = templates::kernel(&busy, &template);
+    std::thread::scope(|scope| {
+        scope.spawn(|| templates::works(&kernel));
+        is_inside.recv().expect("a tuning began");
+        for end in [End::AtOnce, End::Exit] {
+            child("a user's kernel whose locks are held", end, || everything_of_users(&busy, &template, &kernel));
+        }
+        go_on.send(()).expect("waited for");
+    });
+}
+
 /// The process's own engine, in the child of a process that tunes, and in one whose parent has none yet.
 fn global(root: &Path) {
     // SAFETY: no other thread runs.
@@ -253,11 +306,12 @@ fn exit_while_tuning(root: &Path) {
 
 type Scene = (&'static str, fn(&Path));
 
-fn scenes() -> [Scene; 5] {
+fn scenes() -> [Scene; 6] {
     [
         ("at_rest", at_rest),
         ("while_tuning", while_tuning),
         ("with_locks_held", with_locks_held),
+        ("kernels_of_users", kernels_of_users),
         ("global", global),
         ("exit_while_tuning", exit_while_tuning),
     ]

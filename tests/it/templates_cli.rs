@@ -62,7 +62,15 @@ fn descriptions_specs_and_sizes_that_are_wrong_are_named() {
     let shell = Shell::new();
     let path = scale(&shell, &[("bucket = \"n\"", "buckets = \"n\"")], &[]);
     let done = shell.run(&["template", "check", &path]);
-    assert_eq!((done.code, done.stderr), (1, format!("error: {path}:20: [launch]: bucket is missing\n")));
+    assert_eq!(
+        (done.code, done.stderr),
+        (
+            1,
+            format!(
+                "error: {path}:23: [launch] buckets: unknown key\nhint: known here: grid, block, shared, bucket, options\n"
+            )
+        )
+    );
     let scale = file("scale.toml");
     for (args, error) in [
         (&["--spec", "dtype=f8"][..], "error: --spec dtype: 'f8' is not one of f32, bf16\n"),
@@ -180,6 +188,31 @@ fn a_kernel_is_tested_against_its_reference() {
         let done = shell.run(&["test", &path, "--spec", "dtype=f32", "--python", &python]);
         assert_eq!(done.code, code, "{reference}");
         assert!(done.stderr.contains(error), "{reference}: {}", done.stderr);
+    }
+}
+
+/// What Python is to run is the user's alone, also where all that a program makes is for everybody.
+#[test]
+fn what_a_test_writes_follows_no_umask() {
+    let shell = Shell::new();
+    let modes = shell.at("modes").display().to_string();
+    let python = format!(
+        "#!/bin/sh\nfor f in \"$(dirname \"$1\")\" \"$1\" \"$4\" \"$4/call.json\" \"$4/x.in\"; do ls -ld \"$f\"; done | cut -c 1-10 > '{modes}'\nexit 3\n"
+    );
+    let python = shell.file("python.sh", &python);
+    std::fs::set_permissions(Path::new(&python), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("set");
+    let ropejit = env!("CARGO_BIN_EXE_ropejit");
+    for umask in ["0", "022"] {
+        let line = format!("umask {umask} && exec \"$0\" test \"$1\" --spec dtype=f32 --python \"$2\"");
+        let done = std::process::Command::new("sh")
+            .args(["-c", &line, ropejit, &file("scale.toml"), &python])
+            .env("ROPEJIT_DEVICE", "host")
+            .output()
+            .expect("started");
+        let error = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(error.contains("the reference failed"), "{error}");
+        let modes = std::fs::read_to_string(&modes).expect("written");
+        assert_eq!(modes, "drwx------\n-rw-------\ndrwx------\n-rw-------\n-rw-------\n", "umask {umask}");
     }
 }
 

@@ -8,6 +8,9 @@ use super::names::{ElementOf, Names};
 /// A whole description.
 #[derive(Debug, Clone)]
 pub struct Description {
+    /// As errors call its file, and the line of its `[tune]`.
+    pub path: String,
+    pub tune_line: usize,
     pub family: String,
     /// File name of the source, beside the `.toml`.
     pub source: String,

@@ -56,6 +56,9 @@ impl Engine {
     /// # Errors
     /// [`ErrorKind::Unsupported`] where the device is the host, and the kernel's text uses what only GPUs have.
     pub fn template(&self, template: &Template) -> Result<OnEngine> {
+        if let Some(engine) = self.stand_in()? {
+            return engine.template(template);
+        }
         if let (Dialect::Host, OnHost::No(why)) = (self.device().dialect(), template.on_host()) {
             let what = format!("the kernel runs on GPUs only: {why}");
             return Err(Error::new(ErrorKind::Unsupported, what).subject_is(template.family()));
@@ -75,16 +78,8 @@ impl OnEngine {
     ) -> Result<TemplateKernel> {
         let values: Vec<(K, V)> = values.into_iter().collect();
         let spec = self.template.description().spec(values.iter().map(|(k, v)| (k.as_ref(), v.as_ref())))?;
-        let kept = self.engine.shared().extensions.get_or_make(InEngine::default);
-        let key = (self.template.digest().to_owned(), spec.stated.text().to_owned());
-        let made = || {
-            let (template, classes, adding) = (self.template.clone(), ArcSwap::default(), Mutex::default());
-            Arc::new(State { template, spec, classes, adding })
-        };
-        let state = Arc::clone(kept.kernels.entry(key).or_insert_with(made).value());
-        let device = self.engine.device();
-        let (dialect, context) = (device.dialect(), device.context());
-        Ok(TemplateKernel { engine: self.engine.clone(), state, dialect, context })
+        let engine = self.engine.stand_in()?.unwrap_or(&self.engine);
+        Ok(TemplateKernel::of(engine, &self.template, spec))
     }
 }
 
@@ -110,6 +105,26 @@ pub struct Serving {
 }
 
 impl TemplateKernel {
+    /// On an engine of this process.
+    fn of(engine: &Engine, template: &Template, spec: Spec) -> Self {
+        let kept = engine.shared().extensions.get_or_make(InEngine::default);
+        let key = (template.digest().to_owned(), spec.stated.text().to_owned());
+        let made = || {
+            let (template, classes, adding) = (template.clone(), ArcSwap::default(), Mutex::default());
+            Arc::new(State { template, spec, classes, adding })
+        };
+        let state = Arc::clone(kept.kernels.entry(key).or_insert_with(made).value());
+        let (dialect, context) = (engine.device().dialect(), engine.device().context());
+        Self { engine: engine.clone(), state, dialect, context }
+    }
+
+    /// The same kernel on the engine that stands in for a parent's; `None` where the engine is of this process.
+    pub(super) fn stand_in(&self) -> Result<Option<Self>> {
+        let state = &self.state;
+        let engine = self.engine.stand_in()?;
+        Ok(engine.map(|engine| Self::of(engine, &state.template, state.spec.clone())))
+    }
+
     /// What it is compiled for, such as `add_rmsnorm dtype=bf16,hidden=4096`.
     pub fn spec(&self) -> &str {
         self.state.spec.stated.text()
@@ -127,6 +142,9 @@ impl TemplateKernel {
         let call = self.call(stream, args)?;
         if self.launch_loaded(stream, &call)? {
             return Ok(Origin::Memory);
+        }
+        if let Some(kernel) = self.stand_in()? {
+            return kernel.launch(stream, args);
         }
         let class = self.state.class(self.engine.shared(), &call)?;
         // Now that its alignments are known to be of this class, others may have filled the slot.
@@ -154,8 +172,14 @@ impl TemplateKernel {
     /// When an argument does not fit.
     pub fn serving(&self, stream: Stream<'_>, args: &[Arg<'_>]) -> Result<Option<Serving>> {
         let call = self.call(stream, args)?;
-        let class = self.state.class(self.engine.shared(), &call)?;
-        let plan = class.slots.at(call.bucket, 0).plan_to_keep();
+        let loaded = |class: &Class| class.slots.at(call.bucket, 0).plan_to_keep();
+        let plan = match self.state.known(call.class).as_deref().and_then(loaded) {
+            Some(plan) => Some(plan),
+            None => match self.stand_in()? {
+                Some(kernel) => return kernel.serving(stream, args),
+                None => loaded(&*self.state.class(self.engine.shared(), &call)?),
+            },
+        };
         Ok(plan.map(|plan| Serving {
             config: plan.config.text().to_owned(),
             origin: plan.origin,
@@ -227,6 +251,11 @@ impl TemplateKernel {
 }
 
 impl State {
+    /// The class of a code that was called before; takes no lock.
+    fn known(&self, code: u64) -> Option<Arc<Class>> {
+        self.classes.load().iter().find(|(known, _)| *known == code).map(|(_, class)| Arc::clone(class))
+    }
+
     fn problem(&self, class: &Class, bucket: Bucket) -> Result<Arc<dyn family::Problem>> {
         Ok(Arc::new(Problem::new(&self.template, &self.spec, &class.values, bucket)?))
     }

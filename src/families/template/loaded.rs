@@ -1,6 +1,5 @@
 //! A `.toml` and its `.cu`, read and checked.
 
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,6 +8,7 @@ use super::kernel_text;
 use super::on_host::OnHost;
 use super::{read, source};
 use crate::error::{Error, ErrorKind, Result};
+use crate::system;
 
 /// A kernel of a user's: its description and its text. Cheap to clone.
 ///
@@ -37,11 +37,11 @@ impl Template {
     /// read.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let text = text(path)?;
+        let text = text(path, read::LARGEST)?;
         let shown = path.display().to_string();
         let description = read::read(&shown, &text)?;
         let source = path.with_file_name(&description.source);
-        let body = self::text(&source).map_err(|e| {
+        let body = self::text(&source, kernel_text::LARGEST).map_err(|e| {
             let line = 1 + text.lines().position(|l| l.trim_start().starts_with("source")).unwrap_or(0);
             if e.kind() == ErrorKind::Io { e.hint(format!("{shown}:{line} names it as its source")) } else { e }
         })?;
@@ -49,15 +49,14 @@ impl Template {
     }
 
     fn new(path: &Path, description: Description, source_path: &Path, body: String) -> Result<Self> {
-        let shown = path.display().to_string();
-        description.check_combinations(&shown)?;
+        description.check_combinations()?;
         let aligned = description.aligned();
         if aligned.len() > MOST_ALIGNED {
             let what = format!(
                 "[tune] where: asks for the alignment of {} tensors, {MOST_ALIGNED} is the most",
                 aligned.len()
             );
-            return Err(Error::new(ErrorKind::Template, what).subject_is(shown));
+            return Err(Error::new(ErrorKind::Template, what).subject_is(description.at(description.tune_line)));
         }
         let on_host = kernel_text::check(&source_path.display().to_string(), &body, &description)?;
         Ok(Self::made(path, description, body, on_host))
@@ -113,12 +112,13 @@ impl Template {
     }
 }
 
-/// A file's text; no more of it than one may have.
-fn text(path: &Path) -> Result<String> {
-    let io = |e| Error::io(path, "cannot be read", e);
-    let file = std::fs::File::open(path).map_err(io)?;
-    let mut bytes = Vec::new();
-    file.take(kernel_text::LARGEST as u64 + 1).read_to_end(&mut bytes).map_err(io)?;
+/// The text of a regular file that has at most this many bytes.
+fn text(path: &Path, most: usize) -> Result<String> {
+    let bytes = system::read_bytes(path, most as u64).map_err(|e| match e.kind() {
+        std::io::ErrorKind::FileTooLarge => Error::new(ErrorKind::Template, format!("is larger than {most} bytes"))
+            .subject_is(path.display().to_string()),
+        _ => Error::io(path, "cannot be read", e),
+    })?;
     String::from_utf8(bytes).map_err(|e| {
         let valid = &e.as_bytes()[..e.utf8_error().valid_up_to()];
         let line = 1 + String::from_utf8_lossy(valid).matches('\n').count();

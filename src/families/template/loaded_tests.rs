@@ -37,11 +37,43 @@ fn a_file_that_is_missing_or_no_text_is_named() {
     assert_eq!(load(&[("a.toml", &large)]).err().expect("fails"), "a.toml: is larger than 262144 bytes");
 }
 
+/// Opening a pipe waits for who writes to it, and `/dev/zero` has no end.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_is_no_regular_file_is_an_error_at_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (toml, cu) = (folder.path().join("add_rmsnorm.toml"), folder.path().join("add_rmsnorm.cu"));
+    let make = |path: &Path| {
+        let made = std::process::Command::new("mkfifo").arg(path).status().expect("runs");
+        assert!(made.success());
+    };
+    let error = |path: &Path| {
+        let error = Template::load(&toml).err().expect("fails");
+        assert_eq!((error.kind(), error.subject()), (ErrorKind::Io, Some(path.display().to_string().as_str())));
+        assert!(error.to_string().contains("it is a pipe, a socket or a device, not a regular file"), "{error}");
+    };
+    make(&toml);
+    error(&toml);
+    std::fs::remove_file(&toml).expect("removed");
+    std::os::unix::fs::symlink("/dev/zero", &toml).expect("made");
+    error(&toml);
+    std::fs::remove_file(&toml).expect("removed");
+    std::fs::write(&toml, TOML).expect("written");
+    make(&cu);
+    error(&cu);
+}
+
 #[test]
 fn what_is_wrong_in_either_file_is_named() {
     let text = TOML.replace("bucket", "buckets");
     let error = load(&[("a.toml", text.as_bytes()), ("add_rmsnorm.cu", CU.as_bytes())]).err().expect("fails");
-    assert_eq!(error, "a.toml:22: [launch]: bucket is missing");
+    assert_eq!(
+        error,
+        "a.toml:26: [launch] buckets: unknown key\nhint: known here: grid, block, shared, bucket, options"
+    );
+    let text = TOML.replace("rows = [", "row = [");
+    let error = load(&[("a.toml", text.as_bytes()), ("add_rmsnorm.cu", CU.as_bytes())]).err().expect("fails");
+    assert!(error.starts_with("a.toml:") && error.contains(": [test] row: unknown key\n"), "{error}");
     let text = CU.replace("weight", "w");
     let error = load(&[("a.toml", TOML.as_bytes()), ("add_rmsnorm.cu", text.as_bytes())]).err().expect("fails");
     assert_eq!(error, "add_rmsnorm.cu:7: parameter 3 of add_rmsnorm is 'w', and [args] has 'weight' there");
@@ -55,7 +87,7 @@ fn what_is_wrong_in_either_file_is_named() {
     let error = load(&[("a.toml", text.as_bytes()), ("add_rmsnorm.cu", CU.as_bytes())]).err().expect("fails");
     assert_eq!(
         error,
-        "a.toml: [tune]: its lists make 9000000 combinations, and 64 candidates is the most\n\
+        "a.toml:8: [tune]: its lists make 9000000 combinations, and 64 candidates is the most\n\
          hint: shorten the lists, or forbid more by 'where'"
     );
 }

@@ -33,6 +33,9 @@ impl TemplateKernel {
     /// At the first that is not to be had: nothing can be compiled, the device fails or has too little free memory to tune
     /// in. What was made before is kept, and found the next time.
     pub fn prewarm(&self, sizes: &[u64], tune: bool) -> Result<Vec<PrewarmedTemplate>> {
+        if let Some(kernel) = self.stand_in()? {
+            return kernel.prewarm(sizes, tune);
+        }
         let buckets: BTreeSet<Bucket> = sizes.iter().map(|&size| Bucket::of(size)).collect();
         let mut all = Vec::new();
         for bucket in buckets {

@@ -34,7 +34,13 @@ pub fn source(d: &Description, body: &str, on_host: &OnHost, dialect: Dialect, v
     }
     part(&d.source, body);
     if dialect == Dialect::Host {
-        part("ropejit/names.h", &format!("#define ROPEJIT_ENTRY {0}\n#define ROPEJIT_BLOCKS {0}_blocks", d.family));
+        part(
+            "ropejit/names.h",
+            &format!(
+                "#define ROPEJIT_ENTRY {0}\n#define ROPEJIT_BLOCKS {0}_blocks\n#define ROPEJIT_FAULT {0}_fault",
+                d.family
+            ),
+        );
         part("ropejit/entry.h", ENTRY);
     }
     let mut options = d.launch.options.clone();

@@ -19,19 +19,26 @@ pub const WIDEST: i64 = 32;
 pub type Assignment = Box<[i64]>;
 
 impl Description {
+    /// A line of its file, as errors name it.
+    pub fn at(&self, line: usize) -> String {
+        format!("{}:{line}", self.path)
+    }
+
     /// Combinations of the tunables' values. Quick, however many they are.
     pub fn combinations(&self) -> u128 {
         self.tune.iter().fold(1u128, |n, t| n.saturating_mul(t.values.len() as u128))
     }
 
     /// What `[tune]` says is wrong without a spec: too many combinations.
-    pub fn check_combinations(&self, path: &str) -> Result<()> {
+    pub fn check_combinations(&self) -> Result<()> {
         let n = self.combinations();
         if n <= u128::from(MOST_COMBINATIONS) {
             return Ok(());
         }
         let what = format!("[tune]: its lists make {n} combinations, and {MOST} candidates is the most");
-        Err(Error::new(ErrorKind::Template, what).subject_is(path).hint("shorten the lists, or forbid more by 'where'"))
+        Err(Error::new(ErrorKind::Template, what)
+            .subject_is(self.at(self.tune_line))
+            .hint("shorten the lists, or forbid more by 'where'"))
     }
 
     /// The default's values.
@@ -89,7 +96,7 @@ impl Description {
         }
         if legal > MOST {
             let what = format!("[tune]: {legal} candidates are legal, and {MOST} is the most");
-            let error = Error::new(ErrorKind::Template, what).subject_is(self.family.as_str());
+            let error = Error::new(ErrorKind::Template, what).subject_is(self.at(self.tune_line));
             return Err(error.hint("shorten the lists, or forbid more by 'where'"));
         }
         all.insert(0, default);
@@ -98,7 +105,7 @@ impl Description {
 
     fn no_value(&self, rule: &Rule, fault: Fault, assignment: &[i64]) -> Error {
         let what = format!("[tune] where: '{}' {fault} for {}", rule.expr.text(), self.assignment_text(assignment));
-        Error::new(ErrorKind::Template, what).subject_is(format!("{}, line {}", self.family, rule.line))
+        Error::new(ErrorKind::Template, what).subject_is(self.at(rule.line))
     }
 
     fn illegal_default(&self, rule: &Rule, values: &Values) -> Error {
@@ -117,7 +124,7 @@ impl Description {
         }
         let what = format!("[tune] default: '{}' forbids it where {with}", rule.expr.text());
         Error::new(ErrorKind::Template, what)
-            .subject_is(format!("{}, line {}", self.family, rule.line))
+            .subject_is(self.at(rule.line))
             .hint("choose a default that is legal for every call: it answers the first one")
     }
 

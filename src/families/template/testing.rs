@@ -13,6 +13,7 @@ use super::space::WIDEST;
 use super::trial::runs::Input;
 use crate::error::{Error, ErrorKind, Result};
 use crate::service::family::{Bucket, Config, Origin, Plan, Provenance, Stream, Throttle};
+use crate::system::fork;
 
 /// Specs to try at most, where the caller names none.
 const MOST_SPECS: usize = 32;
@@ -145,6 +146,9 @@ impl TemplateKernel {
     /// # Errors
     /// When there is no candidate, or too little memory to check in.
     pub fn check_candidates(&self, size: u64, told: impl Fn(usize, usize) + Sync) -> Result<Vec<Checked>> {
+        if let Some(kernel) = self.stand_in()? {
+            return kernel.check_candidates(size, told);
+        }
         let (problem, _) = self.problem_of(WIDEST, Bucket::of(size))?;
         let (shared, device) = (self.engine().shared(), self.engine().device());
         let space = problem.space(device.abilities());
@@ -154,7 +158,7 @@ impl TemplateKernel {
             told(done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1, space.len());
             loaded.map(|(loaded, _)| loaded.kernel)
         };
-        let kernels: Vec<_> = space.par_iter().map(compile).collect();
+        let kernels: Vec<_> = fork::spread(|| space.par_iter().map(compile).collect());
         let config_text = |config: &Config| config.text().to_owned();
         if !device.runs() {
             let checked = space.iter().zip(kernels);
@@ -203,6 +207,9 @@ impl TemplateKernel {
     /// # Errors
     /// When no kernel can be had, or it cannot be launched.
     pub fn run_test_input(&self, round: usize) -> Result<TestRun> {
+        if let Some(kernel) = self.stand_in()? {
+            return kernel.run_test_input(round);
+        }
         let problem = self.typed_problem(WIDEST, Bucket::of(1))?;
         let d = problem.d();
         let first = d.spec.len() + d.tune.len();

@@ -288,14 +288,20 @@ unsafe fn load(binary: &Binary, entry: &str) -> Result<Arc<dyn Kernel>> {
     let library = unsafe { Library::new(path) }.map_err(refused)?;
     // SAFETY: a text for this device defines it with this type (see the module).
     let run = *unsafe { library.get::<RunBlocks>(format!("{entry}_blocks").as_bytes()) }.map_err(refused)?;
-    Ok(Arc::new(HostKernel { run, _library: library }))
+    // SAFETY: as above, for texts that have one.
+    let fault = unsafe { library.get::<Fault>(format!("{entry}_fault").as_bytes()) }.ok().map(|fault| *fault);
+    Ok(Arc::new(HostKernel { run, fault, _library: library }))
 }
 
 /// Runs blocks `first..last`.
 type RunBlocks = unsafe extern "C" fn(args: *const *const c_void, geometry: *const u32, first: u32, last: u32);
 
+/// Whether a thread of this kernel has ever used more than its stack.
+type Fault = unsafe extern "C" fn() -> u32;
+
 struct HostKernel {
     run: RunBlocks,
+    fault: Option<Fault>,
     // Kept: the function is in it.
     _library: Library,
 }
@@ -323,6 +329,11 @@ impl Kernel for HostKernel {
         } else {
             let part = |i: u32| run(i * chunk, blocks.min((i + 1).saturating_mul(chunk)));
             fork::spread(|| (0..blocks.div_ceil(chunk)).into_par_iter().for_each(part));
+        }
+        // SAFETY: reads a number.
+        if self.fault.is_some_and(|fault| unsafe { fault() } != 0) {
+            let what = "a thread of the kernel uses more than the 64 KiB of its stack";
+            return Err(Error::new(ErrorKind::Device, what).hint("let it have smaller arrays, or recurse less"));
         }
         Ok(())
     }

@@ -22,3 +22,8 @@ extern "C" void ROPEJIT_BLOCKS(const void* const* args, const unsigned int* geom
     ropejit_here.threads = dim3{geometry[3], geometry[4], geometry[5]};
     ropejit_blocks_of((const void*)args, &ropejit_run, first, last);
 }
+
+#ifdef ROPEJIT_FIBERS
+// What the host device asks after a launch: whether a thread has used more than its stack.
+extern "C" unsigned int ROPEJIT_FAULT() { return __atomic_load_n(&ropejit_fault, __ATOMIC_RELAXED); }
+#endif

@@ -4,6 +4,8 @@
 
 #include <stdlib.h>
 
+#define ROPEJIT_FIBERS 1
+
 #if defined(__x86_64__)
 asm(".text\n"
     ".local ropejit_switch\n"
@@ -58,6 +60,7 @@ static thread_local struct {
     ropejit_group* block;
     ropejit_group* warps;
     unsigned int self;
+    bool overflowed;
     void (*run)(const void*);
     const void* arguments;
 } ropejit_crew;
@@ -93,6 +96,23 @@ static void ropejit_begin() {
 }
 
 #define ROPEJIT_STACK (64u << 10)
+// At a stack's end; what is written past it has changed them.
+#define ROPEJIT_MARKS 8
+#define ROPEJIT_MARK 0x6b63617473666f65ull
+
+// A thread has used more than its stack. It stays: other memory may have been written to.
+static unsigned int ropejit_fault;
+
+static inline unsigned long long* ropejit_end(char* stacks, unsigned int thread) {
+    return (unsigned long long*)(stacks + (size_t)thread * ROPEJIT_STACK);
+}
+
+static inline bool ropejit_intact(char* stacks, unsigned int thread) {
+    const volatile unsigned long long* end = ropejit_end(stacks, thread);
+    for (int i = 0; i < ROPEJIT_MARKS; ++i)
+        if (end[i] != ROPEJIT_MARK) return false;
+    return true;
+}
 
 // Runs the threads of one block. Where all that are left wait for what cannot come, it is given up: what they would have
 // written is missing, which a check reports.
@@ -121,6 +141,12 @@ static void ropejit_block(char* stacks, ropejit_fiber* fibers, ropejit_group* gr
             ropejit_crew.self = t;
             ropejit_place(t);
             ropejit_switch(&ropejit_crew.scheduler, fiber->at);
+            if (!ropejit_intact(stacks, t)) {
+                // The stack below is another thread's, which must not go on.
+                __atomic_store_n(&ropejit_fault, 1u, __ATOMIC_RELAXED);
+                ropejit_crew.overflowed = true;
+                return;
+            }
             left -= fiber->done;
         }
     }
@@ -128,19 +154,24 @@ static void ropejit_block(char* stacks, ropejit_fiber* fibers, ropejit_group* gr
 
 static inline void ropejit_blocks_of(const void* arguments, void (*run)(const void*), unsigned int first, unsigned int last) {
     unsigned int threads = blockDim.x * blockDim.y * blockDim.z;
-    char* stacks = (char*)aligned_alloc(4096, (size_t)threads * ROPEJIT_STACK);
+    // Below the first is room for what it writes past its end.
+    char* memory = (char*)aligned_alloc(4096, (size_t)(threads + 1) * ROPEJIT_STACK);
     ropejit_fiber* fibers = (ropejit_fiber*)malloc(threads * sizeof(ropejit_fiber));
     ropejit_group* groups = (ropejit_group*)malloc((1 + (threads + 31) / 32) * sizeof(ropejit_group));
-    if (!stacks || !fibers || !groups) abort();  // as a stack overflow would: a launch cannot say that it did not run
+    if (!memory || !fibers || !groups) abort();  // a launch cannot say that it did not run
+    char* stacks = memory + ROPEJIT_STACK;
+    for (unsigned int t = 0; t < threads; ++t)
+        for (int i = 0; i < ROPEJIT_MARKS; ++i) ropejit_end(stacks, t)[i] = ROPEJIT_MARK;
     ropejit_crew.run = run;
     ropejit_crew.arguments = arguments;
-    for (unsigned int b = first; b < last; ++b) {
+    ropejit_crew.overflowed = false;
+    for (unsigned int b = first; b < last && !ropejit_crew.overflowed; ++b) {
         ropejit_enter(b);
         ropejit_block(stacks, fibers, groups, threads);
     }
     free(groups);
     free(fibers);
-    free(stacks);
+    free(memory);
 }
 
 static inline ropejit_group* ropejit_warp() { return &ropejit_crew.warps[ropejit_crew.self / 32]; }

@@ -152,9 +152,9 @@ impl<'a> Table<'a> {
         std::mem::take(&mut self.keys)
     }
 
-    /// All keys have been taken.
-    pub fn finish(mut self, known: &str) -> Result<()> {
-        match self.rest().first() {
+    /// It has no other keys. To be asked before keys are taken: one that is misspelt would be said to be missing.
+    pub fn only(&self, is_known: impl Fn(&str) -> bool, known: &str) -> Result<()> {
+        match self.keys.iter().filter(|(key, _)| !is_known(key)).min_by_key(|(_, value)| value.at) {
             None => Ok(()),
             Some((_, value)) => Err(value.error("unknown key").hint(format!("known here: {known}"))),
         }

@@ -24,7 +24,9 @@ const OPTIONS: [&str; 12] = [
 ];
 
 pub fn launch(value: &Value<'_>, names: &Names) -> Result<Launch> {
+    const KEYS: [&str; 5] = ["grid", "block", "shared", "bucket", "options"];
     let mut table = value.table("[launch]")?;
+    table.only(|key| KEYS.contains(&key), &KEYS.join(", "))?;
     let grid = axes(&table.require("grid")?, names)?;
     let block = axes(&table.require("block")?, names)?;
     let shared = match table.take("shared") {
@@ -62,7 +64,6 @@ pub fn launch(value: &Value<'_>, names: &Names) -> Result<Launch> {
             options.push(text.to_owned());
         }
     }
-    table.finish("grid, block, shared, bucket, options")?;
     Ok(Launch { grid, block, shared, bucket, bucket_arg, options })
 }
 

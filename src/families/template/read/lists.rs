@@ -90,6 +90,9 @@ pub fn tune<'a>(value: &Value<'a>, names: &mut Names) -> Result<Tune<'a>> {
         tunables.push(Tunable { name: name.to_owned(), values, words, default });
     }
     let mut given = default.as_ref().map(|v| v.table("[tune] default")).transpose()?;
+    if let Some(given) = &given {
+        given.only(|key| tunables.iter().any(|t| t.name == key), "the tunables")?;
+    }
     for tunable in &mut tunables {
         let Some(value) = given.as_mut().and_then(|t| t.take(&tunable.name)) else {
             if tunable.values.len() == 1 {
@@ -111,9 +114,6 @@ pub fn tune<'a>(value: &Value<'a>, names: &mut Names) -> Result<Tune<'a>> {
         tunable.default = number
             .filter(|n| tunable.values.contains(n))
             .ok_or_else(|| value.error(format!("{} is not in the list of '{}'", clip(&shown), tunable.name)))?;
-    }
-    if let Some(given) = given {
-        given.finish("the tunables")?;
     }
     Ok(Tune { tunables, rules })
 }

@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorKind, Result, clip};
 const EXPRESSION: &str = "an expression in quotes";
 
 /// Bytes of a description at most.
-const LARGEST: usize = 256 << 10;
+pub const LARGEST: usize = 256 << 10;
 
 /// Reads the text of a description; `path` is what errors call it.
 pub fn read(path: &str, text: &str) -> Result<Description> {
@@ -31,12 +31,17 @@ pub fn read(path: &str, text: &str) -> Result<Description> {
     }
     let root = DeTable::parse(text).map_err(|e| no_toml(&doc, &e))?;
     let mut root = Table::new(&doc, "", 0, root.get_ref());
+    const KEYS: [&str; 8] = ["family", "source", "host", "spec", "tune", "args", "launch", "test"];
+    let known = "family, source, host, [spec], [tune], [args], [launch], [test]";
+    root.only(|key| KEYS.contains(&key), known)?;
     let family = family(&root.require("family")?)?;
     let source = file_name(&root.require("source")?)?;
     let host = root.take("host").map_or(Ok(true), |v| v.boolean("true or false"))?;
     let mut names = Names::default();
     let spec = root.take("spec").map(|v| lists::spec(&v, &mut names)).transpose()?.unwrap_or_default();
-    let tune = root.take("tune").map(|v| lists::tune(&v, &mut names)).transpose()?.unwrap_or_default();
+    let tune = root.take("tune");
+    let tune_line = tune.as_ref().map_or(1, Value::line);
+    let tune = tune.map(|v| lists::tune(&v, &mut names)).transpose()?.unwrap_or_default();
     let (args, shapes) = args::arguments(&root.require("args")?, &mut names)?;
     lists::words_are_no_names(&doc, &names)?;
     lists::defines_differ(&doc, &spec, &tune.tunables, &names)?;
@@ -44,8 +49,21 @@ pub fn read(path: &str, text: &str) -> Result<Description> {
     let rules = lists::rules(&tune.rules, &names)?;
     let launch = launch::launch(&root.require("launch")?, &names)?;
     let test = test::test(root.take("test").as_ref(), &doc, &args, &spec, &names, launch.bucket_arg)?;
-    root.finish("family, source, host, [spec], [tune], [args], [launch], [test]")?;
-    Ok(Description { family, source, host, names, spec, tune: tune.tunables, rules, args, launch, test })
+    let path = path.to_owned();
+    Ok(Description {
+        path,
+        tune_line,
+        family,
+        source,
+        host,
+        names,
+        spec,
+        tune: tune.tunables,
+        rules,
+        args,
+        launch,
+        test,
+    })
 }
 
 fn no_toml(doc: &Document<'_>, e: &toml::de::Error) -> Error {

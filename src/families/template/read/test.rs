@@ -20,6 +20,15 @@ pub fn test(
     bucket_arg: u8,
 ) -> Result<Test> {
     let mut table = value.map(|v| v.table("[test]")).transpose()?;
+    if let Some(table) = &table {
+        let is_known = |key: &str| {
+            matches!(key, "fill" | "same" | "reference")
+                || args.iter().any(|a| a.name == key && matches!(a.kind, Kind::Number(_)))
+                || spec.iter().any(|s| s.name == key && matches!(s.values, Allowed::Any(_)))
+        };
+        let known = "fill, same, reference, the numbers of [args], and keys of [spec] that may be any number";
+        table.only(is_known, known)?;
+    }
     let mut take = |key: &str| table.as_mut().and_then(|t| t.take(key));
     let same = take("same").map_or(Ok(Same::Bits), |v| same(&v))?;
     let reference = take("reference").map(|v| reference(&v)).transpose()?;
@@ -46,9 +55,6 @@ pub fn test(
             None if element.is_float() => vec![1.0],
             None => return Err(not_said(value, doc, arg)),
         });
-    }
-    if let Some(table) = table {
-        table.finish("fill, same, reference, the numbers of [args], and keys of [spec] that may be any number")?;
     }
     Ok(Test { specs, numbers, fills, same, reference })
 }
@@ -91,6 +97,7 @@ fn same(value: &Value<'_>) -> Result<Same> {
         };
     }
     let mut table = value.table("[test] same")?;
+    table.only(|key| ["ulp", "rtol", "atol"].contains(&key), "ulp, rtol, atol")?;
     let number = |table: &mut Table<'_>, key: &str| {
         let value = table.take(key)?;
         Some(value.number("a number").and_then(|n| {
@@ -100,7 +107,6 @@ fn same(value: &Value<'_>) -> Result<Same> {
     let ulp = number(&mut table, "ulp").transpose()?;
     let rtol = number(&mut table, "rtol").transpose()?;
     let atol = number(&mut table, "atol").transpose()?;
-    table.finish("ulp, rtol, atol")?;
     match (ulp, rtol, atol) {
         (Some(ulp), None, None) if ulp.fract() == 0.0 && ulp <= 1e9 => Ok(Same::Ulp(ulp as u64)),
         (None, Some(_), _) | (None, _, Some(_)) => {
@@ -133,6 +139,9 @@ fn fills(
     names: &Names,
 ) -> Result<Vec<Option<Fill>>> {
     let mut table = value.map(|v| v.table("[test] fill")).transpose()?;
+    if let Some(table) = &table {
+        table.only(|key| args.iter().any(|a| a.name == key), "the tensors that are in or inout")?;
+    }
     let mut all = Vec::new();
     for arg in args {
         let given = table.as_mut().and_then(|t| t.take(&arg.name));
@@ -160,9 +169,6 @@ fn fills(
                 return Err(doc.error(value.map_or(0, |v| v.at), "[test] fill", what).hint(hint));
             }
         }));
-    }
-    if let Some(table) = table {
-        table.finish("the tensors that are in or inout")?;
     }
     Ok(all)
 }

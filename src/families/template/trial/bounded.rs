@@ -33,11 +33,19 @@ impl Bounded {
     }
 }
 
-const HANGS: &str = "hangs: it has not ended in ";
+/// What an error is about that says that a kernel hangs.
+struct Hang;
 
 /// Whether an error is that of a kernel that hangs.
 pub fn is_hang(e: &Error) -> bool {
-    e.message().starts_with(HANGS)
+    e.detail::<Hang>().is_some()
+}
+
+/// Starts a thread.
+type Start = fn(Box<dyn FnOnce() + Send>) -> std::io::Result<()>;
+
+fn start(run: Box<dyn FnOnce() + Send>) -> std::io::Result<()> {
+    std::thread::Builder::new().name("ropejit-check".into()).spawn(run).map(drop)
 }
 
 /// Launches and waits, for at most this long. The memory that the launch works on comes back, but from a kernel that hangs: it
@@ -52,7 +60,21 @@ pub fn run(
     patience: Duration,
     with: &str,
 ) -> (Option<Box<dyn Memory>>, Result<()>) {
-    let hangs = || Error::new(ErrorKind::Device, format!("{HANGS}{} s, with {with}", patience.as_secs_f64()));
+    run_on(start, what, device, memory, patience, with)
+}
+
+fn run_on(
+    start: Start,
+    what: Bounded,
+    device: &Arc<dyn Device>,
+    memory: Box<dyn Memory>,
+    patience: Duration,
+    with: &str,
+) -> (Option<Box<dyn Memory>>, Result<()>) {
+    let hangs = || {
+        let what = format!("hangs: it has not ended in {} s, with {with}", patience.as_secs_f64());
+        Error::new(ErrorKind::Device, what).about(Hang)
+    };
     if device.dialect() != Dialect::Host {
         return match what.launch(device.as_ref()).and_then(|()| device.wait_at_most(patience)) {
             Ok(true) => (Some(memory), Ok(())),
@@ -65,8 +87,10 @@ pub fn run(
         };
     }
     let (tell, told) = channel();
+    let (lend, lent) = channel();
     let device = Arc::clone(device);
     let run = move || {
+        let Ok(memory) = lent.recv() else { return };
         let done = rayon::ThreadPoolBuilder::new()
             .num_threads(std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
             .build()
@@ -75,9 +99,11 @@ pub fn run(
         // Where nobody hears it, the memory goes now that the kernel has ended.
         let _ = tell.send((Some(memory), done));
     };
-    let started = std::thread::Builder::new().name("ropejit-check".into()).spawn(run);
-    if let Err(e) = started {
-        return (None, Err(Error::new(ErrorKind::Device, "no thread to run a check on").caused_by(e)));
+    if let Err(e) = start(Box::new(run)) {
+        return (Some(memory), Err(Error::new(ErrorKind::Device, "no thread to run a check on").caused_by(e)));
+    }
+    if let Err(unsent) = lend.send(memory) {
+        return (Some(unsent.0), Err(Error::new(ErrorKind::Device, "a check ended before it began")));
     }
     match told.recv_timeout(patience) {
         Ok(done) => done,
@@ -87,3 +113,7 @@ pub fn run(
         }
     }
 }
+
+#[cfg(test)]
+#[path = "bounded_tests.rs"]
+mod tests;

@@ -34,6 +34,8 @@ const MOST_SETS: u64 = 128;
 /// Small tensors start at multiples of this, large ones at multiples of that: so PyTorch's allocator places them.
 const SMALL_STARTS: usize = 512;
 const LARGE_STARTS: usize = 2 << 20;
+/// What memory has more than its sets, so that the first can start at a multiple of [`LARGE_STARTS`].
+const ROOM_FOR_START: u64 = LARGE_STARTS as u64;
 /// Bytes at most that go between host and device in one piece, and within the device.
 const HOST_PIECE: usize = 4 << 20;
 const DEVICE_PIECE: usize = 64 << 20;
@@ -44,11 +46,14 @@ pub struct Trial {
     device: Arc<dyn Device>,
     /// `sets` times the tensors, each with room for a copy.
     data: Arc<dyn Memory>,
+    /// Where the first set starts: at an address that [`LARGE_STARTS`] divides, from which a set has the size that it was
+    /// counted with. Memory may start anywhere.
+    base: usize,
     sets: usize,
     /// Bytes of a set, and where in it the room for a copy starts.
     set: usize,
     room: usize,
-    /// Of the first set, at the largest size.
+    /// Of the first set, at the largest size: bytes of `data`.
     regions: Vec<Region>,
     size: u64,
     checks: Checks,
@@ -66,30 +71,32 @@ impl Trial {
         let most = p.argument_for(p.tokens())?;
         let fits = |n: i64| {
             let (values, _) = numbers(p, n, 0);
-            Ok(2 * set_bytes(p, &values)?.0 <= limit && regions::traffic(p.d(), &values)? <= launch)
+            Ok(2 * set_bytes(p, &values)?.0 + ROOM_FOR_START <= limit && regions::traffic(p.d(), &values)? <= launch)
         };
         let n = largest_that(1, most, fits)?;
         let (values, _) = numbers(p, n, 0);
         let (set, room) = set_bytes(p, &values)?;
-        if set > limit {
-            let what = format!("{} needs {set} bytes to be measured in, and {limit} may be taken", p.d().family);
+        let needed = set + ROOM_FOR_START;
+        if needed > limit {
+            let what = format!("{} needs {needed} bytes to be measured in, and {limit} may be taken", p.d().family);
             return Err(Error::new(ErrorKind::OutOfMemory, what).subject_is(p.spec_text()));
         }
         let wanted = (PAST_CACHE * device.facts().l2_bytes).div_ceil(set.max(1)).max(2);
-        let sets = wanted.min(MOST_SETS).min(limit / set.max(1)).max(1) as usize;
-        let mut data = throttle.slice(|| device.alloc(sets * set as usize))?;
-        let (regions, _) = regions::place(p.d(), &values, p.aligned(), (data.address(), 0), starts, 0)?;
+        let sets = wanted.min(MOST_SETS).min((limit - ROOM_FOR_START) / set.max(1)).max(1) as usize;
+        let mut data = throttle.slice(|| device.alloc(sets * set as usize + ROOM_FOR_START as usize))?;
+        let base = (data.address().next_multiple_of(LARGE_STARTS as u64) - data.address()) as usize;
+        let (regions, _) = regions::place(p.d(), &values, p.aligned(), (data.address(), base), starts, 0)?;
         for region in &regions {
             fill(p, device.as_ref(), data.as_mut(), region, &values, throttle)?;
         }
         for i in 1..sets {
-            copy(device.as_ref(), data.as_ref(), (i * set as usize, 0), room as usize, throttle)?;
+            copy(device.as_ref(), data.as_ref(), (base + i * set as usize, base), room as usize, throttle)?;
         }
         let checks = Checks::new(p, device.as_ref(), n, limit, throttle)?;
         let size = call::size(p.d(), &values)?;
         let (p, device, data, hangs) = (p.clone(), Arc::clone(device), data.into(), AtomicBool::new(false));
         let (set, room) = (set as usize, room as usize);
-        Ok(Self { p, device, data, sets, set, room, regions, size, checks, hangs })
+        Ok(Self { p, device, data, base, sets, set, room, regions, size, checks, hangs })
     }
 
     fn alive(&self) -> Result<()> {
@@ -132,7 +139,7 @@ impl family::Trial for Trial {
         self.alive()?;
         let (values, _) = numbers(&self.p, self.p.argument_for(size)?, 0);
         let bytes = (regions::traffic(self.p.d(), &values)? / 2) as usize;
-        let start = set % self.sets * self.set;
+        let start = self.base + set % self.sets * self.set;
         let memory = self.data.as_ref();
         let bytes = bytes.min(self.room).min(self.set - self.room);
         device::copy(self.device.as_ref(), (memory, start + self.room), (memory, start), bytes, stream)

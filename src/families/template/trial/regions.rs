@@ -28,8 +28,7 @@ pub fn bytes(d: &Description, arg: &Argument, values: &Values) -> Result<u64> {
     let Kind::Tensor { element, shape, .. } = &arg.kind else { return Ok(0) };
     let size = element_of(*element, values).size() as u64;
     let wrong = |what: String| {
-        Error::new(ErrorKind::Template, format!("[args] {}: {what}", arg.name))
-            .subject_is(format!("{}, line {}", d.family, arg.line))
+        Error::new(ErrorKind::Template, format!("[args] {}: {what}", arg.name)).subject_is(d.at(arg.line))
     };
     shape.iter().try_fold(size, |n, expr| {
         let text = expr.text().trim();

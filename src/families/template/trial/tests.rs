@@ -11,7 +11,7 @@ const TOML: &str = include_str!("../../../../tests/data/templates/scale.toml");
 const CU: &str = include_str!("../../../../tests/data/templates/scale.cu");
 
 /// A problem of `scale`, with other texts in its two files.
-fn problem(toml: &[(&str, &str)], cu: &[(&str, &str)]) -> Problem {
+pub(super) fn problem(toml: &[(&str, &str)], cu: &[(&str, &str)]) -> Problem {
     let edited = |text: &str, edits: &[(&str, &str)]| {
         edits.iter().fold(text.to_owned(), |text, (from, to)| {
             assert!(text.contains(from), "{from}");
@@ -35,7 +35,7 @@ fn of_spec(template: &Template, spec: &[(&str, &str)], size: u64) -> Problem {
 }
 
 #[allow(unsafe_code)]
-fn plan(p: &Problem, device: &dyn Device, config: &crate::service::family::Config) -> Plan {
+pub(super) fn plan(p: &Problem, device: &dyn Device, config: &crate::service::family::Config) -> Plan {
     let source = p.source(Dialect::Host, config);
     let binary = device.compile(&source).expect("compiles");
     // SAFETY: it was compiled here just now, from the family's own text.
@@ -153,15 +153,57 @@ fn scratch_is_anybodys_and_inout_is_restored() {
 
 #[test]
 fn what_hangs_is_given_up() {
-    // It ends at last, so that the test's process can.
-    let spin = "for (volatile u64 turns = 0; turns < 1500000000ull && threadIdx.x == 0; turns = turns + 1) {}\n    if (i + VEC";
-    let p = problem(&[("n = [1, 1000]", "n = 1")], &[("if (i + VEC", spin)]);
+    // It waits until the folder is gone, which the test removes, so that its process can end.
+    let folder = tempfile::tempdir().expect("a folder");
+    let spin =
+        format!("if (threadIdx.x == 0) while (access(\"{}\", 0) == 0) {{}}\n    if (i + VEC", folder.path().display());
+    let access = "extern \"C\" int access(const char*, int);\nextern";
+    let p = problem(&[("n = [1, 1000]", "n = 1")], &[("extern", access), ("if (i + VEC", &spin)]);
     let device: Arc<dyn Device> = Arc::new(Host::open());
     let mut trial = Trial::new(&p, &device, 64 << 20, &Throttle::full()).expect("has memory");
     trial.checks.patience = Duration::from_millis(200);
     let plan = plan(&p, device.as_ref(), &p.space(device.abilities())[0]);
     let error = trial.outputs(&plan, &Throttle::full()).expect_err("hangs").to_string();
     assert_eq!(error, "hangs: it has not ended in 0.2 s, with factor = 1.5, n = 1");
+}
+
+#[test]
+fn a_stack_that_is_too_small_is_an_error() {
+    let large = |bytes: u32| {
+        let cu = format!(
+            "__syncthreads();\n    volatile char large[{bytes}];\n    for (u32 at = 0; at < {bytes}; ++at) large[at] = 1;\n    \
+             __syncthreads();\n    if (i + VEC"
+        );
+        wrong(&problem(&[("n = [1, 1000]", "n = 1000")], &[("if (i + VEC", &cu)]))
+    };
+    assert_eq!(large(40_000), None);
+    let overflows = "a thread of the kernel uses more than the 64 KiB of its stack\n\
+                     hint: let it have smaller arrays, or recurse less";
+    assert_eq!(large(70_000).as_deref(), Some(overflows));
+}
+
+/// Large tensors start at addresses that memory of the processor does not start at.
+#[test]
+fn all_that_a_launch_is_given_lies_in_the_memory() {
+    let device: Arc<dyn Device> = Arc::new(Host::open());
+    for size in [1 << 12, 1 << 18, (1 << 18) + 1, 1 << 20] {
+        let p = problem(&[], &[]).at(Bucket::of(size));
+        let trial = Trial::new(&p, &device, 256 << 20, &Throttle::full()).expect("has memory");
+        assert!(trial.sets > 1 && trial.size() >= size);
+        assert_eq!((trial.data.address() + trial.base as u64) % LARGE_STARTS as u64, 0);
+        for set in 0..trial.sets {
+            let (start, end) = (trial.base + set * trial.set, trial.base + (set + 1) * trial.set);
+            assert!(end <= trial.data.bytes());
+            let mut free = start;
+            for region in &trial.regions {
+                let at = set * trial.set + region.at;
+                assert!(free <= at && at + region.len <= start + trial.room, "{size}: {region:?} of set {set}");
+                free = at + region.len;
+            }
+            let copied = regions::traffic(p.d(), &p.values_for(trial.size()).expect("has some")).expect("has one") / 2;
+            assert!(start + trial.room + copied as usize <= end, "{size}: set {set}");
+        }
+    }
 }
 
 /// A kernel of a GPU that is not there.
