@@ -69,7 +69,7 @@ pub(crate) fn file_of(address: usize) -> Option<PathBuf> {
 
 #[cfg(unix)]
 fn follow(path: &Path) -> Result<(PathBuf, std::fs::Metadata), Refused> {
-    unix::follow(path, &unix::Trusted::now())
+    unix::follow(path, &unix::Trusted::now()?)
 }
 
 #[cfg(not(unix))]

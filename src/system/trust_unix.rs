@@ -23,16 +23,21 @@ pub(super) struct Trusted {
 }
 
 impl Trusted {
-    pub fn now() -> Self {
+    /// Who is trusted by this process; a refusal of everything where the environment names a group that is none.
+    pub fn now() -> Result<Self, Refused> {
+        let named = environment::trust_group().map_err(|e| Refused::Because {
+            path: e.subject().unwrap_or_default().into(),
+            why: e.message().to_owned(),
+            cure: e.advice().unwrap_or_default().to_owned(),
+        })?;
         let me = rustix::process::geteuid().as_raw();
         let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let named = environment::text("ROPEJIT_TRUST_GROUP").ok().flatten().unwrap_or_default();
-        let mut trusted = Self::of(me, &text("/etc/passwd"), &text("/etc/group"), named.parse().ok());
+        let mut trusted = Self::of(me, &text("/etc/passwd"), &text("/etc/group"), named);
         trusted.users.extend(std::fs::metadata("/").map(|root| root.uid()));
         for program in [std::fs::read_link("/proc/self/exe").ok(), own_file()].into_iter().flatten() {
             trusted.add_changers(&program);
         }
-        trusted
+        Ok(trusted)
     }
 
     /// Who is trusted whatever the program and the system's folders are: the user, root, the user's private group, and the
