@@ -16,12 +16,12 @@ use super::output;
 /// Choices on their way into a lock file.
 pub struct Writer {
     lock: Lock,
-    /// What the file held before, and was made with other templates.
+    /// Choices that the file held before, made with other templates.
     outdated: usize,
 }
 
 impl Writer {
-    /// Goes on with what the file holds, unless that was made with other templates.
+    /// Goes on with what the file holds, but for what was made with other templates.
     pub fn open(path: &Path) -> Result<Self> {
         if !path.exists() {
             return Ok(Self { lock: Lock::new(families().templates()), outdated: 0 });
@@ -32,10 +32,7 @@ impl Writer {
                 .hint("name a file, or one that is to be made"));
         }
         let lock = read_lock(path)?;
-        if lock.is_of(families().templates()) {
-            return Ok(Self { lock, outdated: 0 });
-        }
-        Ok(Self { lock: lock.emptied(families().templates()), outdated: lock.sections().map(|(_, n)| n).sum() })
+        Ok(Self { lock: lock.renewed(families()), outdated: lock.outdated(families()) })
     }
 
     /// Adds what a call will be served by: one that was measured for this device or its model, one that was not for its

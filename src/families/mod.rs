@@ -30,6 +30,10 @@ impl Families for All {
     fn templates(&self) -> &str {
         crate::families::rope::render::templates_digest()
     }
+
+    fn is_of_templates(&self, line: &Line<'_>) -> bool {
+        !template::lines::is_own(line)
+    }
 }
 
 /// All families, for lock files.

@@ -172,6 +172,9 @@ pub trait Families: Sync {
 
     /// SHA-256 of the templates of the crate's own kernels.
     fn templates(&self) -> &str;
+
+    /// Whether the kernel of such a line is made of those: where they have changed, another config may be faster.
+    fn is_of_templates(&self, line: &Line<'_>) -> bool;
 }
 
 /// A line of a lock file: the texts of spec, layout class and config.

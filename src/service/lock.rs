@@ -70,13 +70,30 @@ impl Lock {
         })
     }
 
-    /// The same file without its choices, for templates of this digest: people's comments stay.
+    /// The same file for the templates of this program, without the choices that [`outdated`](Self::outdated) counts. Those
+    /// of users' kernels and people's comments stay.
     #[must_use]
-    pub fn emptied(&self, templates: &str) -> Self {
-        Self(Content { notes: self.0.notes.clone(), ..Self::new(templates).0 })
+    pub fn renewed(&self, families: &dyn Families) -> Self {
+        let mut content = self.0.clone();
+        if self.outdated(families) > 0 {
+            for lines in content.sections.values_mut() {
+                lines.retain(|_, locked| !families.is_of_templates(&locked.parts()));
+            }
+            content.sections.retain(|_, lines| !lines.is_empty());
+        }
+        content.templates = (families.templates().to_owned(), 0);
+        Self(content)
     }
 
-    /// Whether its choices were made with templates of this digest.
+    /// The number of choices that were made with other templates than this program's. A user's kernel is made of none.
+    pub fn outdated(&self, families: &dyn Families) -> usize {
+        if self.is_of(families.templates()) {
+            return 0;
+        }
+        self.choices().filter(|(_, locked)| families.is_of_templates(&locked.parts())).count()
+    }
+
+    /// Whether it was written with templates of this digest.
     pub fn is_of(&self, templates: &str) -> bool {
         self.0.templates.0 == templates
     }
@@ -133,7 +150,7 @@ impl Lock {
         families: &dyn Families,
     ) -> Vec<Problem> {
         let mut all = Vec::new();
-        if !self.is_of(families.templates()) {
+        if self.outdated(families) > 0 {
             let (made, line) = &self.0.templates;
             let what = format!(
                 "made with templates {}, this program has {}: the kernels have changed since",

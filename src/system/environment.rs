@@ -7,7 +7,7 @@
 //! | `ROPEJIT_TRUST_GROUP`, `ROPEJIT_STRICT` | who may write to folders | `service/store/places.rs`, `system/trust_unix.rs` |
 //! | `ROPEJIT_NVRTC`, `LD_LIBRARY_PATH`, `CUDA_HOME` and others | where NVRTC is | `service/device/nvrtc_search.rs` |
 //! | `CXX`, `PATH`, `ROPEJIT_HOST_CXXFLAGS` | the host's compiler | `service/device/host.rs` |
-//! | `XDG_RUNTIME_DIR` | where temporary files are | `system/private.rs` |
+//! | `XDG_RUNTIME_DIR` | where temporary files are, after `TMPDIR`, which the standard library reads | `system/private.rs` |
 //! | `ROPEJIT_LOG`, `NO_COLOR`, `COLUMNS` | how the command prints | `cli/` |
 
 use std::ffi::OsString;
@@ -26,6 +26,21 @@ pub fn raw(name: &str) -> Option<OsString> {
 /// When it does not.
 pub fn text(name: &str) -> Result<Option<String>> {
     raw(name).map(|value| value.into_string().map_err(|_| Error::argument(name, "is not valid text"))).transpose()
+}
+
+/// The group that the operator trusts, by its number: `ROPEJIT_TRUST_GROUP`.
+///
+/// # Errors
+/// When the variable holds something else.
+pub fn trust_group() -> Result<Option<u32>> {
+    let name = "ROPEJIT_TRUST_GROUP";
+    let number = |text: String| {
+        text.parse().map_err(|_| {
+            Error::argument(name, format!("'{text}' is not the number of a group"))
+                .hint("give the number, such as that of fsGroup: ROPEJIT_TRUST_GROUP=2000")
+        })
+    };
+    text(name)?.map(number).transpose()
 }
 
 /// A variable that holds a value which its type reads.

@@ -8,7 +8,7 @@
 //!   to it. They decide what the process does in any case. An environment that a laboratory shares, a cluster's software
 //!   that belongs to an account of its own, an image whose folders a group can write to, load what lies beside them;
 //! - the user's private group, which Debian, Fedora and others make together with a user, whose files it can write to: the
-//!   group that is named or numbered as the user is, and has no other member;
+//!   group that is named or numbered as the user is, and has no other member; never group 0;
 //! - a group that the operator names in `ROPEJIT_TRUST_GROUP`.
 
 use std::fmt;
@@ -69,7 +69,7 @@ pub(crate) fn file_of(address: usize) -> Option<PathBuf> {
 
 #[cfg(unix)]
 fn follow(path: &Path) -> Result<(PathBuf, std::fs::Metadata), Refused> {
-    unix::follow(path, &unix::Trusted::now())
+    unix::follow(path, &unix::Trusted::now()?)
 }
 
 #[cfg(not(unix))]

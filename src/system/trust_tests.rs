@@ -122,6 +122,22 @@ fn who_can_change_the_program_is_trusted() {
     assert_eq!(own_file().and_then(|f| fs_err::canonicalize(f).ok()), std::env::current_exe().ok());
 }
 
+/// Images for OpenShift give their files to group 0, in which programs of any user run.
+#[test]
+fn group_0_is_trusted_only_where_the_operator_says_so() {
+    let (passwd, group) = ("root:x:0:0::/root:/bin/sh\nann:x:1000:1000::/:/bin/sh\n", "root:x:0:\nann:x:1000:\n");
+    for me in [0, 1000, 1_000_650_000] {
+        let judge = |named| Trusted::of(me, passwd, group, named).judge(Path::new("/lib.so"), me, 0, Some(0o660));
+        let refused = judge(None).expect("refused").to_string();
+        assert!(refused.starts_with("/lib.so: group 0 can write to it (mode 660)"), "{refused}");
+        assert!(refused.contains("ROPEJIT_TRUST_GROUP=0"), "{refused}");
+        assert_eq!(judge(Some(0)), None);
+        assert!(judge(Some(7)).is_some(), "another group");
+    }
+    let own = Trusted::of(1000, passwd, group, None).judge(Path::new("/lib.so"), 1000, 1000, Some(0o660));
+    assert_eq!(own, None, "the user's private group");
+}
+
 #[test]
 fn maps_are_read() {
     let maps = "00400000-00452000 r-xp 00000000 08:02 173521      /usr/bin/a b\n\

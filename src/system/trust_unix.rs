@@ -23,18 +23,28 @@ pub(super) struct Trusted {
 }
 
 impl Trusted {
-    pub fn now() -> Self {
+    /// Who is trusted by this process; a refusal of everything where the environment names a group that is none.
+    pub fn now() -> Result<Self, Refused> {
+        let named = environment::trust_group().map_err(|e| Refused::Because {
+            path: e.subject().unwrap_or_default().into(),
+            why: e.message().to_owned(),
+            cure: e.advice().unwrap_or_default().to_owned(),
+        })?;
         let me = rustix::process::geteuid().as_raw();
-        let mut trusted = Self { me, users: [me, 0].into(), groups: [0].into() };
-        trusted.users.extend(std::fs::metadata("/").map(|root| root.uid()));
         let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        trusted.groups.extend(private_group(me, &text("/etc/passwd"), &text("/etc/group")));
-        let named = environment::text("ROPEJIT_TRUST_GROUP").ok().flatten().unwrap_or_default();
-        trusted.groups.extend(named.parse::<u32>());
+        let mut trusted = Self::of(me, &text("/etc/passwd"), &text("/etc/group"), named);
+        trusted.users.extend(std::fs::metadata("/").map(|root| root.uid()));
         for program in [std::fs::read_link("/proc/self/exe").ok(), own_file()].into_iter().flatten() {
             trusted.add_changers(&program);
         }
-        trusted
+        Ok(trusted)
+    }
+
+    /// Who is trusted whatever the program and the system's folders are: the user, root, the user's private group, and the
+    /// group that the operator has named.
+    fn of(me: u32, passwd: &str, group: &str, named: Option<u32>) -> Self {
+        let groups = private_group(me, passwd, group).into_iter().chain(named).collect();
+        Self { me, users: [me, 0].into(), groups }
     }
 
     /// Adds who can change a file: the owners, and the groups that can write, of it and of all folders above.
@@ -49,7 +59,13 @@ impl Trusted {
 
     /// What is wrong with the owner or mode of a file or folder, and how to repair it.
     fn objects(&self, path: &Path, meta: &Metadata) -> Option<Refused> {
-        let (uid, gid, mode) = (meta.uid(), meta.gid(), meta.mode() & 0o7777);
+        // A link has no mode, and in a sticky folder nobody can exchange what another has made.
+        let mode = (!meta.is_symlink() && !is_sticky(meta)).then_some(meta.mode() & 0o7777);
+        self.judge(path, meta.uid(), meta.gid(), mode)
+    }
+
+    /// As `objects`; the mode is `None` where it says nothing.
+    fn judge(&self, path: &Path, uid: u32, gid: u32, mode: Option<u32>) -> Option<Refused> {
         let because = |why: String, cure: String| Some(Refused::Because { path: path.to_owned(), why, cure });
         if !self.users.contains(&uid) {
             let why = format!(
@@ -58,9 +74,7 @@ impl Trusted {
             );
             return because(why, "make a copy of your own".into());
         }
-        if meta.is_symlink() || is_sticky(meta) {
-            return None; // a link has no mode, and in such a folder nobody can exchange what another has made
-        }
+        let mode = mode?;
         let cure = |who: &str| format!("chmod {who}-w '{}'", path.display());
         if mode & 0o002 != 0 {
             return because(format!("anybody can write to it (mode {mode:o})"), cure("o"));
@@ -141,7 +155,8 @@ fn file_at(maps: &str, address: usize) -> Option<PathBuf> {
     Some(PathBuf::from(&line[line.find('/')?..]))
 }
 
-/// The group of the user alone, if there is one: it is named or numbered as the user is, nobody else is in it.
+/// The group of the user alone, if there is one: it is named or numbered as the user is, nobody else is in it. Group 0 is
+/// none, not even root's: OpenShift runs programs of any user in it, and no list of users says so.
 fn private_group(me: u32, passwd: &str, group: &str) -> Option<u32> {
     let fields = |line: &str| line.split(':').map(str::to_owned).collect::<Vec<_>>();
     let users: Vec<(String, u32, u32)> = passwd
@@ -161,7 +176,7 @@ fn private_group(me: u32, passwd: &str, group: &str) -> Option<u32> {
         members.split(',').any(|member| !member.is_empty() && Some(member) != name.map(String::as_str))
     });
     let named_so = listed.as_ref().and_then(|f| f.first()).is_some_and(|group| Some(group) == name);
-    (!others && (gid == me || named_so)).then_some(gid)
+    (gid != 0 && !others && (gid == me || named_so)).then_some(gid)
 }
 
 #[cfg(test)]

@@ -133,6 +133,18 @@ fn a_prewarm_fills_the_cache_and_a_lock_file_decides() {
         (&"threads=64 vec=4".into(), &0.into())
     );
     assert_eq!(shell.run(&["prewarm", "--check", &lock]).code, 0);
+    // The templates of the crate's own kernels do not bear on it: what was chosen stays when other calls are added.
+    let text = fs_err::read_to_string(&lock).expect("text");
+    let stale = text.replace(ropejit::jit::render::templates_digest(), &"0".repeat(64));
+    assert_ne!(stale, text);
+    fs_err::write(&lock, stale).expect("written");
+    assert_eq!(shell.run(&["prewarm", "--check", &lock]).code, 0);
+    let other =
+        ["prewarm", "--template", &file("scale.toml"), "--spec", "dtype=f32", "--size", "n=64", "--lock", &lock];
+    let added = shell.run(&other);
+    assert!(added.code == 0 && !added.stderr.contains("left out"), "{}", added.stderr);
+    let more = fs_err::read_to_string(&lock).expect("text");
+    assert!(text.lines().all(|line| more.contains(line)) && more.contains(" | 64 = "), "{more}");
 }
 
 #[test]

@@ -184,7 +184,8 @@ fn comments_and_empty_lines_stay_where_they_are() {
     assert!(more.contains("# best on the test bench\nbf16 d128 h32/8 half_split once table=f32/half pos=implicit | bshd/16B/t16B | 8192 = t256 "), "{more}");
     assert_eq!(parse("f", &more).expect("reads").to_string(), more);
     // Comments of lines that are no more come last.
-    let emptied = lock.emptied(templates_digest()).to_string();
+    let stale = parse("f", &more.replace(digest, &"0".repeat(64))).expect("reads");
+    let emptied = stale.renewed(families()).to_string();
     assert!(
         emptied.ends_with(&format!(
             "templates = {digest}\n# everywhere\n# rack 4\n# best on the test bench\n\n# the end\n"
@@ -192,6 +193,32 @@ fn comments_and_empty_lines_stay_where_they_are() {
         "{emptied}"
     );
     assert_eq!(parse("f", &emptied).expect("reads").to_string(), emptied);
+}
+
+/// Users' kernels are made of no templates of the crate's.
+#[test]
+fn other_templates_take_only_their_own_choices_away() {
+    let own = |tokens: u64| format!("add_rmsnorm dtype=bf16,hidden=64 | x:16 | {tokens} = threads=64\n");
+    let rope = "bf16 d128 h32/8 half_split once table=f32/half pos=implicit | bshd/16B/t16B | 8 = t64 v8 h1 wb/wb\n";
+    let made_with =
+        |digest: &str, lines: &str| parse("f", &body(lines).replace(templates_digest(), digest)).expect("reads");
+    let old = "0".repeat(64);
+    let both = format!("[sm_80]\n{rope}\n[sm_90]\n# ours\n{}{}{rope}", own(8), own(16));
+    let stale = made_with(&old, &both);
+    assert_eq!(stale.outdated(families()), 2);
+    let left = format!("\n[sm_90]\n# ours\n{}{}", own(8), own(16));
+    assert_eq!(stale.renewed(families()).to_string(), body(&left));
+    let templates = |lock: &Lock| {
+        let problems = lock.problems("sm_90", None, CAN, families());
+        problems.iter().filter(|p| p.what.contains("templates")).count()
+    };
+    assert_eq!(templates(&stale), 1);
+    // Where nothing depends on them, their digest says nothing.
+    let only_own = made_with(&old, &left);
+    assert_eq!((only_own.outdated(families()), templates(&only_own)), (0, 0));
+    assert_eq!(only_own.renewed(families()).to_string(), body(&left));
+    let current = parse("f", &body(&both)).expect("reads");
+    assert_eq!((current.outdated(families()), current.renewed(families()).to_string()), (0, body(&both)));
 }
 
 proptest! {

@@ -181,6 +181,10 @@ impl Families for AsTheyStand {
     fn templates(&self) -> &str {
         templates_digest()
     }
+
+    fn is_of_templates(&self, _: &Line<'_>) -> bool {
+        true
+    }
 }
 
 /// How unlike two devices are: a doubling of anything counts as one, another architecture as one more than a minor revision.

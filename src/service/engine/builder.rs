@@ -195,6 +195,8 @@ impl Builder {
     /// When the device cannot be had, the lock file cannot be read, an environment variable is wrong, or, where that is
     /// [`strict`](Self::strict), a cache folder cannot be trusted.
     pub fn build(self) -> Result<Engine> {
+        // Libraries and compilers are judged by it whatever keeps the entries, and must not be refused one by one for it.
+        environment::trust_group()?;
         let tuning = match self.tuning {
             Some(tuning) => tuning,
             None => environment::parsed("ROPEJIT_TUNING")?.unwrap_or_default(),

@@ -52,7 +52,7 @@ impl Held {
     /// Reads it; warns where its choices are for other templates, which costs speed, not correctness.
     pub fn read(path: PathBuf, families: &dyn Families) -> Result<Self> {
         let lock = read_lock(&path, families)?;
-        if !lock.is_of(families.templates()) {
+        if lock.outdated(families) > 0 {
             tracing::warn!(
                 "{}: made with other templates; its variants are used, but others may be faster now: write it again",
                 path.display()

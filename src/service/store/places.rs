@@ -29,19 +29,12 @@ impl Places {
     /// # Errors
     /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument), naming the variable that is wrong.
     pub fn from_environment() -> Result<Self> {
-        let (group, strict) = ("ROPEJIT_TRUST_GROUP", "ROPEJIT_STRICT");
+        let strict = "ROPEJIT_STRICT";
         Ok(Self {
             user: default_root(),
             read_only: default_read_only(),
             max_bytes: environment::parsed("ROPEJIT_CACHE_MAX_BYTES")?.map(|Bytes(n)| n),
-            trust_group: environment::text(group)?
-                .map(|text| {
-                    text.parse().map_err(|_| {
-                        Error::argument(group, format!("'{text}' is not the number of a group"))
-                            .hint("give the number, such as that of fsGroup: ROPEJIT_TRUST_GROUP=2000")
-                    })
-                })
-                .transpose()?,
+            trust_group: environment::trust_group()?,
             strict: match environment::text(strict)?.as_deref() {
                 None | Some("0") => false,
                 Some("1") => true,
