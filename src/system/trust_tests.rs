@@ -122,7 +122,7 @@ fn who_can_change_the_program_is_trusted() {
     assert_eq!(own_file().and_then(|f| fs_err::canonicalize(f).ok()), std::env::current_exe().ok());
 }
 
-/// Images for OpenShift give their files to group 0, in which programs of any user run.
+/// Images for `OpenShift` give their files to group 0, in which programs of any user run.
 #[test]
 fn group_0_is_trusted_only_where_the_operator_says_so() {
     let (passwd, group) = ("root:x:0:0::/root:/bin/sh\nann:x:1000:1000::/:/bin/sh\n", "root:x:0:\nann:x:1000:\n");

@@ -156,7 +156,7 @@ fn file_at(maps: &str, address: usize) -> Option<PathBuf> {
 }
 
 /// The group of the user alone, if there is one: it is named or numbered as the user is, nobody else is in it. Group 0 is
-/// none, not even root's: OpenShift runs programs of any user in it, and no list of users says so.
+/// none, not even root's: `OpenShift` runs programs of any user in it, and no list of users says so.
 fn private_group(me: u32, passwd: &str, group: &str) -> Option<u32> {
     let fields = |line: &str| line.split(':').map(str::to_owned).collect::<Vec<_>>();
     let users: Vec<(String, u32, u32)> = passwd

@@ -23,6 +23,9 @@ const EXPRESSION: &str = "an expression in quotes";
 /// Bytes of a description at most.
 pub const LARGEST: usize = 256 << 10;
 
+/// The keys that a description may have.
+const KEYS: [&str; 8] = ["family", "source", "host", "spec", "tune", "args", "launch", "test"];
+
 /// Reads the text of a description; `path` is what errors call it.
 pub fn read(path: &str, text: &str) -> Result<Description> {
     let doc = Document { path, text };
@@ -31,7 +34,6 @@ pub fn read(path: &str, text: &str) -> Result<Description> {
     }
     let root = DeTable::parse(text).map_err(|e| no_toml(&doc, &e))?;
     let mut root = Table::new(&doc, "", 0, root.get_ref());
-    const KEYS: [&str; 8] = ["family", "source", "host", "spec", "tune", "args", "launch", "test"];
     let known = "family, source, host, [spec], [tune], [args], [launch], [test]";
     root.only(|key| KEYS.contains(&key), known)?;
     let family = family(&root.require("family")?)?;
