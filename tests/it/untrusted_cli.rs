@@ -196,10 +196,16 @@ fn what_is_no_regular_file_is_never_waited_for() {
     }
     for endless in [&pipe, "/dev/zero"] {
         shell.run_with(&RUN, &[("ROPEJIT_LOCK", Some(endless))]).fails(1, &[endless, refused]);
+        shell.run(&["template", "check", endless]).fails(1, &[endless, refused]);
         let nvrtc = shell.run_with(&prewarm(), &[("ROPEJIT_NVRTC", Some(endless))]);
         nvrtc.fails(1, &["ROPEJIT_NVRTC", endless]);
         shell.run_with(&["doctor", "--require", "host-compiler"], &[("CXX", Some(endless))]).says(&["CXX", endless]);
     }
+    // A kernel's source is named by its description.
+    let scale = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/templates/scale.toml");
+    let description = fs_err::read_to_string(scale).expect("text").replace("\"scale.cu\"", "\"pipe\"");
+    let description = shell.file("scale.toml", &description);
+    shell.run(&["template", "check", &description]).fails(1, &[&pipe, refused, "names it as its source"]);
     let large = shell.at("large.json");
     fs_err::File::create(&large).and_then(|file| file.set_len(1 << 40)).expect("made");
     shell.run(&["model", &large.display().to_string()]).fails(2, &["it has more than 16777216 bytes"]);
