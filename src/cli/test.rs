@@ -6,13 +6,13 @@ use std::process::Command;
 
 use clap::Args;
 use ropejit::families::template::{Template, TestNumber, TestRun, TestTensor};
+use ropejit::system::private;
 use ropejit::{Engine, Error, ErrorKind, Result, Tuning};
 use serde_json::{Map, Value, json};
 
 use super::output;
 use super::table::Table;
 use super::template::specs::{self, TemplateSpecArgs};
-use crate::system::private;
 
 /// What runs a reference, in Python.
 const RUNNER: &str = include_str!("reference.py");

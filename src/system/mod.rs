@@ -4,7 +4,8 @@
 
 pub mod environment;
 pub(crate) mod fork;
-pub(crate) mod private;
+#[doc(hidden)] // the command has private folders as well
+pub mod private;
 mod read;
 pub(crate) mod trust;
 

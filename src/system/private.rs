@@ -10,7 +10,7 @@ use super::{environment, trust};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A new folder of mode 0700.
-pub(crate) fn folder_in(place: &Path, prefix: &str) -> io::Result<TempDir> {
+pub fn folder_in(place: &Path, prefix: &str) -> io::Result<TempDir> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(prefix);
     #[cfg(unix)]
@@ -27,7 +27,7 @@ pub(crate) fn folder_in(place: &Path, prefix: &str) -> io::Result<TempDir> {
 }
 
 /// A new folder of mode 0700, of this name.
-pub(crate) fn new_folder(path: &Path) -> io::Result<()> {
+pub fn new_folder(path: &Path) -> io::Result<()> {
     let mut builder = std::fs::DirBuilder::new();
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
@@ -45,7 +45,7 @@ pub(crate) fn file_in(place: &Path, prefix: &str, suffix: &str) -> io::Result<Na
 }
 
 /// Writes a new file of mode 0600.
-pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut options = std::fs::OpenOptions::new();
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
