@@ -203,6 +203,31 @@ fn a_kernel_is_tested_against_its_reference() {
     }
 }
 
+#[test]
+fn a_log_of_the_compiler_is_said_once() {
+    let shell = Shell::new();
+    let fault = "#if VEC > 1\n#error not for wide ones\n#else\n#error not for narrow ones\n#endif\nextern";
+    let path = scale(&shell, &[], &[("extern", fault)]);
+    let kept = shell.at("kept");
+    std::fs::create_dir(&kept).expect("made");
+    let ropejit = env!("CARGO_BIN_EXE_ropejit");
+    let done = std::process::Command::new(ropejit)
+        .args(["template", "check", &path, "--spec", "dtype=f32"])
+        .env("ROPEJIT_DEVICE", "host")
+        .env("TMPDIR", &kept)
+        .output()
+        .expect("started");
+    let error = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(error.matches("log:\n").count(), 2, "{error}");
+    assert_eq!(error.matches("\nsource: ").count(), 2, "{error}");
+    assert!(error.contains("2 more candidates do not compile, with a log that is above"), "{error}");
+    assert!(error.contains("error: candidates that must not serve: 4\n"), "{error}");
+    let sources = std::fs::read_dir(&kept)
+        .expect("is there")
+        .filter(|e| e.as_ref().is_ok_and(|e| e.path().extension().is_some_and(|extension| extension == "cu")));
+    assert_eq!(sources.count(), 2, "one for each log");
+}
+
 /// What Python is to run is the user's alone, also where all that a program makes is for everybody.
 #[test]
 fn what_a_test_writes_follows_no_umask() {

@@ -58,6 +58,9 @@ struct Found {
 struct Wrong {
     candidate: String,
     why: String,
+    /// It does not compile, as one before it does not, with the same log.
+    #[serde(skip)]
+    repeats: bool,
 }
 
 impl Check {
@@ -112,11 +115,11 @@ impl Found {
     fn new(file: PathBuf, spec: &str, device: &str, checked: Vec<Checked>) -> Self {
         let candidates = checked.len();
         let (mut same, mut compiled, mut wrong) = (0, 0, Vec::new());
-        for Checked { config, result } in checked {
+        for Checked { config, result, repeats } in checked {
             match result {
                 Ok(true) => same += 1,
                 Ok(false) => compiled += 1,
-                Err(e) => wrong.push(Wrong { candidate: config, why: e.to_string() }),
+                Err(e) => wrong.push(Wrong { candidate: config, why: e.to_string(), repeats }),
             }
         }
         Self { file, spec: spec.to_owned(), device: device.to_owned(), candidates, same, compiled, wrong }
@@ -135,8 +138,15 @@ fn print(all: &[Found]) -> Result<()> {
     let header = ["kernel", "device", "verdict", "candidates"];
     Table { header: &header, rows: all.iter().map(row).collect(), numbers: 1, gives: &["kernel"] }.print()?;
     for found in all {
-        for Wrong { candidate, why } in &found.wrong {
+        for Wrong { candidate, why, .. } in found.wrong.iter().filter(|w| !w.repeats) {
             eprintln!("{} on {}, {candidate}: {why}", found.spec, found.device);
+        }
+        let repeats = found.wrong.iter().filter(|w| w.repeats).count();
+        if repeats > 0 {
+            eprintln!(
+                "{} on {}: {repeats} more candidates do not compile, with a log that is above",
+                found.spec, found.device
+            );
         }
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! For those who write a kernel: all candidates checked at once, and outputs for the inputs of `[test]`.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use rayon::prelude::*;
@@ -11,6 +12,7 @@ use super::handle::TemplateKernel;
 use super::loaded::Template;
 use super::space::WIDEST;
 use super::trial::runs::Input;
+use crate::device::NotCompiled;
 use crate::error::{Error, ErrorKind, Result};
 use crate::service::family::{Bucket, Config, Origin, Plan, Provenance, Stream, Throttle};
 use crate::system::fork;
@@ -27,6 +29,25 @@ pub struct Checked {
     pub config: String,
     /// What was found: whether it was run, and its output compared, or only compiled; or what is wrong with it.
     pub result: Result<bool>,
+    /// It does not compile, with the log of one before it, which the error names.
+    pub repeats: bool,
+}
+
+/// Says each log of the compiler once, and keeps one source that it is about.
+fn say_logs_once(all: &mut [Checked]) {
+    let mut first = HashMap::<String, String>::new();
+    for checked in all {
+        let Some(failed) = checked.result.as_ref().err().and_then(Error::detail::<NotCompiled>) else { continue };
+        let Some(config) = first.get(&failed.log) else {
+            first.insert(failed.log.clone(), checked.config.clone());
+            continue;
+        };
+        if let Some(source) = &failed.source {
+            let _ = std::fs::remove_file(source);
+        }
+        let what = format!("the kernel does not compile, with the log of '{config}'");
+        (checked.result, checked.repeats) = (Err(Error::new(ErrorKind::Compile, what)), true);
+    }
 }
 
 /// A tensor of a test's launch.
@@ -162,9 +183,14 @@ impl TemplateKernel {
         let config_text = |config: &Config| config.text().to_owned();
         if !device.runs() {
             let checked = space.iter().zip(kernels);
-            return Ok(checked
-                .map(|(c, made)| Checked { config: config_text(c), result: made.map(|_| false) })
-                .collect());
+            let one = |(c, made): (_, Result<_>)| Checked {
+                config: config_text(c),
+                result: made.map(|_| false),
+                repeats: false,
+            };
+            let mut all: Vec<_> = checked.map(one).collect();
+            say_logs_once(&mut all);
+            return Ok(all);
         }
         let limit = device.measuring().scratch_bytes.min(device.free_memory()? / 4);
         let throttle = Throttle::full();
@@ -192,8 +218,9 @@ impl TemplateKernel {
                     kernel.keep();
                 }
             }
-            all.push(Checked { config: config_text(config), result });
+            all.push(Checked { config: config_text(config), result, repeats: false });
         }
+        say_logs_once(&mut all);
         Ok(all)
     }
 

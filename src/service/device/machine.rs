@@ -5,6 +5,7 @@
 use std::ffi::c_void;
 use std::io::Write as _;
 use std::marker::PhantomData;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use cudarc::driver::sys;
@@ -368,6 +369,14 @@ pub struct Measuring {
     pub slice_ns: f64,
 }
 
+/// What an error of [`ErrorKind::Compile`] is about.
+pub(crate) struct NotCompiled {
+    /// What the compiler said.
+    pub log: String,
+    /// Where the source is kept.
+    pub source: Option<PathBuf>,
+}
+
 /// A failed compilation: keeps the source where a person can look at it, and says where.
 pub(super) fn compile_error(compiler: &str, options: &[String], source: &str, log: &str) -> Error {
     let digest = crate::service::digest::text_digest(source);
@@ -376,7 +385,8 @@ pub(super) fn compile_error(compiler: &str, options: &[String], source: &str, lo
         file.write_all(source.as_bytes())?;
         Ok(file.keep()?.1)
     });
-    let dumped = match dump {
+    let detail = NotCompiled { log: log.trim_end().to_owned(), source: dump.as_ref().ok().cloned() };
+    let dumped = match &dump {
         Ok(path) => format!("source: {}", path.display()),
         Err(e) => format!("the source could not be kept: {e}"),
     };
@@ -385,6 +395,7 @@ pub(super) fn compile_error(compiler: &str, options: &[String], source: &str, lo
         format!("the kernel does not compile\noptions: {}\n{dumped}\nlog:\n{}", options.join(" "), log.trim_end()),
     )
     .subject_is(compiler)
+    .about(detail)
 }
 
 #[cfg(test)]

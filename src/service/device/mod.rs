@@ -54,7 +54,7 @@ pub use choice::DeviceChoice;
 pub use identity::Identity;
 pub use kernel::{Abilities, AheadOfTime, Binary, Dialect, Geometry, LaunchAttrs, Source};
 pub use machine::{Device, Facts, FaultWord, Kernel, Measuring, Memory, Stream, TimedLaunch, Timer};
-pub(crate) use machine::{copy, load, timer};
+pub(crate) use machine::{NotCompiled, copy, load, timer};
 pub use target::Target;
 
 /// Opens a device.
