@@ -1,4 +1,5 @@
-//! The environment's variables: all are read here, so that one rule holds: an empty variable is an unset one.
+//! The environment's variables. All that this crate reads itself are read here, so that one rule holds: an empty variable is
+//! an unset one. Libraries read `TMPDIR` (the standard library), and `HOME` and `XDG_CACHE_HOME` (`directories`).
 //!
 //! | variable | says | read by |
 //! |---|---|---|
@@ -7,7 +8,7 @@
 //! | `ROPEJIT_TRUST_GROUP`, `ROPEJIT_STRICT` | who may write to folders | `service/store/places.rs`, `system/trust_unix.rs` |
 //! | `ROPEJIT_NVRTC`, `LD_LIBRARY_PATH`, `CUDA_HOME` and others | where NVRTC is | `service/device/nvrtc_search.rs` |
 //! | `CXX`, `PATH`, `ROPEJIT_HOST_CXXFLAGS` | the host's compiler | `service/device/host.rs` |
-//! | `XDG_RUNTIME_DIR` | where temporary files are, after `TMPDIR`, which the standard library reads | `system/private.rs` |
+//! | `XDG_RUNTIME_DIR` | where temporary files are, if `TMPDIR` will not do | `system/private.rs` |
 //! | `ROPEJIT_LOG`, `NO_COLOR`, `COLUMNS` | how the command prints | `cli/` |
 
 use std::ffi::OsString;
