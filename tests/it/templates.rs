@@ -8,7 +8,9 @@ use ropejit::store::Kind;
 use ropejit::{DeviceChoice, Engine, ErrorKind, Origin, Stats, Stream, Tuning};
 
 pub fn data() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/templates")
+    // A GPU host has the tests without their sources.
+    let beside = std::env::current_exe().expect("has a path").parent().expect("in a folder").join("data/templates");
+    if beside.is_dir() { beside } else { Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/templates") }
 }
 
 /// The description on the page that says what to write is right, for the text of the same kernel; and its Rust is the one that
@@ -72,7 +74,8 @@ pub fn works(kernel: &TemplateKernel) -> Origin {
 
 /// Whether a kernel for such a call is loaded.
 pub fn serves(kernel: &TemplateKernel) -> bool {
-    let (x, mut y) = ([0f32; 1000], [0f32; 1000]);
+    // As `works` has them: where an array lies on the stack may be of another class.
+    let (x, mut y) = (vec![0f32; 1000], vec![0f32; 1000]);
     let args = [
         Arg::host(&x, &[1000]).expect("fits"),
         Arg::host_mut(&mut y, &[1000]).expect("fits"),
