@@ -17,7 +17,7 @@ def test_a_configuration_that_is_no_file_is_not_waited_for(tmp_path):
     for endless in (pipe, tmp_path, "/dev/zero"):
         with pytest.raises(ropejit.RopejitError, match="not a regular file"):
             ropejit.prewarm(str(endless), device="cpu")
-    with pytest.raises(ropejit.RopejitError, match="none.json"):
+    with pytest.raises(FileNotFoundError, match="none.json"):
         ropejit.prewarm(str(tmp_path / "none.json"), device="cpu")
 
 
