@@ -63,6 +63,8 @@ fn later_calls(c: &mut Criterion) {
                 k: Some(Operand::in_place(Tensor::host(&mut k, Layout::thd(1, 1, 2)).expect("fits"))),
                 tables: Tables::host(&table, &table, 1, 1).expect("fits"),
                 positions: Positions::Offset(0),
+                norm: None,
+                append: None,
             };
             rope.apply(Stream::DEFAULT, &args).expect("applied")
         });

@@ -25,12 +25,12 @@
 //! let (q, mut q_out) = (vec![bf16::ONE; q_layout.len()], vec![bf16::ZERO; q_layout.len()]);
 //! let mut k = vec![bf16::ONE; k_layout.len()];
 //!
-//! let args = Args {
-//!     q: Operand::out_of_place(Tensor::host_input(&q, q_layout)?, Tensor::host(&mut q_out, q_layout)?),
-//!     k: Some(Operand::in_place(Tensor::host(&mut k, k_layout)?)),
-//!     tables: Tables::host(&cos, &sin, 1, 64)?, // one set of rows for all sequences, 64 = rotary_dim / 2 wide
-//!     positions: Positions::Offset(0),
-//! };
+//! let args = Args::new(
+//!     Operand::out_of_place(Tensor::host_input(&q, q_layout)?, Tensor::host(&mut q_out, q_layout)?),
+//!     Some(Operand::in_place(Tensor::host(&mut k, k_layout)?)),
+//!     Tables::host(&cos, &sin, 1, 64)?, // one set of rows for all sequences, 64 = rotary_dim / 2 wide
+//!     Positions::Offset(0),
+//! );
 //! let first = rope.apply(Stream::DEFAULT, &args)?;
 //! assert_ne!(first, Origin::Memory); // compiled; from disk in a later process that keeps a cache folder
 //! let again = rope.apply(Stream::DEFAULT, &args)?; // k, in place, turns once more
@@ -78,5 +78,7 @@ pub use device::{DeviceChoice, Stream};
 pub use engine::{Engine, Stats, Tuning};
 pub use error::{Error, ErrorKind, Result};
 pub use families::rope::{Angles, Rope};
-pub use rope::{DType, Direction, Layout, PairStyle, PositionForm, RopeSpec, Rounding, TableForm, TableWidth};
+pub use rope::{
+    Append, DType, Direction, Layout, Norm, PairStyle, PositionForm, RopeSpec, Rounding, TableForm, TableWidth,
+};
 pub use service::family::Origin;

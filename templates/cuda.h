@@ -1,12 +1,16 @@
 // The CUDA side of what differs between the two devices. No header of the toolkit is needed: conversions are inline PTX.
 
 #define ROPE_INLINE __device__ __forceinline__
+#define ROPE_MEMBER __device__ __forceinline__
 #define ROPE_UNROLL _Pragma("unroll")
 #define ROPE_EACH_PAIR ROPE_UNROLL
 
 ROPE_INLINE float mul(float a, float b) { return __fmul_rn(a, b); }
 ROPE_INLINE float add(float a, float b) { return __fadd_rn(a, b); }
 ROPE_INLINE float sub(float a, float b) { return __fsub_rn(a, b); }
+ROPE_INLINE float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+ROPE_INLINE float divided(float a, float b) { return __fdiv_rn(a, b); }
+ROPE_INLINE float root(float x) { return __fsqrt_rn(x); }
 ROPE_INLINE double mul(double a, double b) { return __dmul_rn(a, b); }
 ROPE_INLINE double add(double a, double b) { return __dadd_rn(a, b); }
 ROPE_INLINE double sub(double a, double b) { return __dadd_rn(a, -b); }
@@ -32,6 +36,7 @@ template <> struct WordOf<16> { typedef uint4 Type; };
 template <> struct WordOf<8> { typedef uint2 Type; };
 template <> struct WordOf<4> { typedef u32 Type; };
 template <> struct WordOf<2> { typedef u16 Type; };
+template <> struct WordOf<1> { typedef unsigned char Type; };
 
 // Accesses of one word. Hints by inline PTX exist for words of 16 bytes; narrower ones go without.
 //
@@ -161,8 +166,39 @@ ROPE_INLINE void wait_for_previous() {
 #define ROPE_ARGUMENTS const __grid_constant__ RopeParams p
 #endif
 
+#define ROPE_SHARED __shared__
+ROPE_INLINE void meet() { __syncthreads(); }
+
+// Of threads that share a head: those of a warp whose numbers differ in their last bits only.
+ROPE_INLINE u32 lanes_of(u32 lanes) { return lanes == 32 ? 0xffffffffu : ((1u << lanes) - 1) << (threadIdx.x & 31 & ~(lanes - 1)); }
+ROPE_INLINE float from_lane(u32 mask, float x, u32 distance) { return __shfl_xor_sync(mask, x, distance); }
+ROPE_INLINE void meet_lanes(u32 mask) { __syncwarp(mask); }
+
+ROPE_INLINE float rsqrt_approx(float x) {
+    float y;
+    asm("rsqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 #define ROPE_ENTRY                                                                                                    \
     extern "C" __global__ void __launch_bounds__(ROPE_THREADS) rope_kernel(ROPE_ARGUMENTS) {                          \
         let_next_start();                                                                                             \
         rope_thread(p, ROPE_ANGLES(angles), ROPE_SHAPE(shape), blockIdx.x, threadIdx.x);                              \
+    }
+
+#if ROPE_PORTABLE
+#define FUSED_ARGUMENTS                                                                                               \
+    const __grid_constant__ RopeParams p, const __grid_constant__ FusedParams f,                                      \
+        const __grid_constant__ RopeAngles angles, const __grid_constant__ RopeShape shape
+#elif ROPE_TABLELESS
+#define FUSED_ARGUMENTS                                                                                               \
+    const __grid_constant__ RopeParams p, const __grid_constant__ FusedParams f, const __grid_constant__ RopeAngles angles
+#else
+#define FUSED_ARGUMENTS const __grid_constant__ RopeParams p, const __grid_constant__ FusedParams f
+#endif
+
+#define FUSED_ENTRY                                                                                                   \
+    extern "C" __global__ void __launch_bounds__(ROPE_THREADS) rope_kernel(FUSED_ARGUMENTS) {                         \
+        let_next_start();                                                                                             \
+        fused_thread(p, f, ROPE_ANGLES(angles), ROPE_SHAPE(shape), blockIdx.x, threadIdx.x);                          \
     }

@@ -2,12 +2,16 @@
 // sum is switched off on the command line.
 
 #define ROPE_INLINE static inline
+#define ROPE_MEMBER inline
 #define ROPE_UNROLL
 #define ROPE_EACH_PAIR _Pragma("omp simd")
 
 ROPE_INLINE float mul(float a, float b) { return a * b; }
 ROPE_INLINE float add(float a, float b) { return a + b; }
 ROPE_INLINE float sub(float a, float b) { return a - b; }
+ROPE_INLINE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+ROPE_INLINE float divided(float a, float b) { return a / b; }
+ROPE_INLINE float root(float x) { return __builtin_sqrtf(x); }
 ROPE_INLINE double mul(double a, double b) { return a * b; }
 ROPE_INLINE double add(double a, double b) { return a + b; }
 ROPE_INLINE double sub(double a, double b) { return a - b; }
@@ -72,6 +76,13 @@ ROPE_INLINE void report(u64* fault, u64 what) { __atomic_store_n(fault, what, __
 ROPE_INLINE void prefetch(const void*) {}
 ROPE_INLINE void wait_for_previous() {}
 
+// A thread has a head whole: it meets nobody.
+#define ROPE_SHARED
+ROPE_INLINE void meet() {}
+ROPE_INLINE u32 lanes_of(u32) { return 0; }
+ROPE_INLINE float from_lane(u32, float x, u32) { return x; }
+ROPE_INLINE void meet_lanes(u32) {}
+
 // Compiled for wider vectors as well, which the loader takes where the processor has them. The same operations, the same bits.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
 #define ROPE_CLONES __attribute__((target_clones("avx2", "default")))
@@ -87,4 +98,14 @@ ROPE_INLINE void wait_for_previous() {}
         for (u32 block = first_block; block < last_block; ++block)                                                    \
             for (u32 thread = 0; thread < ROPE_THREADS; ++thread)                                                     \
                 rope_thread(*p, ROPE_ANGLES(*angles), ROPE_SHAPE(*shape), block, thread);                             \
+    }
+
+#define FUSED_ENTRY                                                                                                   \
+    extern "C" void rope_kernel(const RopeParams* p, const FusedParams* f, const RopeAngles* angles,                  \
+                                const RopeShape* shape, u32 first_block, u32 last_block) {                            \
+        (void)angles;                                                                                                 \
+        (void)shape;                                                                                                  \
+        for (u32 block = first_block; block < last_block; ++block)                                                    \
+            for (u32 thread = 0; thread < ROPE_THREADS; ++thread)                                                     \
+                fused_thread(*p, *f, ROPE_ANGLES(*angles), ROPE_SHAPE(*shape), block, thread);                        \
     }

@@ -11,11 +11,21 @@
 #define ROPE_OFFSETS64 4
 #define ROPE_CU_SEQLENS 5
 #define ROPE_CU_SEQLENS64 6
+#define ROPE_WEIGHT_AFTER 0
+#define ROPE_ONE_PLUS_WEIGHT 1
+#define ROPE_WEIGHT_F32 2
+#define ROPE_NO_WEIGHT 3
+#define ROPE_AS_IT_IS 0
+#define ROPE_DIVIDE 1
+#define ROPE_MULTIPLY 2
 
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef long long i64;
+
+// In a fault word: what follows is a token whose slot lies outside of the cache, not one whose position lies outside the table.
+constexpr u64 ROPE_NO_SLOT = 1ull << 63;
 
 struct Divider {
     u32 multiplier;
@@ -85,5 +95,46 @@ struct RopeShape {
     u32 reserved;
 };
 
+// What kernels are told beside that hold a head together.
+struct FusedParams {
+    // A norm.
+    const void* q_weight;
+    const void* k_weight;
+    float* q_rsqrt;  // [batch, tokens, heads]; may be absent forward
+    float* k_rsqrt;
+    // Its gradient.
+    const void* q_x;
+    const void* k_x;
+    i64 q_x_stride[3];
+    i64 k_x_stride[3];
+    void* q_weight_gradient;
+    void* k_weight_gradient;
+    float* nodes;  // partial sums of the weights' gradients: [q_nodes + k_nodes, head_dim]
+    // A cache.
+    const void* v;
+    i64 v_stride[3];
+    void* k_cache;
+    void* v_cache;
+    i64 k_cache_stride[3];  // block, slot, head
+    i64 v_cache_stride[3];
+    const void* slots;  // slot_mapping, or the positions of tokens in their requests
+    const int* kv_indices;
+    const int* kv_indptr;
+    const int* batch_indices;
+    const float* q_scale;
+    const float* k_scale;
+    const float* v_scale;
+    Divider block_size;
+    u32 slot_count;
+    u32 requests;
+    u32 pages;  // numbers of kv_indices
+    float eps;
+    u32 q_nodes;
+    u32 k_nodes;
+    u32 stage;  // 0: heads, 1: the sums of their tiles
+    u32 reserved;
+};
+
+static_assert(sizeof(FusedParams) == 320, "src/families/rope/params.rs mirrors this struct");
 static_assert(sizeof(RopeParams) == 272 && sizeof(RopeAngles) == 1028 && sizeof(RopeShape) == 88,
               "src/families/rope/params.rs mirrors these structs");

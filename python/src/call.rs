@@ -253,7 +253,7 @@ impl Call {
         let (form, width) = (self.spec.table, self.spec.table_width() as usize);
         // SAFETY: as above; `tables` has checked that both have these rows and strides.
         let tables = unsafe { Tables::from_raw(tables[0], tables[1], form.dtype, rows, width, self.table_strides) };
-        Args { q: operand(self.q), k: self.k.map(operand), tables, positions }
+        Args { q: operand(self.q), k: self.k.map(operand), tables, positions, norm: None, append: None }
     }
 
     /// Launches on the stream. Without the GIL where that may take long: where a kernel has to be found first, and on the

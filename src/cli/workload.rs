@@ -226,6 +226,8 @@ impl Workload {
                     Positions::Packed { cu_seqlens, offsets: None }
                 }
             },
+            norm: None,
+            append: None,
         };
         rope.apply(stream, &args)
     }
@@ -280,6 +282,7 @@ impl Workload {
             DType::F32 => 2f64.powi(-23),
             DType::F16 => 2f64.powi(-11),
             DType::BF16 => 2f64.powi(-8),
+            DType::E4M3 => 2f64.powi(-4),
         };
         let roundings = if spec.rounding == ropejit::Rounding::PerOp { 4.0 } else { 1.0 };
         Ok((worst, allowed * epsilon * roundings))

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
+use super::e4m3;
 use crate::error::Error;
 
 /// The element type of a tensor or of a cos/sin table.
@@ -18,10 +19,12 @@ pub enum DType {
     F16,
     /// bfloat16.
     BF16,
+    /// fp8 with four bits of exponent, as `torch.float8_e4m3fn`: for caches, and q beside one.
+    E4M3,
 }
 
 impl DType {
-    /// All element types, in canonical order.
+    /// All that q, k and tables can have, in canonical order.
     pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::BF16];
 
     /// Bytes per element.
@@ -29,15 +32,17 @@ impl DType {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::BF16 => 2,
+            Self::E4M3 => 1,
         }
     }
 
-    /// The short name: `f32`, `f16`, `bf16`.
+    /// The short name: `f32`, `f16`, `bf16`, `e4m3`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::BF16 => "bf16",
+            Self::E4M3 => "e4m3",
         }
     }
 
@@ -47,6 +52,7 @@ impl DType {
             Self::F32 => x,
             Self::F16 => f16::from_f32(x).to_f32(),
             Self::BF16 => bf16::from_f32(x).to_f32(),
+            Self::E4M3 => e4m3::to_f32(e4m3::from_f32(x)),
         }
     }
 
@@ -60,6 +66,7 @@ impl DType {
             Self::F32 => f32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]),
             Self::F16 => f16::from_ne_bytes([bytes[at], bytes[at + 1]]).to_f32(),
             Self::BF16 => bf16::from_ne_bytes([bytes[at], bytes[at + 1]]).to_f32(),
+            Self::E4M3 => e4m3::to_f32(bytes[at]),
         }
     }
 
@@ -73,6 +80,7 @@ impl DType {
             Self::F32 => bytes[at..at + 4].copy_from_slice(&x.to_ne_bytes()),
             Self::F16 => bytes[at..at + 2].copy_from_slice(&f16::from_f32(x).to_ne_bytes()),
             Self::BF16 => bytes[at..at + 2].copy_from_slice(&bf16::from_f32(x).to_ne_bytes()),
+            Self::E4M3 => bytes[at] = e4m3::from_f32(x),
         }
     }
 }

@@ -4,16 +4,21 @@
 //! computes it in plain Rust, [`scaling`] and [`model`] turn a model's configuration into frequencies and a spec, [`library`]
 //! says what other libraries' calls compute.
 
+mod append;
 mod dtype;
+mod e4m3;
 mod layout;
 pub mod library;
 pub mod model;
+mod norm;
 pub mod reference;
 pub mod scaling;
 mod spec;
 pub(crate) mod text;
 
+pub use append::{Append, Fp8, ScaleUse, SlotForm};
 pub use dtype::DType;
 pub use layout::Layout;
+pub use norm::{Flavour, Norm, Rsqrt, SumOrder};
 
-pub use spec::{Direction, PairStyle, PositionForm, RopeSpec, Rounding, TableForm, TableWidth};
+pub use spec::{Direction, PairStyle, PositionForm, RopeSpec, RotaryPart, Rounding, TableForm, TableWidth};

@@ -9,7 +9,7 @@ use super::{Direction, PairStyle, RopeSpec, Rounding};
 pub fn pair(spec: &RopeSpec, i: usize) -> (usize, usize) {
     match spec.style {
         PairStyle::HalfSplit => (i, i + spec.rotary_dim as usize / 2),
-        PairStyle::Interleaved => (2 * i, 2 * i + 1),
+        PairStyle::Interleaved | PairStyle::Deinterleave => (2 * i, 2 * i + 1),
     }
 }
 
@@ -93,6 +93,7 @@ mod tests {
                         DType::F32 => (2f64.powi(-24), 2f64.powi(-150)),
                         DType::F16 => (2f64.powi(-11), 2f64.powi(-25)),
                         DType::BF16 => (2f64.powi(-8), 2f64.powi(-134)),
+                        DType::E4M3 => unreachable!("not of tensors"),
                     };
                     let bound = 3.1 * (relative * f64::from(a.abs() + b.abs()) + least);
                     let error = (f64::from(got.0) - want.0).abs().max((f64::from(got.1) - want.1).abs());

@@ -4,7 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::append::Append;
 use super::dtype::DType;
+use super::norm::Norm;
 use super::scaling::{Mrope, TableMode};
 use crate::error::{Error, Result};
 
@@ -17,6 +19,26 @@ pub enum PairStyle {
     HalfSplit,
     /// Interleaved, called GPT-J style: elements `2i` and `2i + 1`.
     Interleaved,
+    /// Pairs come interleaved and leave half-split (DeepSeek V3, Kimi K2, GLM-5): elements `2i` and `2i + 1` go to `i` and
+    /// `i + rotary_dim/2`. Backward the other way.
+    Deinterleave,
+}
+
+/// Which part of a head turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RotaryPart {
+    /// The first `rotary_dim` elements.
+    #[default]
+    First,
+    /// The last `rotary_dim` elements, as in MLA's `[nope | rope]`.
+    Last,
+}
+
+impl RotaryPart {
+    fn is_first(&self) -> bool {
+        *self == Self::First
+    }
 }
 
 /// Where results are rounded. Part of the spec, because it decides bits.
@@ -113,7 +135,7 @@ pub struct RopeSpec {
     pub dtype: DType,
     /// Elements per head, even, 2 to 512.
     pub head_dim: u32,
-    /// The first `rotary_dim` elements of a head turn, the rest stays. Even, at most `head_dim`.
+    /// So many elements of a head turn, the first ones or those that `part` says; the rest stays. Even, at most `head_dim`.
     pub rotary_dim: u32,
     /// Heads of q.
     pub num_heads: u32,
@@ -136,6 +158,18 @@ pub struct RopeSpec {
     /// Three position axes (multimodal RoPE): `position_ids` are `[3, batch, tokens]`, and each pair follows one axis.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mrope: Option<Mrope>,
+    /// Which elements of a head turn.
+    #[serde(default, skip_serializing_if = "RotaryPart::is_first")]
+    pub part: RotaryPart,
+    /// Elements of a head of k, where they are not `head_dim`: all of them turn (`rotary_dim`), as the `k_pe` of MLA.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub k_head_dim: Option<u32>,
+    /// q and k are normalised in the same launch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub norm: Option<Norm>,
+    /// k and v go to a paged cache in the same launch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub append: Option<Append>,
 }
 
 /// Largest supported `head_dim`.
@@ -160,7 +194,56 @@ impl RopeSpec {
             positions: PositionForm::default(),
             angles: None,
             mrope: None,
+            part: RotaryPart::default(),
+            k_head_dim: None,
+            norm: None,
+            append: None,
         }
+    }
+
+    /// The same with a norm of q and k in the same launch.
+    #[must_use]
+    pub fn with_norm(mut self, norm: Norm) -> Self {
+        self.norm = Some(norm);
+        self
+    }
+
+    /// The same with k and v appended to a cache in the same launch.
+    #[must_use]
+    pub fn with_append(mut self, append: Append) -> Self {
+        self.append = Some(append);
+        self
+    }
+
+    /// f32 numbers that a backward call of a spec with a norm needs to add up the weights' gradients, for as many tokens in all:
+    /// a sum a tile of 32 heads and element. 0 where there is no weight.
+    pub fn weight_workspace(&self, tokens: u64) -> u64 {
+        if !self.norm.is_some_and(Norm::has_weight) {
+            return 0;
+        }
+        let tiles = |heads: u32| (tokens * u64::from(heads)).div_ceil(32);
+        (tiles(self.num_heads) + tiles(self.num_kv_heads)) * u64::from(self.head_dim)
+    }
+
+    /// Heads of q and k that a launch has for each token, and of v where it is appended.
+    pub fn items(&self) -> u32 {
+        let v = self.append.is_some_and(|append| append.v_head_dim > 0);
+        self.num_heads + self.num_kv_heads * if v { 2 } else { 1 }
+    }
+
+    /// Elements of a head of k.
+    pub fn k_dim(&self) -> u32 {
+        self.k_head_dim.unwrap_or(self.head_dim)
+    }
+
+    /// Whether more is done to a head than each of its pairs by itself: a norm, a cache, pairs that move, another part that
+    /// turns. Such specs have kernels of their own (`templates/fused.h`).
+    pub fn is_fused(&self) -> bool {
+        self.norm.is_some()
+            || self.append.is_some()
+            || self.k_head_dim.is_some()
+            || self.part != RotaryPart::First
+            || self.style == PairStyle::Deinterleave
     }
 
     /// The same with another element type for the tables.
@@ -210,6 +293,9 @@ impl RopeSpec {
             }
             Err(Error::argument(name, format!("must be even and between 2 and {max_name}, got {value}")))
         };
+        if self.dtype == DType::E4M3 {
+            return Err(Error::argument("dtype", "must be f32, f16 or bf16: e4m3 is for caches"));
+        }
         even("head_dim", self.head_dim, MAX_HEAD_DIM, "512")?;
         even("rotary_dim", self.rotary_dim, self.head_dim, &format!("head_dim ({})", self.head_dim))?;
         if self.num_heads == 0 || self.num_heads > MAX_HEADS {
@@ -240,6 +326,38 @@ impl RopeSpec {
                 return Err(Error::argument("positions", "must be position_ids where there are three axes"));
             }
         }
+        self.validate_neighbours()
+    }
+
+    /// What stands beside the rotation.
+    fn validate_neighbours(&self) -> Result<()> {
+        if self.k_head_dim.is_some_and(|dim| dim != self.rotary_dim || dim == self.head_dim) {
+            let what = format!("must be rotary_dim ({}) where it is not head_dim", self.rotary_dim);
+            return Err(Error::argument("k_head_dim", what));
+        }
+        if self.k_head_dim.is_some() && self.num_kv_heads == 0 {
+            return Err(Error::argument("k_head_dim", "is given, and there is no k"));
+        }
+        if self.k_head_dim.is_some() && self.norm.is_some() {
+            return Err(Error::argument("norm", "is of heads of one size, and k_head_dim differs from head_dim"));
+        }
+        if self.part == RotaryPart::Last && self.rotary_dim == self.head_dim {
+            return Err(Error::argument("part", "the whole head turns: it has no last part"));
+        }
+        let Some(append) = &self.append else { return Ok(()) };
+        if self.direction == Direction::Backward {
+            return Err(Error::argument("append", "has no gradient: a cache is written forward"));
+        }
+        if self.num_kv_heads == 0 {
+            return Err(Error::argument("append", "needs k: num_kv_heads is 0"));
+        }
+        if append.v_head_dim > MAX_HEAD_DIM || !append.v_head_dim.is_multiple_of(2) {
+            let what = format!("must be even, 0 (no v) to {MAX_HEAD_DIM}, got {}", append.v_head_dim);
+            return Err(Error::argument("append.v_head_dim", what));
+        }
+        if self.dtype == DType::F32 && (append.cache.is_some() || append.q.is_some()) {
+            return Err(Error::argument("append", "stores f16 and bf16 as fp8, not f32"));
+        }
         Ok(())
     }
 }
@@ -261,10 +379,22 @@ impl fmt::Display for RopeSpec {
             Some(mode) => write!(f, " angles={}", word(&mode))?,
         }
         write!(f, " pos={}", word(&self.positions))?;
-        match &self.mrope {
-            None => Ok(()),
-            Some(mrope) => write!(f, " mrope={mrope}"),
+        if let Some(mrope) = &self.mrope {
+            write!(f, " mrope={mrope}")?;
         }
+        if self.part == RotaryPart::Last {
+            f.write_str(" part=last")?;
+        }
+        if let Some(dim) = self.k_head_dim {
+            write!(f, " k_dim={dim}")?;
+        }
+        if let Some(norm) = &self.norm {
+            write!(f, " norm={norm}")?;
+        }
+        if let Some(append) = &self.append {
+            write!(f, " append={append}")?;
+        }
+        Ok(())
     }
 }
 

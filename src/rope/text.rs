@@ -51,6 +51,10 @@ fn read(s: &str) -> Option<RopeSpec> {
             "angles" => spec.angles = Some(word(value)?),
             "pos" => spec.positions = word(value)?,
             "mrope" => spec.mrope = Some(value.parse().ok()?),
+            "part" => spec.part = word(value)?,
+            "k_dim" => spec.k_head_dim = Some(value.parse().ok()?),
+            "norm" => spec.norm = Some(value.parse().ok()?),
+            "append" => spec.append = Some(value.parse().ok()?),
             _ => return None,
         }
     }

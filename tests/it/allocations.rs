@@ -44,6 +44,8 @@ fn the_call_after_the_first_allocates_nothing() {
             k: Some(Operand::in_place(Tensor::host(&mut k, ropejit::Layout::thd(3, 1, 8)).expect("fits"))),
             tables: Tables::host(&table, &table, 1, 4).expect("fits"),
             positions: Positions::Offset(0),
+            norm: None,
+            append: None,
         };
         rope.apply(Stream::DEFAULT, &args).expect("applied")
     };

@@ -326,6 +326,8 @@ pub fn run(engine: &Engine, case: &Case, data: &Data) -> ropejit::Result<(Origin
             // SAFETY: there is a number for each sequence.
             _ => Positions::Offsets(unsafe { Offsets::from_raw(pointer(ids.as_ref()), wide) }),
         },
+        norm: None,
+        append: None,
     };
     let origin = rope.apply(Stream::DEFAULT, &args)?;
     device.synchronize()?;
@@ -365,6 +367,7 @@ pub fn assert_near(case: &Case, got: &[Vec<u8>; 2], data: &Data) {
         DType::F32 => 2f64.powi(-24),
         DType::F16 => 2f64.powi(-11),
         DType::BF16 => 2f64.powi(-8),
+        DType::E4M3 => unreachable!("not of tensors"),
     };
     // per_op rounds cos, sin, two products and a sum; once rounds at the end only.
     let roundings = if case.spec.rounding == ropejit::Rounding::PerOp { 4.0 } else { 1.0 };

@@ -60,6 +60,8 @@ impl Turn<'_> {
                     None => Positions::Offset(0),
                     Some(ids) => Positions::Ids(PositionIds::from_raw(ids, false, [0, 0, 1])),
                 },
+                norm: None,
+                append: None,
             }
         };
         engine.rope(self.spec).expect("valid").apply(Stream::DEFAULT, &args).expect("applied");

@@ -99,6 +99,8 @@ fn check(engine: &Engine, path: &Path, in_place: bool) {
                 Positions::Ids(unsafe { PositionIds::from_raw(at(ids.as_ref()), wide, strides) })
             }
         },
+        norm: None,
+        append: None,
     };
     engine.rope(&spec).expect("valid").apply(Stream::DEFAULT, &args).expect("applied");
     device.synchronize().expect("ran");

@@ -130,6 +130,8 @@ fn what_is_not_loaded_is_left_to_the_caller() {
             k: None,
             tables: Tables::host(&cos, &sin, 1, 2).expect("fits"),
             positions: Positions::Offset(0),
+            norm: None,
+            append: None,
         };
         if loaded {
             return rope.apply_loaded(Stream::DEFAULT, &args).expect("launches");
@@ -249,6 +251,8 @@ pub fn last_tokens(engine: &Engine, spec: &RopeSpec, layout: Layout) {
             k: None,
             tables: Tables::from_raw(at(cos_m.as_ref()), at(sin_m.as_ref()), DType::F32, rows, half, [0, half as i64]),
             positions: Positions::Ids(PositionIds::from_raw(at(ids_m.as_ref()), false, [0, 0, 1])),
+            norm: None,
+            append: None,
         }
     };
     let rope = engine.rope(spec).expect("valid");
@@ -292,6 +296,8 @@ fn wrong_arguments_are_named() {
             k: with_k.then(|| Operand::in_place(k)),
             tables: Tables::host(&table, &table, 1, width)?,
             positions: Positions::Offset(offset),
+            norm: None,
+            append: None,
         };
         rope.apply(Stream::DEFAULT, &args)
     };
@@ -326,6 +332,8 @@ fn no_token_is_no_work() {
         k: None,
         tables: Tables::host(&table, &table, 1, 4).expect("one row"),
         positions: Positions::Offset(0),
+        norm: None,
+        append: None,
     };
     rope.apply(Stream::DEFAULT, &args).expect("nothing to do, even when frozen");
 }

@@ -90,6 +90,8 @@ fn try_turn(rope: &Rope, tokens: usize) -> ropejit::Result<()> {
         k: None,
         tables: Tables::host(&cos, &sin, 1, DIM / 2).expect("rows"),
         positions: Positions::Offset(0),
+        norm: None,
+        append: None,
     };
     rope.apply(Stream::DEFAULT, &args)?;
     drop(args);

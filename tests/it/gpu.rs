@@ -240,6 +240,8 @@ fn a_graph_captured_beside_tuning_is_sound() {
             k: None,
             tables: Tables::cuda(&cos_d, &sin_d, 1, dim / 2, &stream).expect("fits"),
             positions: Positions::Offset(0),
+            norm: None,
+            append: None,
         };
         rope.apply(ropejit::Stream::from(stream.as_ref()), &args).expect("applied")
     };

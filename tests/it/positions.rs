@@ -17,7 +17,7 @@ fn turn(engine: &Engine, form: PositionForm, x: &mut [f32], out: Option<&mut [f3
         None => Operand::in_place(Tensor::host(x, layout)?),
         Some(out) => Operand::out_of_place(Tensor::host_input(x, layout)?, Tensor::host(out, layout)?),
     };
-    let args = Args { q, k: None, tables: Tables::host(&cos, &sin, 1, 1)?, positions: at };
+    let args = Args { q, k: None, tables: Tables::host(&cos, &sin, 1, 1)?, positions: at, norm: None, append: None };
     rope.apply(Stream::DEFAULT, &args)?;
     rope.check()
 }

@@ -134,6 +134,8 @@ impl Angles {
             k: None,
             tables: Tables::computed(width / 2, Made { mode: self.kept.mode, angles: Cow::Borrowed(&set.angles) }),
             positions: Positions::Offset(0),
+            norm: None,
+            append: None,
         };
         let stream = device.stream();
         let Some(call) = self.maker.call(stream, &args)? else { return Ok(()) };

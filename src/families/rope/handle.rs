@@ -8,11 +8,14 @@ use super::launch::{Call, launch, launch_nothing, place_of};
 use super::problem::{RopeProblem, variant_of};
 use super::variant::{Class, Variant};
 use crate::error::{Error, ErrorKind, Result};
-use crate::rope::RopeSpec;
+use crate::rope::{RopeSpec, Rsqrt};
 use crate::service::bucket::Bucket;
 use crate::service::device::{Dialect, Stream};
 use crate::service::engine::{Engine, Tuning};
 use crate::service::family::{Origin, Plan, Problem, Provenance};
+
+/// In a fault word: the token's slot, not its position (`ROPE_NO_SLOT` in `templates/params.h`).
+const NO_SLOT: u64 = 1 << 63;
 
 /// The kernels of one spec.
 #[derive(Clone)]
@@ -29,7 +32,7 @@ impl Engine {
     /// The RoPE of a spec. All handles of one spec share their kernels.
     ///
     /// # Errors
-    /// When the spec is invalid (see [`RopeSpec::validate`]).
+    /// When the spec is invalid (see [`RopeSpec::validate`]), or has a norm with a GPU's reciprocal root on the host.
     pub fn rope(&self, spec: &RopeSpec) -> Result<Rope> {
         if let Some(engine) = self.stand_in()? {
             return engine.rope(spec);
@@ -39,6 +42,12 @@ impl Engine {
             Some(state) => Arc::clone(&state),
             None => {
                 spec.validate()?;
+                if device.dialect() == Dialect::Host && spec.norm.is_some_and(|norm| norm.rsqrt == Rsqrt::Approx) {
+                    let what = "the approximate reciprocal root is a GPU's own, and this engine computes on the host";
+                    return Err(Error::new(ErrorKind::Unsupported, what)
+                        .subject_is("norm.rsqrt")
+                        .hint("use Rsqrt::Ieee there"));
+                }
                 let slots = self.shared().new_slots(Class::COUNT);
                 let state = Arc::new(State { spec: spec.clone(), slots, fault: device.fault_word()? });
                 Arc::clone(kept.ropes.entry(spec.clone()).or_insert(state).value())
@@ -152,19 +161,29 @@ impl Rope {
     pub fn bare_launch(&self, tokens: u64, head_major: bool) -> Option<impl Fn() -> Result<()> + use<>> {
         let class = Class::contiguous(&self.state.spec, head_major, true);
         let plan = self.state.slots.at(Bucket::of(tokens), class.index()).plan_to_keep()?;
-        Some(move || launch_nothing(&plan, Stream::DEFAULT, tokens))
+        let fused = self.state.spec.is_fused();
+        Some(move || launch_nothing(&plan, fused, Stream::DEFAULT, tokens))
     }
 
-    /// Reports a token whose position lay outside the table in an earlier call. Such a token became NaN; the error stays
-    /// until it is reported. Calls that the device has not yet run are not seen: synchronise first to be sure.
+    /// Reports a token whose position lay outside the table in an earlier call, or whose slot lay outside of the cache. The
+    /// former became NaN, the latter was stored nowhere; the error stays until it is reported. Calls that the device has not yet run are not seen: synchronise first to be sure.
     ///
     /// # Errors
-    /// [`ErrorKind::PositionOutOfRange`], naming one such token.
+    /// [`ErrorKind::PositionOutOfRange`], naming one such token; its subject is `position_ids` or `slot_mapping`.
     pub fn check(&self) -> Result<()> {
         let fault = self.state.fault.take();
         if fault == 0 {
             let stand_in = self.engine.stand_in_so_far().filter(|_| self.engine.is_parents());
             return stand_in.map_or(Ok(()), |engine| engine.rope(self.spec())?.check());
+        }
+        if fault & NO_SLOT != 0 {
+            let token = (fault & !NO_SLOT) - 1;
+            return Err(Error::new(
+                ErrorKind::PositionOutOfRange,
+                format!("token {token} has a slot outside of the cache; its k and v are stored nowhere"),
+            )
+            .subject_is("slot_mapping")
+            .hint("−1 is for tokens that are stored nowhere; the page tables must name blocks of the cache"));
         }
         Err(Error::new(
             ErrorKind::PositionOutOfRange,

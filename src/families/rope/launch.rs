@@ -1,28 +1,35 @@
 //! The way from a call's arguments to a launch: what every call does, so no hash, lock, allocation, sync or log.
 
+use std::ffi::c_void;
+
 use super::args::borrowed::Location;
-use super::args::{Args, Operand, Positions, Tables};
-use super::params::{AngleParams, Divider, Params, ShapeParams, TensorParams};
+use super::args::{Args, Operand, Positions, Tables, UNREACHABLE};
+use super::beside::{beside, tiles};
+use super::params::{AngleParams, Divider, FusedParams, Params, ShapeParams, TensorParams};
 use super::variant::{Class, Variant};
 use crate::error::{Error, ErrorKind, Result};
-use crate::rope::{PositionForm, RopeSpec};
+use crate::rope::{DType, Direction, PositionForm, RopeSpec};
 use crate::service::family::{Dialect, Geometry, LaunchAttrs, Plan, Stream};
 
 /// A call, checked against its spec. Made of [`Args`] only, so what it points to is valid while they live.
 pub(crate) struct Call<'a> {
     pub class: Class,
+    heads: [u32; 2],
+    head_dim: u32,
     pub batch: u32,
     pub tokens: u32,
     params: Params,
+    fused: Option<FusedParams>,
     angles: &'a AngleParams,
 }
 
 /// What launching a variant's kernel needs.
 pub(crate) fn attrs(spec: &RopeSpec, class: Class, variant: Variant) -> LaunchAttrs {
     let lanes = variant.lanes(spec, class);
-    let groups = (spec.num_heads + spec.num_kv_heads) / u32::from(variant.heads);
-    let numbers = Box::new([(groups * lanes).into(), variant.threads.into()]);
-    LaunchAttrs { overlap: variant.overlap, shared: 0, numbers }
+    let groups = spec.items() / u32::from(variant.heads);
+    let tiled = spec.norm.is_some() && spec.direction == Direction::Backward;
+    let numbers = [i64::from(groups * lanes), variant.threads.into(), lanes.into(), tiled.into()];
+    LaunchAttrs { overlap: variant.overlap, shared: 0, numbers: Box::new(numbers) }
 }
 
 /// Of a plan of this family: threads' worth of work per token, and threads of a block.
@@ -30,9 +37,37 @@ fn work(plan: &Plan) -> (u32, u32) {
     (plan.attrs.numbers[0] as u32, plan.attrs.numbers[1] as u32)
 }
 
+/// Launches the gradient of a norm: heads in tiles of 32, then the sums of the tiles.
+fn launch_tiles(plan: &Plan, stream: Stream<'_>, call: &Call<'_>, mut fused: FusedParams) -> Result<()> {
+    let numbers = &plan.attrs.numbers;
+    let (threads, lanes) = (numbers[1] as u32, numbers[2] as u32);
+    // Threads that share a head work on one tile, and a block adds up its tiles, but where each thread has its own.
+    let at_once = u64::from(threads / lanes);
+    let [q, k] = call.heads.map(|heads| tiles(call.total_tokens(), heads));
+    let blocks = q.div_ceil(at_once) + k.div_ceil(at_once);
+    let (Ok(blocks), true) = (u32::try_from(blocks), q.max(k) <= 1 << 26) else {
+        return Err(Error::new(ErrorKind::Unsupported, "more than 2^31 heads in one call").subject_is("q"));
+    };
+    let nodes = |tiles: u64| (if lanes > 1 { tiles.div_ceil(at_once) } else { tiles }) as u32;
+    (fused.q_nodes, fused.k_nodes) = (nodes(q), nodes(k));
+    let mut params = call.params;
+    params.sequences = call.batch;
+    params.tokens = Divider::new(call.tokens);
+    launch_blocks(plan, stream, Geometry::row(blocks, threads), &params, call.angles, Some(&fused))?;
+    if fused.nodes == 0 {
+        return Ok(());
+    }
+    fused.stage = 1;
+    let columns = call.head_dim.div_ceil(32);
+    launch_blocks(plan, stream, Geometry::row(2 * columns, threads), &params, call.angles, Some(&fused))
+}
+
 /// Launches a call: once, unless it has more work than 2^31 threads.
 pub(crate) fn launch(plan: &Plan, stream: Stream<'_>, call: &Call<'_>) -> Result<()> {
     const MOST: u64 = (1 << 31) - 1;
+    if let Some(fused) = call.fused.filter(|_| plan.attrs.numbers[3] != 0) {
+        return launch_tiles(plan, stream, call, fused);
+    }
     let (units_per_token, threads) = work(plan);
     let tokens_at_once = (MOST / u64::from(units_per_token)) as u32;
     let (batch_step, token_step) = if call.total_tokens() <= u64::from(tokens_at_once) {
@@ -52,20 +87,22 @@ pub(crate) fn launch(plan: &Plan, stream: Stream<'_>, call: &Call<'_>) -> Result
             params.tokens = Divider::new(tokens);
             params.units = params.sequences * tokens * units_per_token;
             let blocks = params.units.div_ceil(threads);
-            launch_blocks(plan, stream, Geometry::row(blocks, threads), &params, call.angles)?;
+            launch_blocks(plan, stream, Geometry::row(blocks, threads), &params, call.angles, call.fused.as_ref())?;
         }
     }
     Ok(())
 }
 
 /// Launches as many blocks as a call of `tokens` tokens has, which find no work.
-pub(crate) fn launch_nothing(plan: &Plan, stream: Stream<'_>, tokens: u64) -> Result<()> {
+pub(crate) fn launch_nothing(plan: &Plan, fused: bool, stream: Stream<'_>, tokens: u64) -> Result<()> {
     let (units_per_token, threads) = work(plan);
     let blocks = (tokens * u64::from(units_per_token)).div_ceil(threads.into()) as u32;
-    launch_blocks(plan, stream, Geometry::row(blocks, threads), &Params::default(), &AngleParams::NONE)
+    let beside = FusedParams::default();
+    let beside = fused.then_some(&beside);
+    launch_blocks(plan, stream, Geometry::row(blocks, threads), &Params::default(), &AngleParams::NONE, beside)
 }
 
-/// `params` are those of a [`Call`] of the plan's spec and class, or have no work.
+/// `params` are those of a [`Call`] of the plan's spec and class, or have no work; `fused` are there where the spec is.
 #[allow(unsafe_code)]
 fn launch_blocks(
     plan: &Plan,
@@ -73,23 +110,48 @@ fn launch_blocks(
     geometry: Geometry,
     params: &Params,
     angles: &AngleParams,
+    fused: Option<&FusedParams>,
 ) -> Result<()> {
-    let args = [
-        std::ptr::from_ref(params).cast(),
-        std::ptr::from_ref(angles).cast(),
-        std::ptr::from_ref(&ShapeParams::NONE).cast(),
-    ];
+    let args = Arguments { params, angles, fused }.pointers();
     // SAFETY: tensors, tables and positions are valid: a `Call` is made of `Args`, which consist of safe borrows that are still
     // alive, or of parts for whose life on the stream the caller has vouched. The kernel was compiled for the call's spec
     // and class. With no unit of work it reads and writes nothing.
     unsafe { plan.kernel.launch(stream, &geometry, &args) }
 }
 
+/// What a launch hands over.
+struct Arguments<'a> {
+    params: &'a Params,
+    angles: &'a AngleParams,
+    fused: Option<&'a FusedParams>,
+}
+
+impl Arguments<'_> {
+    /// In the order of a kernel's parameters; it takes as many as it has.
+    fn pointers(&self) -> [*const c_void; 4] {
+        let (params, angles) = (std::ptr::from_ref(self.params).cast(), std::ptr::from_ref(self.angles).cast());
+        let shape = std::ptr::from_ref(&ShapeParams::NONE).cast();
+        match self.fused {
+            None => [params, angles, shape, std::ptr::null()],
+            Some(fused) => [params, std::ptr::from_ref(fused).cast(), angles, shape],
+        }
+    }
+}
+
 impl<'a> Call<'a> {
     /// Checks the arguments and turns them into what a launch is told. `None`: there is no token, nothing to do.
     pub fn new(spec: &RopeSpec, args: &'a Args<'_>, place: Location, fault: u64) -> Result<Option<Self>> {
         let mut mix = 16u64;
-        let (q, batch, tokens) = tensor("q", spec, &args.q, spec.num_heads, place, &mut mix)?;
+        let q_type = if spec.append.is_some_and(|a| a.q.is_some()) { DType::E4M3 } else { spec.dtype };
+        let q = Heads { name: "q", count: spec.num_heads, dim: spec.head_dim, output: q_type, written: true };
+        let k = Heads {
+            name: "k",
+            count: spec.num_kv_heads,
+            dim: spec.k_dim(),
+            output: spec.dtype,
+            written: spec.append.is_none(),
+        };
+        let (q, batch, tokens) = tensor(&q, spec, &args.q, place, &mut mix)?;
         let (k, copy_k) = match &args.k {
             None if spec.num_kv_heads == 0 => (TensorParams::default(), false),
             None => {
@@ -98,8 +160,8 @@ impl<'a> Call<'a> {
             Some(_) if spec.num_kv_heads == 0 => {
                 return Err(Error::argument("k", "is given, the spec has no kv heads"));
             }
-            Some(k) => {
-                let (params, k_batch, k_tokens) = tensor("k", spec, k, spec.num_kv_heads, place, &mut mix)?;
+            Some(operand) => {
+                let (params, k_batch, k_tokens) = tensor(&k, spec, operand, place, &mut mix)?;
                 if (k_batch, k_tokens) != (batch, tokens) {
                     return Err(Error::argument(
                         "k",
@@ -109,6 +171,7 @@ impl<'a> Call<'a> {
                 (params, params.input != params.output)
             }
         };
+        let fused = beside(spec, args, [batch, tokens], place, &mut mix)?;
         let mut params = Params { q, k, fault, tokens_total: tokens as u64, ..Params::default() };
         let mut table_mix = 16u64;
         let angles = tables(spec, &args.tables, batch, place, &mut params, &mut table_mix)?;
@@ -123,13 +186,20 @@ impl<'a> Call<'a> {
             word: word(mix, spec.dtype.size()),
             table_word: if params.cos == 0 && angles.is_some() { 0 } else { word(table_mix, spec.table.dtype.size()) },
             head_major: args.q.tensor.layout.head_major(),
-            copy_rest: spec.rotary_dim < spec.head_dim && (params.q.input != params.q.output || copy_k),
+            // Fused kernels see for themselves what has to be copied.
+            copy_rest: fused.is_none()
+                && spec.rotary_dim < spec.head_dim
+                && (params.q.input != params.q.output || copy_k),
         };
+        let (heads, head_dim) = ([spec.num_heads, spec.num_kv_heads], spec.head_dim);
         Ok((batch > 0 && tokens > 0).then_some(Self {
             class,
+            heads,
+            head_dim,
             batch,
             tokens,
             params,
+            fused,
             angles: angles.unwrap_or(&AngleParams::NONE),
         }))
     }
@@ -144,35 +214,46 @@ fn word(mix: u64, element: usize) -> u8 {
     (1u8 << mix.trailing_zeros().min(4)).max(element as u8)
 }
 
+/// What an operand has to be.
+struct Heads {
+    name: &'static str,
+    count: u32,
+    dim: u32,
+    /// Of what is written.
+    output: DType,
+    written: bool,
+}
+
 fn tensor(
-    name: &str,
+    heads: &Heads,
     spec: &RopeSpec,
     operand: &Operand<'_>,
-    heads: u32,
     place: Location,
     mix: &mut u64,
 ) -> Result<(TensorParams, usize, usize)> {
+    let name = heads.name;
     let input = &operand.tensor;
     let output = operand.output.as_ref().unwrap_or(input);
     let [batch, tokens, got_heads, head_dim] = input.layout.shape;
-    for tensor in [input, output] {
+    for (tensor, dtype) in [(input, spec.dtype), (output, if heads.written { heads.output } else { spec.dtype })] {
         if !tensor.place().serves(place) {
             return Err(Error::argument(name, UNREACHABLE));
         }
-        if tensor.dtype != spec.dtype {
-            return Err(Error::argument(name, format!("is {}, the spec says {}", tensor.dtype, spec.dtype)));
+        if tensor.dtype != dtype {
+            return Err(Error::argument(name, format!("is {}, the spec says {dtype}", tensor.dtype)));
         }
         tensor.layout.validate(name)?;
-        if tensor.address() % spec.dtype.size() as u64 != 0 {
+        let size = dtype.size();
+        if tensor.address() % size as u64 != 0 {
             return Err(Error::argument(name, "is not aligned to its elements"));
         }
-        *mix |= tensor.address() | tensor.layout.alignment_bytes(spec.dtype.size());
+        // Words are counted in bytes of the input's elements.
+        let scale = (spec.dtype.size() / size) as u64;
+        *mix |= (tensor.address() | tensor.layout.alignment_bytes(size)).wrapping_mul(scale);
     }
-    if got_heads != heads as usize || head_dim != spec.head_dim as usize {
-        return Err(Error::argument(
-            name,
-            format!("has {got_heads} heads of {head_dim}, the spec says {heads} of {}", spec.head_dim),
-        ));
+    if got_heads != heads.count as usize || head_dim != heads.dim as usize {
+        let what = format!("has {got_heads} heads of {head_dim}, the spec says {} of {}", heads.count, heads.dim);
+        return Err(Error::argument(name, what));
     }
     if output.layout.shape != input.layout.shape {
         return Err(Error::argument(
@@ -180,7 +261,7 @@ fn tensor(
             format!("has the shape {:?}, its input {:?}", output.layout.shape, input.layout.shape),
         ));
     }
-    if output.layout.overlaps() {
+    if heads.written && output.layout.overlaps() {
         return Err(Error::argument(
             if operand.output.is_some() { format!("{name} output") } else { name.to_owned() },
             format!("is written, but its strides {:?} put several elements in one place", output.layout.strides),
@@ -346,9 +427,6 @@ pub(crate) fn place_of(dialect: Dialect, context: u64, stream: Stream<'_>) -> Lo
         Dialect::Host => Location::Host,
     }
 }
-
-const UNREACHABLE: &str =
-    "is in memory that the call cannot use: not of the engine's device, or borrowed for another stream";
 
 #[cfg(test)]
 #[path = "launch_tests.rs"]

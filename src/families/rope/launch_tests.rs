@@ -91,6 +91,8 @@ fn check(
             k: (spec.num_kv_heads > 0).then(|| operand(&k, &mut k_out, k_layout)),
             tables: Tables::host(&cos, &sin, 1, width).expect("rows"),
             positions: positions(),
+            norm: None,
+            append: None,
         };
         let call = Call::new(spec, &args, Location::Host, fault.address()).expect("fits").expect("there are tokens");
         launch(&plan(spec, call.class), Stream::DEFAULT, &call).expect("launched");
@@ -178,6 +180,8 @@ fn layouts_styles_and_widths() {
         k: None,
         tables: Tables::host(&cos, &sin, 1, width).expect("rows"),
         positions: positions(),
+        norm: None,
+        append: None,
     };
     let call = Call::new(&spec, &args, Location::Host, 0).expect("fits").expect("there are tokens");
     launch(&plan(&spec, call.class), Stream::DEFAULT, &call).expect("launched");
@@ -197,6 +201,8 @@ fn half_types_and_work_that_ends() {
         k: None,
         tables: Tables::host(&cos, &sin, 1, DIM / 2).expect("rows"),
         positions: Positions::Offset(0),
+        norm: None,
+        append: None,
     };
     let call = Call::new(&spec, &args, Location::Host, 0).expect("fits").expect("there are tokens");
     launch(&plan(&spec, call.class), Stream::DEFAULT, &call).expect("launched");
@@ -211,6 +217,8 @@ fn half_types_and_work_that_ends() {
         k: None,
         tables: Tables::host(&cos, &sin, 1, DIM / 2).expect("rows"),
         positions: Positions::Offset(0),
+        norm: None,
+        append: None,
     };
     assert!(Call::new(&spec, &args, Location::Host, 0).expect("fits").is_none());
 }

@@ -3,6 +3,8 @@
 pub(crate) mod ahead_of_time;
 mod angles;
 pub mod args;
+mod beside;
+mod fused;
 mod handle;
 mod in_engine;
 mod kept_angles;

@@ -157,9 +157,49 @@ impl ShapeParams {
     }
 }
 
+/// What fused kernels are told beside: their second argument.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub struct FusedParams {
+    pub q_weight: u64,
+    pub k_weight: u64,
+    pub q_rsqrt: u64,
+    pub k_rsqrt: u64,
+    pub q_x: u64,
+    pub k_x: u64,
+    pub q_x_stride: [i64; 3],
+    pub k_x_stride: [i64; 3],
+    pub q_weight_gradient: u64,
+    pub k_weight_gradient: u64,
+    pub nodes: u64,
+    pub v: u64,
+    pub v_stride: [i64; 3],
+    pub k_cache: u64,
+    pub v_cache: u64,
+    pub k_cache_stride: [i64; 3],
+    pub v_cache_stride: [i64; 3],
+    pub slots: u64,
+    pub kv_indices: u64,
+    pub kv_indptr: u64,
+    pub batch_indices: u64,
+    pub q_scale: u64,
+    pub k_scale: u64,
+    pub v_scale: u64,
+    pub block_size: Divider,
+    pub slot_count: u32,
+    pub requests: u32,
+    pub pages: u32,
+    pub eps: f32,
+    pub q_nodes: u32,
+    pub k_nodes: u32,
+    pub stage: u32,
+    pub reserved: u32,
+}
+
 // The same figure stands in templates/params.h, where the compilers check it.
 const _: () = assert!(size_of::<Params>() == 272 && align_of::<Params>() == 8 && size_of::<AngleParams>() == 1028);
 const _: () = assert!(size_of::<ShapeParams>() == 88);
+const _: () = assert!(size_of::<FusedParams>() == 320);
 
 #[cfg(test)]
 mod tests {

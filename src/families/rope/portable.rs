@@ -83,6 +83,7 @@ impl Portable {
             threads: 128,
             vec: if self.wide { 16 / self.dtype.size() as u8 } else { narrow },
             heads: 1,
+            lanes: 0,
             load: Hint::Default,
             store: Hint::Default,
             keep_tables: false,
@@ -129,6 +130,7 @@ impl fmt::Display for Portable {
         let style = match self.style {
             PairStyle::HalfSplit => "half_split",
             PairStyle::Interleaved => "interleaved",
+            PairStyle::Deinterleave => "deinterleave",
         };
         write!(f, " {style} {}", if self.wide { "wide" } else { "narrow" })
     }
@@ -146,6 +148,7 @@ pub fn render_portable(dialect: Dialect, portable: &Portable) -> String {
             ("PORTABLE", &1),
             ("DTYPE", &dtype_name(portable.dtype)),
             ("TABLE_F32", &u8::from(table == DType::F32)),
+            ("LANES", &0),
             ("INTERLEAVED", &u8::from(portable.style == PairStyle::Interleaved)),
             ("ONE_AXIS", &u8::from(portable.wide)),
             ("WORD", &word(element)),
@@ -160,6 +163,7 @@ pub fn render_portable(dialect: Dialect, portable: &Portable) -> String {
             ("OVERLAP", &0),
             ("PREFETCH", &0),
         ],
+        false,
     )
 }
 

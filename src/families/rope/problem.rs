@@ -109,16 +109,20 @@ impl Problem for RopeProblem {
     }
 
     fn has_ahead_of_time(&self, device: &dyn Device) -> bool {
-        ahead_of_time::serves(device)
+        !self.spec.is_fused() && ahead_of_time::serves(device)
     }
 
     fn ahead_of_time(&self, device: &dyn Device) -> Result<Option<(Arc<dyn Kernel>, Config)>> {
+        if self.spec.is_fused() {
+            return Ok(None);
+        }
         let found = self.kept.ahead_of_time.get(device, &self.spec, self.class)?;
         Ok(found.map(|(kernel, variant)| (kernel, Stated::of(&variant))))
     }
 
     fn fallback(&self, device: &dyn Device) -> Option<Arc<dyn Kernel>> {
-        (device.dialect() == Dialect::Host).then(|| Arc::new(ReferenceKernel::new(&self.spec)) as _)
+        (device.dialect() == Dialect::Host && !self.spec.is_fused())
+            .then(|| Arc::new(ReferenceKernel::new(&self.spec)) as _)
     }
 
     fn prior(&self, device: &dyn Device) -> Option<(String, Config)> {

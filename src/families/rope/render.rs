@@ -7,7 +7,10 @@ use sha2::{Digest, Sha256};
 
 use super::variant::{Class, Variant};
 use crate::rope::scaling::{Mrope, TableMode};
-use crate::rope::{DType, Direction, PairStyle, PositionForm, RopeSpec, Rounding};
+use crate::rope::{
+    Append, DType, Direction, Flavour, Fp8, Norm, PairStyle, PositionForm, RopeSpec, RotaryPart, Rounding, Rsqrt,
+    ScaleUse, SlotForm, SumOrder,
+};
 pub use crate::service::device::Dialect;
 use crate::service::device::Source;
 
@@ -19,14 +22,17 @@ const CUDA: &str = include_str!("../../../templates/cuda.h");
 const HOST: &str = include_str!("../../../templates/host.h");
 const NUMERIC: &str = include_str!("../../../templates/numeric.h");
 const ANGLES: &str = include_str!("../../../templates/angles.h");
+const TURN: &str = include_str!("../../../templates/turn.h");
 const ROPE: &str = include_str!("../../../templates/rope.h");
+const PACK: &str = include_str!("../../../templates/pack.h");
+const FUSED: &str = include_str!("../../../templates/fused.h");
 
 /// SHA-256 over all templates, in hexadecimal: a choice made for other templates is not taken over.
 pub fn templates_digest() -> &'static str {
     static DIGEST: OnceBox<String> = OnceBox::new();
     DIGEST.get_or_init(|| {
         let mut hasher = Sha256::new();
-        for text in [PARAMS, CUDA, HOST, NUMERIC, ANGLES, ROPE] {
+        for text in [PARAMS, CUDA, HOST, NUMERIC, ANGLES, TURN, ROPE, PACK, FUSED] {
             hasher.update((text.len() as u64).to_le_bytes());
             hasher.update(text);
         }
@@ -40,6 +46,12 @@ extern "C" void rope_kernel_blocks(const void* const* args, const u32*, u32 firs
     rope_kernel((const RopeParams*)args[0], (const RopeAngles*)args[1], (const RopeShape*)args[2], first, last);
 }
 "#;
+const FUSED_HOST_BLOCKS: &str = r#"
+extern "C" void rope_kernel_blocks(const void* const* args, const u32*, u32 first, u32 last) {
+    rope_kernel((const RopeParams*)args[0], (const FusedParams*)args[1], (const RopeAngles*)args[2],
+                (const RopeShape*)args[3], first, last);
+}
+"#;
 
 /// A kernel's text as a device takes it.
 pub fn source(text: String) -> Source {
@@ -49,45 +61,93 @@ pub fn source(text: String) -> Source {
 /// The complete source of one kernel.
 pub fn render(dialect: Dialect, spec: &RopeSpec, class: Class, v: Variant) -> String {
     let [t, h, w] = spec.mrope.map_or([0; 3], |m| m.sections);
-    assemble(
-        dialect,
-        &[
-            ("PORTABLE", &0),
-            ("DTYPE", &dtype_name(spec.dtype)),
-            ("TABLE_F32", &u8::from(spec.table.dtype == DType::F32)),
-            ("HEAD_DIM", &spec.head_dim),
-            ("ROTARY_DIM", &spec.rotary_dim),
-            ("NUM_HEADS", &spec.num_heads),
-            ("NUM_KV_HEADS", &spec.num_kv_heads),
-            ("INTERLEAVED", &u8::from(spec.style == PairStyle::Interleaved)),
-            ("PER_OP", &u8::from(spec.rounding == Rounding::PerOp)),
-            ("BACKWARD", &u8::from(spec.direction == Direction::Backward)),
-            ("POSITIONS", &positions_code(spec.positions)),
-            ("MROPE", &mrope_code(spec.mrope.as_ref())),
-            ("MROPE_T", &t),
-            ("MROPE_H", &h),
-            ("MROPE_W", &w),
-            ("ONE_AXIS", &u8::from(spec.mrope.is_none())),
-            ("WORD", &class.word),
-            ("TABLE_WORD", &class.table_word.max(2)),
-            ("HEAD_MAJOR", &u8::from(class.head_major)),
-            ("COPY_REST", &u8::from(class.copy_rest)),
-            ("THREADS", &v.threads),
-            ("VEC", &v.vec),
-            ("HEADS_PER_THREAD", &v.heads),
-            ("LOAD_HINT", &v.load.code()),
-            ("STORE_HINT", &v.store.code()),
-            ("KEEP_TABLES", &u8::from(v.keep_tables)),
-            ("TABLELESS", &u8::from(v.tableless)),
-            ("ACCURATE", &u8::from(spec.angles == Some(TableMode::Accurate))),
-            ("OVERLAP", &u8::from(v.overlap)),
-            ("PREFETCH", &u8::from(v.prefetch)),
-        ],
-    )
+    let is_fused = spec.is_fused();
+    let mut prelude: Vec<(&str, String)> = Vec::with_capacity(64);
+    let mut all = |values: &[(&'static str, &dyn std::fmt::Display)]| {
+        prelude.extend(values.iter().map(|(name, value)| (*name, value.to_string())));
+    };
+    all(&[
+        ("PORTABLE", &0),
+        ("DTYPE", &dtype_name(spec.dtype)),
+        ("TABLE_F32", &u8::from(spec.table.dtype == DType::F32)),
+        ("HEAD_DIM", &spec.head_dim),
+        ("ROTARY_DIM", &spec.rotary_dim),
+        ("NUM_HEADS", &spec.num_heads),
+        ("NUM_KV_HEADS", &spec.num_kv_heads),
+        ("ITEMS", &spec.items()),
+        ("LANES", &v.lanes),
+        // How a fused kernel's pairs lie it is told apart.
+        ("INTERLEAVED", &u8::from(!is_fused && spec.style == PairStyle::Interleaved)),
+        ("PER_OP", &u8::from(spec.rounding == Rounding::PerOp)),
+        ("BACKWARD", &u8::from(spec.direction == Direction::Backward)),
+        ("POSITIONS", &positions_code(spec.positions)),
+        ("MROPE", &mrope_code(spec.mrope.as_ref())),
+        ("MROPE_T", &t),
+        ("MROPE_H", &h),
+        ("MROPE_W", &w),
+        ("ONE_AXIS", &u8::from(spec.mrope.is_none())),
+        ("WORD", &class.word),
+        ("TABLE_WORD", &class.table_word.max(2)),
+        ("HEAD_MAJOR", &u8::from(class.head_major)),
+        ("COPY_REST", &u8::from(class.copy_rest)),
+        ("THREADS", &v.threads),
+        ("VEC", &v.vec),
+        ("HEADS_PER_THREAD", &v.heads),
+        ("LOAD_HINT", &v.load.code()),
+        ("STORE_HINT", &v.store.code()),
+        ("KEEP_TABLES", &u8::from(v.keep_tables)),
+        ("TABLELESS", &u8::from(v.tableless)),
+        ("ACCURATE", &u8::from(spec.angles == Some(TableMode::Accurate))),
+        ("OVERLAP", &u8::from(v.overlap)),
+        ("PREFETCH", &u8::from(v.prefetch)),
+    ]);
+    if is_fused {
+        let backward = spec.direction == Direction::Backward;
+        let pairs =
+            |there: bool| spec.style == PairStyle::Interleaved || (spec.style == PairStyle::Deinterleave && there);
+        let norm = spec.norm.unwrap_or(Norm::new(Flavour::NoWeight));
+        let append = spec.append.unwrap_or(Append::new(0));
+        let scale_use = |fp8: Option<Fp8>| match fp8.map(|fp8| fp8.scale) {
+            None => 0,
+            Some(ScaleUse::Divide) => 1,
+            Some(ScaleUse::Multiply) => 2,
+        };
+        let per_head = |fp8: Option<Fp8>| u8::from(fp8.is_some_and(|fp8| fp8.per_head));
+        all(&[
+            ("IN_PAIRS", &u8::from(pairs(!backward))),
+            ("OUT_PAIRS", &u8::from(pairs(backward))),
+            ("LAST", &u8::from(spec.part == RotaryPart::Last)),
+            ("K_DIM", &spec.k_dim()),
+            ("V_DIM", &append.v_head_dim),
+            ("NORM", &u8::from(spec.norm.is_some())),
+            ("FLAVOUR", &flavour_code(norm.flavour)),
+            ("TREE", &u8::from(norm.order == SumOrder::Tree)),
+            ("IEEE", &u8::from(norm.rsqrt == Rsqrt::Ieee)),
+            ("AFTER", &u8::from(norm.after_rope)),
+            ("APPEND", &u8::from(spec.append.is_some())),
+            ("PAGES", &u8::from(append.slots == SlotForm::Pages)),
+            ("CACHE_FP8", &scale_use(append.cache)),
+            ("CACHE_PER_HEAD", &per_head(append.cache)),
+            ("Q_FP8", &scale_use(append.q)),
+            ("Q_PER_HEAD", &per_head(append.q)),
+        ]);
+    }
+    let prelude: Vec<(&str, &dyn std::fmt::Display)> = prelude.iter().map(|(n, v)| (*n, v as _)).collect();
+    assemble(dialect, &prelude, is_fused)
+}
+
+/// The number that `templates/params.h` gives a flavour.
+fn flavour_code(flavour: Flavour) -> u8 {
+    match flavour {
+        Flavour::WeightAfter => 0,
+        Flavour::OnePlusWeight => 1,
+        Flavour::WeightF32 => 2,
+        Flavour::NoWeight => 3,
+    }
 }
 
 /// The prelude, then the templates.
-pub(super) fn assemble(dialect: Dialect, prelude: &[(&str, &dyn std::fmt::Display)]) -> String {
+pub(super) fn assemble(dialect: Dialect, prelude: &[(&str, &dyn std::fmt::Display)], is_fused: bool) -> String {
     let mut text = String::with_capacity(16 << 10);
     // Writing to a String cannot fail.
     for (name, value) in prelude {
@@ -97,12 +157,14 @@ pub(super) fn assemble(dialect: Dialect, prelude: &[(&str, &dyn std::fmt::Displa
         Dialect::Cuda => ("cuda.h", CUDA),
         Dialect::Host => ("host.h", HOST),
     };
-    for (name, body) in [("params.h", PARAMS), device, ("numeric.h", NUMERIC), ("angles.h", ANGLES), ("rope.h", ROPE)] {
+    let shared = [("params.h", PARAMS), device, ("numeric.h", NUMERIC), ("angles.h", ANGLES), ("turn.h", TURN)];
+    let own: &[_] = if is_fused { &[("pack.h", PACK), ("fused.h", FUSED)] } else { &[("rope.h", ROPE)] };
+    for (name, body) in shared.iter().chain(own) {
         let _ = writeln!(text, "#line 1 \"templates/{name}\"");
         text.push_str(body);
     }
     if dialect == Dialect::Host {
-        text.push_str(HOST_BLOCKS);
+        text.push_str(if is_fused { FUSED_HOST_BLOCKS } else { HOST_BLOCKS });
     }
     text
 }
@@ -112,6 +174,7 @@ pub(super) fn dtype_name(dtype: DType) -> &'static str {
         DType::F32 => "ROPE_F32",
         DType::F16 => "ROPE_F16",
         DType::BF16 => "ROPE_BF16",
+        DType::E4M3 => unreachable!("no spec has it"),
     }
 }
 

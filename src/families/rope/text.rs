@@ -18,14 +18,19 @@ impl FromStr for Variant {
 }
 
 fn variant(s: &str) -> Option<Variant> {
-    let mut words = s.split(' ');
+    let mut words = s.split(' ').peekable();
     let mut number = |letter: char| words.next()?.strip_prefix(letter)?.parse::<u16>().ok();
     let (threads, vec, heads) = (number('t')?, number('v')?, number('h')?);
+    let lanes = match words.next_if(|word| word.starts_with('l')) {
+        None => 0,
+        Some(word) => word[1..].parse().ok().filter(|lanes| *lanes > 0)?,
+    };
     let (load, store) = words.next()?.split_once('/')?;
     let mut v = Variant {
         threads,
         vec: vec.try_into().ok()?,
         heads: heads.try_into().ok()?,
+        lanes,
         load: hint(load)?,
         store: hint(store)?,
         keep_tables: false,
@@ -89,10 +94,11 @@ pub(crate) mod tests {
 
     pub fn variants() -> impl Strategy<Value = Variant> {
         let hint = || prop::sample::select(vec![Hint::Default, Hint::Streaming, Hint::EvictFirst]);
-        (any::<(u16, u8, u8)>(), hint(), hint(), any::<[bool; 4]>()).prop_map(|(n, load, store, is)| Variant {
+        (any::<(u16, u8, u8, u8)>(), hint(), hint(), any::<[bool; 4]>()).prop_map(|(n, load, store, is)| Variant {
             threads: n.0,
             vec: n.1,
             heads: n.2,
+            lanes: n.3,
             load,
             store,
             keep_tables: is[0],

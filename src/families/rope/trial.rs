@@ -137,6 +137,8 @@ impl Scratch {
             k: (spec.num_kv_heads > 0).then(|| operand(spec.num_kv_heads, self.k_starts)).transpose()?,
             tables: self.tables(width)?,
             positions,
+            norm: None,
+            append: None,
         };
         match Call::new(spec, &args, Location::Raw, self.fault)? {
             Some(call) => launch(plan, stream, &call),

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::fused;
 use crate::error::{Error, Result};
 use crate::rope::{DType, PairStyle, RopeSpec};
 pub use crate::service::bucket::Bucket;
@@ -121,6 +122,10 @@ pub struct Variant {
     pub vec: u8,
     /// Heads per thread: they share the thread's cos/sin.
     pub heads: u8,
+    /// Of fused kernels: threads that share a head, a power of two; one has it whole. 0 of all others, whose threads need not
+    /// know of each other.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lanes: u8,
     /// Hint of loads of q and k.
     pub load: Hint,
     /// Hint of stores.
@@ -139,8 +144,12 @@ pub struct Variant {
 }
 
 impl Variant {
-    /// Threads that share a head: those that turn its pairs, and those that copy the rest.
+    /// Threads that share a head: those that turn its pairs, and those that copy the rest. Of a fused kernel: what
+    /// the variant says.
     pub fn lanes(self, spec: &RopeSpec, class: Class) -> u32 {
+        if spec.is_fused() {
+            return self.lanes.into();
+        }
         let vec = u32::from(self.vec);
         let pairs = if spec.style == PairStyle::Interleaved { vec / 2 } else { vec };
         let rest = if class.copy_rest { spec.head_dim - spec.rotary_dim } else { 0 };
@@ -148,10 +157,20 @@ impl Variant {
     }
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref)] // what serde calls
+fn is_zero(n: &u8) -> bool {
+    *n == 0
+}
+
 impl fmt::Display for Variant {
-    /// Such as `t128 v8 h2 cs/wb keep pdl`: threads, elements, heads, hints of loads and stores, and what is switched on.
+    /// Such as `t128 v8 h2 cs/wb keep pdl`: threads, elements, heads, hints of loads and stores, and what is switched on; with
+    /// the lanes of a fused kernel `t128 v8 h2 l8 cs/wb`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "t{} v{} h{} {}/{}", self.threads, self.vec, self.heads, self.load.name(), self.store.name())?;
+        write!(f, "t{} v{} h{}", self.threads, self.vec, self.heads)?;
+        if self.lanes > 0 {
+            write!(f, " l{}", self.lanes)?;
+        }
+        write!(f, " {}/{}", self.load.name(), self.store.name())?;
         for (name, on) in
             [("keep", self.keep_tables), ("tableless", self.tableless), ("pdl", self.overlap), ("pf", self.prefetch)]
         {
@@ -166,12 +185,16 @@ impl fmt::Display for Variant {
 /// The legal variants for a spec, class and bucket on a device; the first is the default.
 pub fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilities) -> Vec<Variant> {
     use Hint::{Default, EvictFirst, Streaming};
+    if spec.is_fused() {
+        return fused::space(spec, class, bucket, can);
+    }
     let heads_of_all = bucket.tokens() * u64::from(spec.num_heads + spec.num_kv_heads);
     let few = heads_of_all <= 1 << 15 || can.dialect == Dialect::Host;
     let default = Variant {
         threads: 128,
         vec: widest_piece(spec, class),
         heads: if class.table_word == 0 && !few { shared_heads(spec) } else { 1 },
+        lanes: 0,
         load: Default,
         store: if few { Default } else { Streaming },
         keep_tables: !few && class.table_word > 0,
@@ -248,13 +271,20 @@ fn shared_heads(spec: &RopeSpec) -> u8 {
 /// Elements in the widest piece: 16 bytes where dimensions and alignment allow.
 pub(super) fn widest_piece(spec: &RopeSpec, class: Class) -> u8 {
     let span = match spec.style {
-        PairStyle::HalfSplit => spec.rotary_dim / 2,
+        PairStyle::HalfSplit | PairStyle::Deinterleave => spec.rotary_dim / 2,
         PairStyle::Interleaved => spec.rotary_dim,
     };
     let rest = if class.copy_rest { spec.head_dim - spec.rotary_dim } else { 0 };
     let widest = 16 / spec.dtype.size() as u32;
     // Where a word is narrower than that, the piece is moved in several accesses: better than one element at a time.
     1 << (span | rest | widest).trailing_zeros()
+}
+
+/// A tunable, and why its value is refused.
+pub(super) type Why = (&'static str, &'static str);
+
+fn no_lanes(v: Variant) -> Result<(), Why> {
+    if v.lanes == 0 { Ok(()) } else { Err(("lanes", "are of kernels with a norm or a cache only")) }
 }
 
 /// Whether a variant is legal for a spec and class on a device.
@@ -270,16 +300,19 @@ pub fn check(spec: &RopeSpec, class: Class, v: Variant, can: Abilities) -> Resul
     if !vec.is_power_of_two() || vec as usize * spec.dtype.size() > 16 {
         return bad("vec", "must be a power of two of at most 16 bytes");
     }
-    let fits = match spec.style {
-        PairStyle::HalfSplit => (spec.rotary_dim / 2).is_multiple_of(vec),
-        PairStyle::Interleaved => vec >= 2 && spec.rotary_dim.is_multiple_of(vec),
-    };
+    if let Err(why) = if spec.is_fused() { fused::check(spec, v) } else { no_lanes(v) } {
+        return bad(why.0, why.1);
+    }
+    let fits = spec.is_fused()
+        || match spec.style {
+            PairStyle::HalfSplit | PairStyle::Deinterleave => (spec.rotary_dim / 2).is_multiple_of(vec),
+            PairStyle::Interleaved => vec >= 2 && spec.rotary_dim.is_multiple_of(vec),
+        };
     if !fits || (class.copy_rest && !(spec.head_dim - spec.rotary_dim).is_multiple_of(vec)) {
         return bad("vec", "must divide what turns and what is copied");
     }
-    let heads = spec.num_heads + spec.num_kv_heads;
-    if v.heads == 0 || !heads.is_multiple_of(u32::from(v.heads)) {
-        return bad("heads", "must divide num_heads + num_kv_heads");
+    if v.heads == 0 || !spec.items().is_multiple_of(u32::from(v.heads)) {
+        return bad("heads", "must divide the heads of q and k (and of v, where it is appended)");
     }
     if v.heads > 8 {
         return bad("heads", "must be 1 to 8");

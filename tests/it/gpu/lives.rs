@@ -37,6 +37,8 @@ fn a_graph_outlives_its_engine() {
                 k: None,
                 tables: Tables::cuda(&cos, &sin, 1, dim / 2, &stream).expect("fits"),
                 positions: Positions::Offset(0),
+                norm: None,
+                append: None,
             };
             rope.apply(Stream::from(stream.as_ref()), &args).expect("applied")
         };

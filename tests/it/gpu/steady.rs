@@ -61,6 +61,8 @@ fn no_call_waits_for_background_tuning() {
                 k: Some(Operand::out_of_place(k, Tensor::cuda(k_out, k_layout, &stream).expect("fits"))),
                 tables: Tables::cuda(&cos, &sin, 1, DIM / 2, &stream).expect("fits"),
                 positions: Positions::Offset(0),
+                norm: None,
+                append: None,
             }
         })
         .collect();

@@ -3,6 +3,7 @@
 // Constructors of `from_raw` state what their callers vouch for; there is no unsafe block here.
 #![allow(unsafe_code)]
 
+mod beside;
 pub(crate) mod borrowed;
 mod positions;
 
@@ -20,9 +21,10 @@ use crate::rope::scaling::TableMode;
 use crate::rope::{DType, Layout};
 use crate::service::device::Memory;
 
+pub use beside::{AppendArgs, NormArgs, NormGradient, Number, NumberType, SavedRsqrt, Slots, Vector, VectorInput};
 pub use positions::{CuSeqlens, Offsets, PositionIds, Positions};
 
-/// An element type that tensors and tables can have: `f32`, [`half::f16`], [`half::bf16`].
+/// An element type that tensors and tables can have: `f32`, [`half::f16`], [`half::bf16`]; caches also [`E4M3`].
 pub trait Element: sealed::Sealed + Copy {
     /// Its name.
     const DTYPE: DType;
@@ -33,6 +35,16 @@ mod sealed {
     impl Sealed for f32 {}
     impl Sealed for half::f16 {}
     impl Sealed for half::bf16 {}
+    impl Sealed for super::E4M3 {}
+}
+
+/// An fp8 number, by its bits: e4m3fn, as `torch.float8_e4m3fn`. For caches, and q of specs that write it so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(transparent)]
+pub struct E4M3(pub u8);
+
+impl Element for E4M3 {
+    const DTYPE: DType = DType::E4M3;
 }
 
 impl Element for f32 {
@@ -143,6 +155,11 @@ impl<'a> Operand<'a> {
     /// Rotated where it is.
     pub fn in_place(tensor: Tensor<'a>) -> Self {
         Self { tensor, output: None }
+    }
+
+    /// Only read: k, where the spec appends it to a cache.
+    pub fn read_only(input: impl Into<Input<'a>>) -> Self {
+        Self { tensor: input.into().0, output: None }
     }
 
     /// Read from one tensor, written to another. They must not overlap.
@@ -308,7 +325,21 @@ pub struct Args<'a> {
     pub tables: Tables<'a>,
     /// Where each token stands.
     pub positions: Positions<'a>,
+    /// For specs with a norm.
+    pub norm: Option<NormArgs<'a>>,
+    /// For specs that append to a cache. Their k is only read: it goes to the cache.
+    pub append: Option<AppendArgs<'a>>,
 }
+
+impl<'a> Args<'a> {
+    /// The arguments of a rotation that has nothing beside it.
+    pub fn new(q: Operand<'a>, k: Option<Operand<'a>>, tables: Tables<'a>, positions: Positions<'a>) -> Self {
+        Self { q, k, tables, positions, norm: None, append: None }
+    }
+}
+
+pub(crate) const UNREACHABLE: &str =
+    "is in memory that the call cannot use: not of the engine's device, or borrowed for another stream";
 
 fn fits(layout: &Layout, len: usize) -> Result<()> {
     match layout.extent() {
