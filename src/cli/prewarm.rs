@@ -260,7 +260,7 @@ mod tests {
                 0 if spec.angles.is_some() => 0,
                 word => least(word.max(2), spec.table.dtype.size()),
             },
-            copy_rest: class.copy_rest && spec.rotary_dim < spec.head_dim,
+            copy_rest: class.copy_rest && spec.rotary_dim < spec.head_dim && !spec.is_fused(),
             ..class
         }
     }
