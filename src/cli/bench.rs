@@ -186,7 +186,7 @@ impl Bench {
         let (kernel_ns, copy_ns) = (median(&kernel_ns).unwrap_or(0.0), median(&copy_ns).unwrap_or(0.0));
         let host_us = host_time(engine, || works[0].apply_to(&rope, Stream::DEFAULT, in_place).map(|_| ()))?;
         let bare = works[0].bare_launch(&rope, head_major && tokens > 1)?;
-        let bare_us = host_time(engine, bare)?;
+        let bare_us = bare.map(|bare| host_time(engine, bare)).transpose()?;
         let serving = rope.serving(u64::from(batch) * u64::from(tokens), head_major && tokens > 1);
         let (landscape, tuning_ms) = landscape(engine, &chosen.spec, batch * tokens, head_major && tokens > 1)?;
         Ok(Case {
@@ -262,7 +262,7 @@ fn print(report: &Report) -> Result<()> {
             format!("{:.3}", c.ratio),
             if worst.is_finite() { format!("{worst:.3}") } else { "–".into() },
             format!("{:.2}", c.host_us),
-            format!("{:.2}", c.bare_us),
+            c.bare_us.map_or_else(|| "–".into(), |us| format!("{us:.2}")),
         ]
     });
     let header = ["shape", "dtype", "form", "variant", "MB", "µs", "ratio", "worst", "host µs", "bare µs"];

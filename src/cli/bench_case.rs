@@ -10,7 +10,7 @@ pub struct Case {
     pub dtype: DType,
     pub layout: &'static str,
     pub in_place: bool,
-    /// Bytes of q and k read and written.
+    /// Bytes of tensors and caches read and written.
     pub bytes: usize,
     pub copy_us: f64,
     pub device_us: f64,
@@ -19,8 +19,8 @@ pub struct Case {
     pub variant: String,
     /// Host time of one call.
     pub host_us: f64,
-    /// Host time of one launch of the same kernel by the driver alone.
-    pub bare_us: f64,
+    /// Host time of one launch of the same kernel by the driver alone; none for the gradient of a norm, which is two.
+    pub bare_us: Option<f64>,
     /// The tuning run's candidates, as a ratio of its copy.
     pub landscape: Vec<Candidate>,
     /// How long tuning took, compiling included, when it was done.

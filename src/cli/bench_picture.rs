@@ -87,7 +87,7 @@ mod tests {
             ratio,
             variant: String::new(),
             host_us: 0.0,
-            bare_us: 0.0,
+            bare_us: None,
             landscape: vec![
                 Candidate { variant: "t128".into(), ratio: 0.5 },
                 Candidate { variant: "t64".into(), ratio },
