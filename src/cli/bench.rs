@@ -106,6 +106,8 @@ impl Bench {
                     spec,
                     frequencies: parameters.frequencies(None)?,
                     parameters,
+                    norm: None,
+                    root_is_open: false,
                 };
                 for head_major in [false, true] {
                     for in_place in [false, true] {

@@ -11,6 +11,7 @@ mod bench_case;
 mod bench_picture;
 mod demo;
 mod doctor;
+mod fused;
 mod inspect;
 mod lock;
 pub mod log;
