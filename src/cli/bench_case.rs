@@ -8,6 +8,7 @@ use serde::Serialize;
 pub struct Case {
     pub shape: String,
     pub dtype: DType,
+    pub spec: String,
     pub layout: &'static str,
     pub in_place: bool,
     /// Bytes of tensors and caches read and written.

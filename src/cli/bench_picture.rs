@@ -79,6 +79,7 @@ mod tests {
         let case = |ratio| Case {
             shape: "1×8 <2>".into(),
             dtype: DType::BF16,
+            spec: String::new(),
             layout: "bshd",
             in_place: false,
             bytes: 1,

@@ -9,6 +9,7 @@ pub mod advice;
 mod bench;
 mod bench_case;
 mod bench_picture;
+mod bench_shapes;
 mod demo;
 mod doctor;
 mod fused;

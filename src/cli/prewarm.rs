@@ -175,7 +175,7 @@ impl Prewarm {
         let mut report = Report::new(engines);
         for engine in engines {
             for one in chosen {
-                let one = one.clone().on(engine);
+                let one = one.clone().on(engine)?;
                 for tokens in self.buckets(&one).into_iter().map(Bucket::tokens) {
                     bar.set_message(format!("{}, {tokens} tokens, {}", one.name, engine.facts().arch));
                     let done = self.one(engine, &one, tokens)?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use ropejit::rope::model::{ModelConfig, SHIPPED};
 use ropejit::rope::scaling::{Frequencies, Mrope, RopeParameters, TableMode};
-use ropejit::rope::{Flavour, RotaryPart};
+use ropejit::rope::{Flavour, RotaryPart, Rsqrt};
 use ropejit::system::read_config;
 use ropejit::{
     DType, Direction, Engine, Error, ErrorKind, PairStyle, PositionForm, Result, RopeSpec, Rounding, TableForm,
@@ -27,7 +27,7 @@ pub struct SpecArgs {
 }
 
 /// A RoPE without a model's configuration.
-#[derive(Args, Clone)]
+#[derive(Args, Clone, Default)]
 pub struct NumberArgs {
     /// Instead of a model: elements per head.
     #[arg(long, value_name = "D", requires = "num_heads")]
@@ -168,12 +168,20 @@ pub struct Chosen {
 
 impl Chosen {
     /// As it is on an engine's device: with the reciprocal root that it has, where none was asked for.
-    #[must_use]
-    pub fn on(mut self, engine: &Engine) -> Self {
-        if let Some(norm) = self.spec.norm.as_mut().filter(|_| self.root_is_open) {
-            norm.rsqrt = root_of(engine);
+    ///
+    /// # Errors
+    /// Where one was asked for that it does not have.
+    pub fn on(mut self, engine: &Engine) -> Result<Self> {
+        let Some(norm) = self.spec.norm.as_mut() else { return Ok(self) };
+        let root = root_of(engine);
+        if self.root_is_open {
+            norm.rsqrt = root;
         }
-        self
+        if (root, norm.rsqrt) == (Rsqrt::Ieee, Rsqrt::Approx) {
+            return Err(Error::argument("--norm", "the root 'approx' is a GPU's own, and this is the processor")
+                .hint("give ieee, or leave the root out: weight_after/torch"));
+        }
+        Ok(self)
     }
 }
 
