@@ -281,3 +281,33 @@ impl Workload {
         (if norm.after_rope { self.turned(bytes, &dz, s, true) } else { dz }, parts)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+    use ropejit::{DeviceChoice, Engine};
+
+    use crate::cli::spec::SpecArgs;
+    use crate::cli::workload::Workload;
+
+    #[derive(clap::Parser)]
+    struct Only {
+        #[command(flatten)]
+        spec: SpecArgs,
+    }
+
+    /// Memory is poisoned, so that no output passes that nobody has written.
+    #[test]
+    fn what_is_not_written_is_an_error() {
+        let engine = Engine::builder().device(DeviceChoice::Host).in_memory().build().expect("opens");
+        for options in
+            ["--fused qk-norm", "--fused qk-norm --backward", "--fused append --cache fp8", "--style deinterleave"]
+        {
+            let line = format!("run --head-dim 16 --num-heads 2 {options}");
+            let only = Only::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{e}"));
+            let chosen = only.spec.choose(5).expect("valid").remove(0).on(&engine).expect("of the host");
+            let work = Workload::new(&engine, &chosen, 1, 5, false).expect("allocated");
+            assert_eq!(work.errors().expect("read").0, f64::INFINITY, "{options}");
+        }
+    }
+}
