@@ -176,8 +176,10 @@ impl Scratch {
         let (base, heads, dim) = (self.base(shot.set), self.spec.num_kv_heads, append.v_head_dim);
         let tokens = shot.batch * shot.tokens;
         let cache_type = if append.cache.is_some() { DType::E4M3 } else { self.spec.dtype };
+        // Fewer tokens than there is room for are stored where they always are.
+        let most = if shot.compared { tokens } else { self.tokens as usize };
         let cache = |which: usize, dim: u32| {
-            let layout = Layout::bshd(slots(tokens) / BLOCK, BLOCK, heads as usize, dim as usize);
+            let layout = Layout::bshd(slots(most) / BLOCK, BLOCK, heads as usize, dim as usize);
             Tensor::in_memory(self.data.as_ref(), base + self.set.outputs[which], cache_type, layout)
         };
         let v = || self.tensor(shot, base + self.set.inputs[4], heads, dim, self.spec.dtype).map(Input::from);

@@ -203,7 +203,13 @@ fn permutation(n: usize) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use super::super::{Scratch, Shot};
     use super::*;
+    use crate::families::rope::variant::{Bucket, Class};
+    use crate::rope::{Append, DType};
+    use crate::service::device::host::Host;
 
     #[test]
     fn permutations_have_each_number_once() {
@@ -211,6 +217,50 @@ mod tests {
             let mut all = permutation(n);
             all.sort_unstable();
             assert_eq!(all, (0..n).collect::<Vec<_>>());
+        }
+    }
+
+    /// Of any number of tokens, each has a slot of its own in the cache that the launch gets, but for one that has none: else a
+    /// measurement would report a slot outside to whoever asks the engine.
+    #[test]
+    fn every_token_has_a_slot_of_the_cache() {
+        let device: Arc<dyn Device> = Arc::new(Host::open());
+        for form in [SlotForm::SlotMapping, SlotForm::Pages] {
+            let spec = RopeSpec::new(DType::BF16, 16, 2, 1).with_append(Append { slots: form, ..Append::new(16) });
+            let (class, throttle) = (Class::contiguous(&spec, false, true), Throttle::full());
+            let scratch = Scratch::new(&device, &spec, class, Bucket::of(500), 0, 1 << 24, &throttle).expect("made");
+            let neighbours = scratch.neighbours.as_ref().expect("fused");
+            let read = |at: usize, size: usize, len: usize| -> Vec<i64> {
+                let mut bytes = vec![0; size * len];
+                neighbours.memory.download(at, &mut bytes).expect("read");
+                let number = |b: &[u8]| match size {
+                    8 => i64::from_ne_bytes(b.try_into().expect("eight")),
+                    _ => i32::from_ne_bytes(b.try_into().expect("four")).into(),
+                };
+                bytes.chunks(size).map(number).collect()
+            };
+            for (tokens, compared) in [(512, false), (100, false), (1, false), (194, true)] {
+                let shot = Shot { set: 1, batch: 1, tokens, compared };
+                let args = scratch.append(neighbours, shot).expect("made").expect("an append");
+                let [blocks, size, ..] = args.k_cache.layout.shape;
+                let at = &neighbours.slots[usize::from(compared)];
+                let slots: Vec<i64> = match form {
+                    SlotForm::SlotMapping => read(at.mapping, 8, tokens),
+                    SlotForm::Pages => {
+                        let Slots::Pages { kv_indices, .. } = &args.slots else { panic!("of another form") };
+                        let pages = read(at.kv_indices, 4, kv_indices.0.len);
+                        assert_eq!(read(at.kv_indptr, 4, 2), [0, kv_indices.0.len as i64]);
+                        assert!(read(at.batch_indices, 4, tokens).iter().all(|request| *request == 0));
+                        let slot = |p: i64| if p < 0 { -1 } else { pages[p as usize / BLOCK] * 16 + p % 16 };
+                        read(at.positions, 4, tokens).into_iter().map(slot).collect()
+                    }
+                };
+                let stored: BTreeSet<i64> = slots.iter().copied().filter(|slot| *slot >= 0).collect();
+                let nowhere = slots.iter().filter(|slot| **slot < 0).count();
+                assert_eq!(stored.len() + nowhere, tokens, "{form:?}, {tokens}");
+                assert!(nowhere == 1 || tokens <= 100, "{form:?}, {tokens}: one is stored nowhere");
+                assert!(stored.last().is_none_or(|slot| *slot < (blocks * size) as i64), "{form:?}, {tokens}");
+            }
         }
     }
 }
