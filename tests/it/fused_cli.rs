@@ -117,6 +117,8 @@ fn a_prewarm_for_transformers_prepares_the_norms_of_a_model() {
         assert_eq!(missing.code, 1, "{}", missing.stdout);
         missing.says(&["not in the cache", "--fused qk-norm", &format!("--norm {norm}/torch/ieee")]);
     }
+    let page = shell.ok(&["model", &config(&shell, "qwen3", &json!({}))]).stdout;
+    assert!(page.contains("weight_after of q and k"), "{page}");
     // Where it is an option, and where pairs leave as halves.
     let prepares = |model: &str| {
         let done = shell.json(&["prewarm", "--for", "transformers", "--model", model, "--tokens", "8", "--no-tune"]);

@@ -59,6 +59,14 @@ struct Bytes {
     beside: Vec<u8>,
 }
 
+impl Bytes {
+    /// A head of an input.
+    fn head(&self, part: &Part, at: [usize; 3]) -> Vec<f64> {
+        let at = part.at(at);
+        (0..part.layout.shape[3]).map(|i| f64::from(part.dtype.read(&self.input, at + i))).collect()
+    }
+}
+
 impl Workload {
     /// The largest error against the f64 reference, and the largest that rounding explains, over at most 512 tokens spread over
     /// the whole; of the output (q, k, caches, gradients of weights) where the one is most of the other.
@@ -134,12 +142,12 @@ impl Workload {
         let mut compared = Compared::new();
         for [b, s] in self.tokens_to_see() {
             for h in 0..input.layout.shape[2] {
-                let x = self.head(bytes, input, [b, s, h]);
+                let x = bytes.head(input, [b, s, h]);
                 let want = match (spec.norm, spec.direction) {
                     (None, _) => self.turned(bytes, &x, s, spec.direction == Direction::Backward),
                     (Some(norm), Direction::Forward) => self.forward(bytes, norm, which, &x, s),
                     (Some(norm), Direction::Backward) => {
-                        let taken = self.head(bytes, &self.parts.inputs[2 + which], [b, s, h]);
+                        let taken = bytes.head(&self.parts.inputs[2 + which], [b, s, h]);
                         self.backward(bytes, norm, which, &x, &taken, [b, s, h]).0
                     }
                 };
@@ -162,7 +170,7 @@ impl Workload {
         for [b, s] in self.tokens_to_see() {
             for h in 0..input.layout.shape[2] {
                 let at = self.out_at(output, true, [b, s, h]);
-                for (i, want) in self.head(bytes, input, [b, s, h]).into_iter().enumerate() {
+                for (i, want) in bytes.head(input, [b, s, h]).into_iter().enumerate() {
                     compared.add(self.stored(bytes, output, at + i, 2, h), want);
                 }
             }
@@ -185,7 +193,7 @@ impl Workload {
             let (mut want, mut terms) = (vec![0.0; dim], vec![0.0; dim]);
             for (b, s) in (0..self.batch).flat_map(|b| (0..self.tokens).map(move |s| (b, s))) {
                 for h in 0..input.layout.shape[2] {
-                    let [dy, x] = [input, taken].map(|part| self.head(bytes, part, [b, s, h]));
+                    let [dy, x] = [input, taken].map(|part| bytes.head(part, [b, s, h]));
                     let (_, parts) = self.backward(bytes, norm, which, &dy, &x, [b, s, h]);
                     for (i, part) in parts.into_iter().enumerate() {
                         want[i] += part;
@@ -200,11 +208,6 @@ impl Workload {
             compared.largest = terms.into_iter().fold(0.0, f64::max);
             Some(compared.told(self.steps(input)))
         })
-    }
-
-    fn head(&self, bytes: &Bytes, part: &Part, at: [usize; 3]) -> Vec<f64> {
-        let at = part.at(at);
-        (0..part.layout.shape[3]).map(|i| f64::from(part.dtype.read(&bytes.input, at + i))).collect()
     }
 
     /// The rotation of a head, or `back`.

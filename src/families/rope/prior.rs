@@ -347,7 +347,7 @@ impl Work {
     }
 
     fn form(&self, v: Variant) -> Form {
-        let lanes = if v.lanes == 0 { 0 } else { self.lanes / v.lanes };
+        let lanes = self.lanes.checked_div(v.lanes).unwrap_or(0);
         (v.threads, self.widest / v.vec.max(1), v.heads, lanes, v.load, v.store, v.keep_tables, v.tableless)
     }
 }
