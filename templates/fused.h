@@ -449,7 +449,8 @@ template <u32 USE> ROPE_INLINE float scaled(float x, const Scale& by) {
     if (!by.plain) return divided(x, by.scale);
     const float q = mul(x, by.reciprocal);
     const float corrected = fused(fused(-q, by.scale, x), by.reciprocal, q);
-    return bits_float(float_bits(q) & 0x7fffffffu) < 1024.0f ? corrected : q;
+    // Not zero, whose sign the correction would lose; nor infinite or NaN.
+    return (float_bits(q) & 0x7fffffffu) - 1 < 0x44800000u - 1 ? corrected : q;  // 1024
 }
 
 // Stores two pieces: as they are, or as fp8.
