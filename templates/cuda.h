@@ -115,6 +115,7 @@ template <typename T, u32 N, u32 WIDEST> struct Piece {
     union {
         Word words[WORDS];
         T elements[N];
+        u32 pairs[(N * sizeof(T) + 3) / 4];
     };
 };
 
@@ -169,10 +170,12 @@ ROPE_INLINE void wait_for_previous() {
 #define ROPE_SHARED __shared__
 ROPE_INLINE void meet() { __syncthreads(); }
 
-// Of threads that share a head: those of a warp whose numbers differ in their last bits only.
-ROPE_INLINE u32 lanes_of(u32 lanes) { return lanes == 32 ? 0xffffffffu : ((1u << lanes) - 1) << (threadIdx.x & 31 & ~(lanes - 1)); }
-ROPE_INLINE float from_lane(u32 mask, float x, u32 distance) { return __shfl_xor_sync(mask, x, distance); }
-ROPE_INLINE void meet_lanes(u32 mask) { __syncwarp(mask); }
+// Of a whole warp, all threads of which are here.
+ROPE_INLINE float from_lane(float x, u32 distance) { return __shfl_xor_sync(0xffffffffu, x, distance); }
+ROPE_INLINE bool any_lane(bool x) { return __any_sync(0xffffffffu, x); }
+ROPE_INLINE void meet_lanes() { __syncwarp(); }
+ROPE_INLINE u32 low_halves(u32 a, u32 b) { return __byte_perm(a, b, 0x5410); }
+ROPE_INLINE u32 high_halves(u32 a, u32 b) { return __byte_perm(a, b, 0x7632); }
 
 ROPE_INLINE float rsqrt_approx(float x) {
     float y;

@@ -44,41 +44,46 @@ typedef Piece<Element, VEC, ROPE_WORD> ElementPiece;
 typedef unsigned char Byte;
 constexpr u32 BYTE_WORD = ROPE_WORD / sizeof(Element) < 1 ? 1 : ROPE_WORD / sizeof(Element);
 
-ROPE_INLINE Two two_of(const ElementPiece& piece, u32 word) {
-    return VEC == 1 ? pack(piece.elements[0], Element()) : pack(piece.elements[2 * word], piece.elements[(2 * word + 1) % VEC]);
+template <typename P> ROPE_INLINE Two two_of(const P& piece, u32 word) {
+#if ROPE_DTYPE == ROPE_F32
+    return {piece.elements[2 * word], VEC == 1 ? 0.0f : piece.elements[(2 * word + 1) % VEC]};
+#else
+    return VEC == 1 ? pack(piece.elements[0], 0) : Two{piece.pairs[word]};
+#endif
+}
+
+ROPE_INLINE void set_two(ElementPiece& piece, u32 word, Two x) {
+#if ROPE_DTYPE == ROPE_F32
+    piece.elements[2 * word] = x.low;
+    if (VEC > 1) piece.elements[(2 * word + 1) % VEC] = x.high;
+#else
+    if (VEC == 1) piece.elements[0] = first(x);
+    else piece.pairs[word] = x.bits;
+#endif
 }
 
 // Pieces to pairs, and back.
 template <bool PAIRED> ROPE_INLINE void gather(Slot& slot, const ElementPiece& a, const ElementPiece& b) {
-    if (!PAIRED) {
-        ROPE_UNROLL for (u32 i = 0; i < WORDS; ++i) {
-            slot.x[i] = two_of(a, i);
-            slot.y[i] = two_of(b, i);
-        }
-        return;
-    }
-    Element all[2 * VEC];
-    ROPE_UNROLL for (u32 i = 0; i < VEC; ++i) {
-        all[i] = a.elements[i];
-        all[VEC + i] = b.elements[i];
+    Two all[2 * WORDS];
+    ROPE_UNROLL for (u32 i = 0; i < WORDS; ++i) {
+        all[i] = two_of(a, i);
+        all[WORDS + i] = two_of(b, i);
     }
     ROPE_UNROLL for (u32 i = 0; i < WORDS; ++i) {
-        slot.x[i] = pack(all[4 * i], VEC == 1 ? Element() : all[(4 * i + 2) % (2 * VEC)]);
-        slot.y[i] = pack(all[4 * i + 1], VEC == 1 ? Element() : all[(4 * i + 3) % (2 * VEC)]);
+        slot.x[i] = PAIRED && VEC > 1 ? lows(all[2 * i], all[2 * i + 1]) : all[i];
+        slot.y[i] = PAIRED && VEC > 1 ? highs(all[2 * i], all[2 * i + 1]) : all[WORDS + i];
     }
 }
 
 template <bool PAIRED> ROPE_INLINE void scatter(const Slot& slot, ElementPiece& a, ElementPiece& b) {
-    Element all[2 * VEC];
-    ROPE_UNROLL for (u32 i = 0; i < VEC; ++i) {
-        const Element x = i % 2 ? second(slot.x[i / 2]) : first(slot.x[i / 2]);
-        const Element y = i % 2 ? second(slot.y[i / 2]) : first(slot.y[i / 2]);
-        all[PAIRED ? 2 * i : i] = x;
-        all[PAIRED ? 2 * i + 1 : VEC + i] = y;
+    Two all[2 * WORDS];
+    ROPE_UNROLL for (u32 i = 0; i < WORDS; ++i) {
+        all[PAIRED && VEC > 1 ? 2 * i : i] = PAIRED && VEC > 1 ? lows(slot.x[i], slot.y[i]) : slot.x[i];
+        all[PAIRED && VEC > 1 ? 2 * i + 1 : WORDS + i] = PAIRED && VEC > 1 ? highs(slot.x[i], slot.y[i]) : slot.y[i];
     }
-    ROPE_UNROLL for (u32 i = 0; i < VEC; ++i) {
-        a.elements[i] = all[i];
-        b.elements[i] = all[VEC + i];
+    ROPE_UNROLL for (u32 i = 0; i < WORDS; ++i) {
+        set_two(a, i, all[i]);
+        set_two(b, i, all[WORDS + i]);
     }
 }
 
@@ -107,12 +112,29 @@ struct Angle {
 
 ROPE_INLINE void load_angle(Angle& angle, const RopeParams& p, const Angles& angles, const Shape& shape, const Token& at,
                             u32 number) {
+#if ROPE_PER_OP && !ROPE_TABLE_F32 && !ROPE_TABLELESS && ROPE_ONE_AXIS
+    // As they stand in the table.
+    const i64 row = table_row(p, shape, at, 0), entry = at.batch * p.table_batch_stride + row * p.table_row_stride + number * VEC;
+    Piece<TableElement, VEC, ROPE_TABLE_WORD> c, s;
+    if (row >= 0) {
+        load_entries(c, (const TableElement*)p.cos_table + entry);
+        load_entries(s, (const TableElement*)p.sin_table + entry);
+    }
+    const float nan = bits_float(0x7fffffffu);
+    ROPE_UNROLL for (u32 i = 0; i < WORDS; ++i) {
+        angle.c[i] = row < 0 ? narrow_two(nan, nan) : two_of(c, i);
+        angle.s[i] = row < 0 ? narrow_two(nan, nan) : two_of(s, i);
+        if (shape.backward) angle.s[i] = negated(angle.s[i]);
+    }
+#else
     float c[VEC], s[VEC];
-    load_angles(p, angles, shape, at, number, c, s);
+    load_axes(p, angles, shape, at, number, c, s);
+    ROPE_UNROLL for (u32 i = 0; i < VEC; ++i) {
+        if (shape.backward) s[i] = -s[i];
+    }
     ROPE_UNROLL for (u32 i = 0; i < VEC; ++i) {
 #if ROPE_PER_OP
         if (i % 2) continue;
-        // Rounded already: exact.
         angle.c[i / 2] = narrow_two(c[i], VEC == 1 ? 0.0f : c[(i + 1) % VEC]);
         angle.s[i / 2] = narrow_two(s[i], VEC == 1 ? 0.0f : s[(i + 1) % VEC]);
 #else
@@ -120,6 +142,7 @@ ROPE_INLINE void load_angle(Angle& angle, const RopeParams& p, const Angles& ang
         angle.s[i] = s[i];
 #endif
     }
+#endif
 }
 
 // a' = a·c − b·s, b' = b·c + a·s; with `BACK` the rotation back.
@@ -176,14 +199,14 @@ template <bool EXACT> struct Products {
     }
 };
 
-constexpr u32 ceil_power(u32 n) { return n <= 1 ? 1 : 2 * ceil_power((n + 1) / 2); }
+ROPE_INLINE constexpr u32 ceil_power(u32 n) { return n <= 1 ? 1 : 2 * ceil_power((n + 1) / 2); }
 constexpr bool POWER = (DIM & (DIM - 1)) == 0;
 constexpr u32 HALF = NORM_PAIRS ? 2 * VEC : VEC;  // neighbours that a thread has
 
 // Lane i += lane i + n for n = 16, 8, 4, 2, 1, a thread having `COUNT` neighbouring ones of the COUNT · LANES that are left.
-template <u32 COUNT> ROPE_INLINE float fold(float (&part)[COUNT], u32 mask) {
+template <u32 COUNT> ROPE_INLINE float fold(float (&part)[COUNT]) {
     ROPE_UNROLL for (u32 n = COUNT * LANES / 2; n >= COUNT && n > 0; n /= 2) {
-        ROPE_UNROLL for (u32 i = 0; i < COUNT; ++i) part[i] = add(part[i], from_lane(mask, part[i], n / COUNT));
+        ROPE_UNROLL for (u32 i = 0; i < COUNT; ++i) part[i] = add(part[i], from_lane(part[i], n / COUNT));
     }
     ROPE_UNROLL for (u32 n = COUNT / 2; n > 0; n /= 2) {
         ROPE_UNROLL for (u32 i = 0; i < n; ++i) part[i] = add(part[i], part[i + n]);
@@ -192,11 +215,11 @@ template <u32 COUNT> ROPE_INLINE float fold(float (&part)[COUNT], u32 mask) {
 }
 
 // The same the other way: neighbours first.
-template <u32 COUNT> ROPE_INLINE float fold_neighbours(float (&part)[COUNT], u32 mask) {
+template <u32 COUNT> ROPE_INLINE float fold_neighbours(float (&part)[COUNT]) {
     ROPE_UNROLL for (u32 n = 1; n < COUNT; n *= 2) {
         ROPE_UNROLL for (u32 i = 0; i + n < COUNT; i += 2 * n) part[i] = add(part[i], part[i + n]);
     }
-    ROPE_UNROLL for (u32 n = 1; n < LANES; n *= 2) part[0] = add(part[0], from_lane(mask, part[0], n));
+    ROPE_UNROLL for (u32 n = 1; n < LANES; n *= 2) part[0] = add(part[0], from_lane(part[0], n));
     return part[0];
 }
 
@@ -205,19 +228,19 @@ constexpr bool FOURS = DIM >= 128 && DIM % 4 == 0;  // four neighbours are a lan
 constexpr bool DIRECT = POWER && WHOLE && LANES > 1 && OWN == 1 && EVEN && VEC >= 2 &&
                         (!FOURS || (HALF % 4 == 0 && DIM <= (NORM_PAIRS ? 128 : 256)));
 
-template <typename P> ROPE_INLINE float sum_direct(const P& products, u32 mask) {
+template <typename P> ROPE_INLINE float sum_direct(const P& products) {
     if (ROPE_TREE) {
         if (NORM_PAIRS) {
             float part[2 * VEC];
             ROPE_UNROLL for (u32 i = 0; i < 2 * VEC; ++i) part[i] = products.piece(0, i);
-            return fold_neighbours<2 * VEC>(part, mask);
+            return fold_neighbours<2 * VEC>(part);
         }
         float x[VEC], y[VEC];
         ROPE_UNROLL for (u32 i = 0; i < VEC; ++i) {
             x[i] = products.of(0, false, i);
             y[i] = products.of(0, true, i);
         }
-        return add(fold_neighbours<VEC>(x, mask), fold_neighbours<VEC>(y, mask));
+        return add(fold_neighbours<VEC>(x), fold_neighbours<VEC>(y));
     }
     if (!FOURS) {
         // Elements i, i + 32 are of one lane; of fewer than 64, the second half meets the first when lanes are folded.
@@ -226,7 +249,7 @@ template <typename P> ROPE_INLINE float sum_direct(const P& products, u32 mask) 
             part[i] = products.piece(0, i);
             if (!NORM_PAIRS) part[i] = products.plus_piece(part[i], 0, VEC + i);
         }
-        return fold<HALF>(part, mask);
+        return fold<HALF>(part);
     }
     float part[HALF < 4 ? 1 : HALF / 4];
     ROPE_UNROLL for (u32 i = 0; i < HALF / 4; ++i) {
@@ -246,11 +269,11 @@ template <typename P> ROPE_INLINE float sum_direct(const P& products, u32 mask) 
             part[i] = add(add(add(run[0], run[1]), run[2]), run[3]);
         }
     }
-    return fold<(HALF < 4 ? 1 : HALF / 4)>(part, mask);
+    return fold<(HALF < 4 ? 1 : HALF / 4)>(part);
 }
 
 // From all products of a head in memory, in its order: any head_dim.
-ROPE_INLINE float sum_all(const float* all, u32 lane, u32 mask) {
+ROPE_INLINE float sum_all(const float* all, u32 lane) {
     if (ROPE_TREE) {
         constexpr u32 COUNT = ceil_power(DIM) / LANES < 1 ? 1 : ceil_power(DIM) / LANES;
         float part[COUNT];
@@ -258,7 +281,7 @@ ROPE_INLINE float sum_all(const float* all, u32 lane, u32 mask) {
             const u32 at = lane * COUNT + i;
             part[i] = at < DIM ? all[at] : 0.0f;
         }
-        return fold_neighbours<COUNT>(part, mask);
+        return fold_neighbours<COUNT>(part);
     }
     constexpr u32 COUNT = 32 / LANES;
     float part[COUNT];
@@ -275,12 +298,12 @@ ROPE_INLINE float sum_all(const float* all, u32 lane, u32 mask) {
             for (u32 e = at; e < DIM; e += 32) part[i] = add(part[i], all[e]);
         }
     }
-    return fold<COUNT>(part, mask);
+    return fold<COUNT>(part);
 }
 
 // `all` is for the products of one head.
-template <typename P> ROPE_INLINE float sum(const P& products, float* all, u32 lane, u32 mask) {
-    if (DIRECT) return sum_direct(products, mask);
+template <typename P> ROPE_INLINE float sum(const P& products, float* all, u32 lane) {
+    if (DIRECT) return sum_direct(products);
     ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
         const u32 number = number_of(lane, n);
         if (!has(number, SLOTS)) continue;
@@ -291,18 +314,18 @@ template <typename P> ROPE_INLINE float sum(const P& products, float* all, u32 l
             all[paired ? at.a + 2 * i + 1 : at.b + i] = products.of(n, true, i);
         }
     }
-    meet_lanes(mask);
-    const float total = sum_all(all, lane, mask);
-    meet_lanes(mask);
+    meet_lanes();
+    const float total = sum_all(all, lane);
+    meet_lanes();
     return total;
 }
 
 // Squares of f16 are numbers of f32, and those of bf16 but for the smallest.
-ROPE_INLINE float sum_of_squares(const Wide* x, float* all, u32 lane, u32 mask) {
+ROPE_INLINE float sum_of_squares(const Wide* x, float* all, u32 lane) {
     constexpr bool EXACT = ROPE_DTYPE != ROPE_F32;
-    const float total = sum(Products<EXACT>{x, x}, all, lane, mask);
-    if (ROPE_DTYPE != ROPE_BF16 || !DIRECT || total >= 7.9e-31f) return total;  // 2^-100; NaN goes on
-    return sum(Products<false>{x, x}, all, lane, mask);
+    const float total = sum(Products<EXACT>{x, x}, all, lane);
+    if (ROPE_DTYPE != ROPE_BF16 || !DIRECT || !any_lane(total < 7.9e-31f)) return total;  // 2^-100
+    return sum(Products<false>{x, x}, all, lane);
 }
 
 ROPE_INLINE float reciprocal_root(float squares, float eps) {
@@ -496,12 +519,19 @@ template <u32 USE, bool PAIRED> ROPE_INLINE void put(void* to, i64 head, const S
 
 #if !(ROPE_NORM && ROPE_BACKWARD)
 
-// Forward, for a group of heads of one token; and what has no norm, in both directions.
+ROPE_INLINE void turn_all(Slot (&slot)[OWN], const Angle (&angle)[OWN], u32 lane, u32 count, bool stays) {
+    ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
+        if (!stays && has(number_of(lane, n), count) && turns(number_of(lane, n))) turn<false>(slot[n], angle[n]);
+    }
+}
+
+// Forward, for a group of heads of one token; and what has no norm, in both directions. Threads without work (`is` is false)
+// do that of others, and write nothing.
 ROPE_INLINE void fused_unit(const RopeParams& p, const FusedParams& f, const Angles& angles, const Shape& shape, u32 unit,
-                            float* all) {
+                            bool is, float* all) {
     Unit own = unit_of(p, shape, unit);
     Token& at = own.at;
-    const u32 groups = count(shape.groups), lane = own.lane, mask = lanes_of(LANES);
+    const u32 groups = count(shape.groups), lane = own.lane;
     const u32 num_heads = shape.num_heads, num_kv_heads = shape.num_kv_heads;
 
     // Which of q, k and v a head is of, and its number there.
@@ -525,7 +555,7 @@ ROPE_INLINE void fused_unit(const RopeParams& p, const FusedParams& f, const Ang
     }
     wait_for_previous();
 
-    Slot slots[HEADS][OWN];
+    Slot slots[HEADS][OWN] = {};
     ROPE_UNROLL for (u32 h = 0; h < HEADS; ++h) {
         if (is_v[h]) continue;
         const u32 dim = is_k[h] ? ROPE_K_DIM : DIM;
@@ -544,6 +574,36 @@ ROPE_INLINE void fused_unit(const RopeParams& p, const FusedParams& f, const Ang
         if (has(number, SLOTS) && turns(number) && !stays) load_angle(angle[n], p, angles, shape, at, number);
     }
     ROPE_UNROLL for (u32 h = 0; h < HEADS; ++h) {
+        Slot(&slot)[OWN] = slots[h];
+        const u32 dim = is_k[h] ? ROPE_K_DIM : DIM, count = dim / 2 / VEC;
+#if ROPE_NORM
+        // Asked for before the sum, which they need not wait for.
+        Weight weight[OWN];
+        ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
+            if (!has(number_of(lane, n), count)) continue;
+            load_weight(weight[n], (const Element*)(is_k[h] ? f.k_weight : f.q_weight), number_of(lane, n));
+        }
+#endif
+        if (ROPE_AFTER || !ROPE_NORM) turn_all(slot, angle, lane, count, stays);
+#if ROPE_NORM
+        // All threads of a warp are here, whatever their heads are of.
+        Wide wide[OWN];
+        ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) wide[n] = widened(slot[n]);
+        const float r = reciprocal_root(sum_of_squares(wide, all, lane), f.eps);
+        if (!stays && !is_v[h] && is) {
+            float* const saved = is_k[h] ? f.k_rsqrt : f.q_rsqrt;
+            if (saved && lane == 0) {
+                saved[(at.batch * p.tokens_total + at.token) * (is_k[h] ? num_kv_heads : num_heads) + head[h]] = r;
+            }
+            ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
+                if (has(number_of(lane, n), count)) normalise(slot[n], weight[n], r);
+            }
+        }
+        if (!ROPE_AFTER) turn_all(slot, angle, lane, count, stays);
+#endif
+        // Pairs that move are written where other threads have read.
+        if (IN_PAIRS != OUT_PAIRS) meet_lanes();
+        if (!is) continue;
 #if ROPE_APPEND
         if (is_v[h]) {
             if (!cache.is) continue;
@@ -559,37 +619,6 @@ ROPE_INLINE void fused_unit(const RopeParams& p, const FusedParams& f, const Ang
             continue;
         }
 #endif
-        Slot(&slot)[OWN] = slots[h];
-        const u32 dim = is_k[h] ? ROPE_K_DIM : DIM, count = dim / 2 / VEC;
-        if (!stays) {
-#if ROPE_NORM
-            if (ROPE_AFTER) {
-                ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
-                    if (has(number_of(lane, n), count) && turns(number_of(lane, n))) turn<false>(slot[n], angle[n]);
-                }
-            }
-            Wide wide[OWN];
-            ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) wide[n] = widened(slot[n]);
-            const float r = reciprocal_root(sum_of_squares(wide, all, lane, mask), f.eps);
-            float* const saved = is_k[h] ? f.k_rsqrt : f.q_rsqrt;
-            if (saved && lane == 0) {
-                saved[(at.batch * p.tokens_total + at.token) * (is_k[h] ? num_kv_heads : num_heads) + head[h]] = r;
-            }
-            ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
-                if (!has(number_of(lane, n), count)) continue;
-                Weight weight;
-                load_weight(weight, (const Element*)(is_k[h] ? f.k_weight : f.q_weight), number_of(lane, n));
-                normalise(slot[n], weight, r);
-            }
-#endif
-            if (!(ROPE_NORM && ROPE_AFTER)) {
-                ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
-                    if (has(number_of(lane, n), count) && turns(number_of(lane, n))) turn<false>(slot[n], angle[n]);
-                }
-            }
-        }
-        // Pairs that move are written where other threads have read.
-        if (IN_PAIRS != OUT_PAIRS) meet_lanes(mask);
 #if ROPE_APPEND
         if (is_k[h]) {
             if (!cache.is) continue;
@@ -623,17 +652,23 @@ ROPE_INLINE void fused_thread(const RopeParams& p, const FusedParams& f, const A
                               u32 thread) {
     ROPE_PRODUCTS(own)
     const u32 unit = block * ROPE_THREADS + thread;
-    if (unit < p.units) fused_unit(p, f, angles, shape, unit, own);
+    const bool is = unit < p.units;
+#if ROPE_LANES == 1
+    if (is) fused_unit(p, f, angles, shape, unit, true, own);
+#else
+    if (p.units) fused_unit(p, f, angles, shape, is ? unit : p.units - LANES + unit % LANES, is, own);
+#endif
 }
 
 #else
 
-// The gradient. Heads are rows, numbered as (token, head): tiles of 32 of them are worked off in sequence, so that the
-// gradient of the weight is added up in registers: row after row in a tile, then tiles as a balanced tree, neighbours first.
-// A block adds up its tiles; what is left, a node a block, a second launch does.
+// The gradient. Heads are rows, numbered as (token, head). Of each 1024 rows, tile t of 32 has rows t, t + 32, …, which a group
+// of threads works off in sequence, so that the gradient of the weight is added up in registers, and neighbouring groups
+// read neighbouring rows. Then tiles are added up as a balanced tree, neighbours first: those of a block by the block, what is
+// left, a node a block, by a second launch.
 
 constexpr bool WEIGHTED = ROPE_FLAVOUR != ROPE_NO_WEIGHT;
-constexpr u32 TILE = 32;
+constexpr u32 TILE = 32;  // rows of a tile, and tiles that are interleaved
 
 // What a row reads, and where it writes.
 struct Row {
@@ -675,19 +710,12 @@ ROPE_INLINE Wide turned(const Slot& slot, const Angle& angle) {
 #endif
 
 ROPE_INLINE void row_back(const RopeParams& p, const FusedParams& f, const Row& row, const Angle (&angle)[OWN], bool stays,
-                          const Weight (&weight)[OWN], Wide (&sums)[OWN], bool is_k, u32 lane, u32 mask, float* all) {
+                          bool is, const Weight (&weight)[OWN], Wide (&sums)[OWN], bool is_k, u32 lane, float* all) {
     void* const out = is_k ? p.k.out : p.q.out;
     const i64 to = is_k ? offset(p.k.out_stride, row.at.batch, row.at.token, row.head)
                         : offset(p.q.out_stride, row.at.batch, row.at.token, row.head);
     const Scale by = {1.0f, 1.0f, false};
-    if (stays) {
-        if (out == (is_k ? p.k.in : p.q.in)) return;
-        ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
-            const u32 slot = number_of(lane, n);
-            if (has(slot, SLOTS)) put<ROPE_AS_IT_IS, IN_PAIRS>(out, to, row.gradient[n], slot, DIM, by);
-        }
-        return;
-    }
+    const bool counts = is && !stays;
     const float r = row.r;
     // Of what was normalised: x, or what x was turned to.
     Wide x[OWN], inner[OWN];
@@ -735,18 +763,24 @@ ROPE_INLINE void row_back(const RopeParams& p, const FusedParams& f, const Row& 
 #endif
 #if ROPE_FLAVOUR != ROPE_NO_WEIGHT
         ROPE_UNROLL for (u32 i = 0; i < VEC; ++i) {
-            sums[n].x[i] = add(sums[n].x[i], terms.x[i]);
-            sums[n].y[i] = add(sums[n].y[i], terms.y[i]);
+            if (counts) sums[n].x[i] = add(sums[n].x[i], terms.x[i]);
+            if (counts) sums[n].y[i] = add(sums[n].y[i], terms.y[i]);
         }
 #endif
     }
     // Of r: its gradient, then that of the mean, of which each element has a part.
-    const float of_r = sum(Products<false>{inner, x}, all, lane, mask);
+    const float of_r = sum(Products<false>{inner, x}, all, lane);
     const float of_mean = mul(mul(mul(-0.5f, of_r), mul(mul(r, r), r)), 1.0f / DIM);
-    if (IN_PAIRS != OUT_PAIRS) meet_lanes(mask);
+    if (IN_PAIRS != OUT_PAIRS) meet_lanes();
+    if (!is) return;
+    const bool in_place = out == (is_k ? p.k.in : p.q.in);
     ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
         const u32 number = number_of(lane, n);
         if (!has(number, SLOTS)) continue;
+        if (stays) {
+            if (!in_place) put<ROPE_AS_IT_IS, IN_PAIRS>(out, to, row.gradient[n], number, DIM, by);
+            continue;
+        }
         Slot result;
         ROPE_UNROLL for (u32 i = 0; i < WORDS; ++i) {
             const u32 j = 2 * i, k = VEC == 1 ? 0 : 2 * i + 1;
@@ -761,8 +795,8 @@ ROPE_INLINE void row_back(const RopeParams& p, const FusedParams& f, const Row& 
 
 ROPE_INLINE void tiles_back(const RopeParams& p, const FusedParams& f, const Angles& angles, const Shape& shape, u32 block,
                             u32 thread, float* products) {
-    const u32 tokens = p.sequences * p.tokens.divisor, lane = thread % LANES, mask = lanes_of(LANES);
-    const u32 q_tiles = (tokens * shape.num_heads + TILE - 1) / TILE, q_blocks = (q_tiles + GROUPS - 1) / GROUPS;
+    const u32 tokens = p.sequences * p.tokens.divisor, lane = thread % LANES;
+    const u32 q_tiles = (tokens * shape.num_heads + TILE * TILE - 1) / (TILE * TILE) * TILE, q_blocks = (q_tiles + GROUPS - 1) / GROUPS;
     const bool is_k = block >= q_blocks;
     const u32 heads = is_k ? shape.num_kv_heads : shape.num_heads, rows = tokens * heads;
     const u32 node = is_k ? block - q_blocks : block, tile = node * GROUPS + thread / LANES;
@@ -777,30 +811,32 @@ ROPE_INLINE void tiles_back(const RopeParams& p, const FusedParams& f, const Ang
         }
     }
     // The next row is on its way while one is worked off. Where the token is the same, so are cos and sin.
-    const u32 begin = tile * TILE, end = begin + TILE < rows ? begin + TILE : rows;
-    Row next;
-    if (begin < end) load_row_of(next, p, f, begin, heads, is_k, lane);
+    const u32 begin = tile / TILE * (TILE * TILE) + tile % TILE;
+    Row next = {};
+    if (begin < rows) load_row_of(next, p, f, begin, heads, is_k, lane);
     Angle angle[OWN];
     u32 angle_of = 0xffffffffu;
     bool stays = false;
-    for (u32 number = begin; number < end; ++number) {
-        Row row = next;
-        if (number + 1 < end) load_row_of(next, p, f, number + 1, heads, is_k, lane);
-        if (row.of_token != angle_of) {
+    for (u32 i = 0; i < TILE; ++i) {
+        const bool is = begin + i * TILE < rows;
+        const Row row = next;
+        if (i + 1 < TILE && begin + (i + 1) * TILE < rows) load_row_of(next, p, f, begin + (i + 1) * TILE, heads, is_k, lane);
+        if (is && row.of_token != angle_of) {
             angle_of = row.of_token;
-            stays = is_packed(shape) && !find_sequence(p, shape, row.at);
+            Token at = row.at;
+            stays = is_packed(shape) && !find_sequence(p, shape, at);
             ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
                 const u32 slot = number_of(lane, n);
-                if (has(slot, SLOTS) && turns(slot) && !stays) load_angle(angle[n], p, angles, shape, row.at, slot);
+                if (has(slot, SLOTS) && turns(slot) && !stays) load_angle(angle[n], p, angles, shape, at, slot);
             }
         }
-        row_back(p, f, row, angle, stays, weight, sums, is_k, lane, mask, products);
+        row_back(p, f, row, angle, stays, is, weight, sums, is_k, lane, products);
     }
     if (!WEIGHTED) return;
 
     float* const nodes = f.nodes + (i64)(is_k ? f.q_nodes : 0) * DIM;
 #if ROPE_LANES == 1
-    if (begin >= rows) return;
+    if (tile >= (is_k ? f.k_nodes : f.q_nodes)) return;
     float* const mine = nodes + (i64)tile * DIM;
 #else
     ROPE_SHARED float of_tiles[GROUPS][DIM];
