@@ -1,6 +1,9 @@
 //! temporary
-use ropejit::jit::{Class, Variant, render::{render, Dialect}};
 use ropejit::RopeSpec;
+use ropejit::jit::{
+    Class, Variant,
+    render::{Dialect, render},
+};
 fn main() {
     let a: Vec<String> = std::env::args().collect();
     let spec: RopeSpec = a[2].parse().unwrap();
