@@ -167,6 +167,18 @@ ROPE_INLINE void wait_for_previous() {
 #define ROPE_ARGUMENTS const __grid_constant__ RopeParams p
 #endif
 
+// Copies of 16 bytes into shared memory that the thread need not wait for: what it has asked for since is in a later group.
+#if __CUDA_ARCH__ >= 800
+#define ROPE_ASYNC 1
+ROPE_INLINE void copy_async(void* to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from) : "memory");
+}
+ROPE_INLINE void end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int LATER> ROPE_INLINE void wait_for_group() { asm volatile("cp.async.wait_group %0;" ::"n"(LATER) : "memory"); }
+#else
+#define ROPE_ASYNC 0
+#endif
+
 #define ROPE_SHARED __shared__
 ROPE_INLINE void meet() { __syncthreads(); }
 

@@ -506,6 +506,12 @@ template <u32 USE, bool PAIRED> ROPE_INLINE void put(void* to, i64 head, const S
     put_pieces<USE>(to, head + at.a, head + at.b, a, b, by);
 }
 
+#if ROPE_ASYNC
+#define ROPE_STAGES(stages) ROPE_SHARED Stage stages[STAGES];
+#else
+#define ROPE_STAGES(stages)
+#endif
+
 // Where a head's products are added up that are not in registers.
 #if !ROPE_NORM
 #define ROPE_PRODUCTS(own) float* const own = 0;
@@ -577,11 +583,12 @@ ROPE_INLINE void fused_unit(const RopeParams& p, const FusedParams& f, const Ang
         Slot(&slot)[OWN] = slots[h];
         const u32 dim = is_k[h] ? ROPE_K_DIM : DIM, count = dim / 2 / VEC;
 #if ROPE_NORM
-        // Asked for before the sum, which they need not wait for.
+        // Early, weights are there when the sum is; late, they do not stand in line with what comes from memory meanwhile, and
+        // more of that is on its way.
+        const Element* const weights = (const Element*)(is_k[h] ? f.k_weight : f.q_weight);
         Weight weight[OWN];
         ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
-            if (!has(number_of(lane, n), count)) continue;
-            load_weight(weight[n], (const Element*)(is_k[h] ? f.k_weight : f.q_weight), number_of(lane, n));
+            if (ROPE_EARLY && has(number_of(lane, n), count)) load_weight(weight[n], weights, number_of(lane, n));
         }
 #endif
         if (ROPE_AFTER || !ROPE_NORM) turn_all(slot, angle, lane, count, stays);
@@ -596,7 +603,9 @@ ROPE_INLINE void fused_unit(const RopeParams& p, const FusedParams& f, const Ang
                 saved[(at.batch * p.tokens_total + at.token) * (is_k[h] ? num_kv_heads : num_heads) + head[h]] = r;
             }
             ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
-                if (has(number_of(lane, n), count)) normalise(slot[n], weight[n], r);
+                if (!has(number_of(lane, n), count)) continue;
+                if (!ROPE_EARLY) load_weight(weight[n], weights, number_of(lane, n));
+                normalise(slot[n], weight[n], r);
             }
         }
         if (!ROPE_AFTER) turn_all(slot, angle, lane, count, stays);
@@ -662,38 +671,97 @@ ROPE_INLINE void fused_thread(const RopeParams& p, const FusedParams& f, const A
 
 #else
 
-// The gradient. Heads are rows, numbered as (token, head). Of each 1024 rows, tile t of 32 has rows t, t + 32, …, which a group
-// of threads works off in sequence, so that the gradient of the weight is added up in registers, and neighbouring groups
-// read neighbouring rows. Then tiles are added up as a balanced tree, neighbours first: those of a block by the block, what is
-// left, a node a block, by a second launch.
+// The gradient. Heads are rows, numbered as (token, head). A group of threads works off a tile of 32 rows in sequence, so that
+// the gradient of the weight is added up in registers. Then tiles are added up as a balanced tree, neighbours first: those of
+// a block by the block, what is left, a node a block, by a second launch.
 
 constexpr bool WEIGHTED = ROPE_FLAVOUR != ROPE_NO_WEIGHT;
-constexpr u32 TILE = 32;  // rows of a tile, and tiles that are interleaved
+constexpr u32 TILE = 32;
 
-// What a row reads, and where it writes.
-struct Row {
-    Slot gradient[OWN], x[OWN];
-    float r;
-    Token at;
-    u32 head, of_token;
+// Rows come through shared memory, where a few are on their way while one is worked off; a thread reads only what it has asked
+// for itself. Not where a thread has a head whole, or accesses are narrow.
+#if ROPE_ASYNC && ROPE_LANES > 1 && ROPE_WORD == 16
+constexpr bool STAGED = VEC * sizeof(Element) == 16;
+#else
+constexpr bool STAGED = false;
+#endif
+constexpr u32 STAGES = STAGED ? 2 : 1;
+struct alignas(16) Sixteen {
+    u32 words[4];
+};
+typedef Sixteen Stage[STAGED ? 4 * OWN : 1][STAGED ? ROPE_THREADS : 1];
+
+// Of q or of k: what is read and written, and how far apart.
+struct Side {
+    const Element *gradient, *x;
+    Element* out;
+    const float* r;
+    i64 gradient_stride[3], x_stride[3], out_stride[3];
+    u32 heads;
 };
 
-ROPE_INLINE void load_row_of(Row& row, const RopeParams& p, const FusedParams& f, u32 number, u32 heads, bool is_k, u32 lane) {
-    row.of_token = number / heads;
-    row.head = number - row.of_token * heads;
-    const u32 batch = divide(row.of_token, p.tokens);
-    row.at = {batch, row.of_token - batch * p.tokens.divisor, 0};
-    const Element* const gradient = is_k ? (const Element*)p.k.in + offset(p.k.in_stride, batch, row.at.token, row.head)
-                                         : (const Element*)p.q.in + offset(p.q.in_stride, batch, row.at.token, row.head);
-    const Element* const x = is_k ? (const Element*)f.k_x + offset(f.k_x_stride, batch, row.at.token, row.head)
-                                  : (const Element*)f.q_x + offset(f.q_x_stride, batch, row.at.token, row.head);
+ROPE_INLINE Side side_of(const RopeParams& p, const FusedParams& f, const Shape& shape, bool is_k) {
+    Side side;
+    const RopeTensor& t = is_k ? p.k : p.q;
+    side.gradient = (const Element*)t.in;
+    side.out = (Element*)t.out;
+    side.x = (const Element*)(is_k ? f.k_x : f.q_x);
+    side.r = is_k ? f.k_rsqrt : f.q_rsqrt;
+    side.heads = is_k ? shape.num_kv_heads : shape.num_heads;
+    ROPE_UNROLL for (u32 i = 0; i < 3; ++i) {
+        side.gradient_stride[i] = t.in_stride[i];
+        side.out_stride[i] = t.out_stride[i];
+        side.x_stride[i] = is_k ? f.k_x_stride[i] : f.q_x_stride[i];
+    }
+    return side;
+}
+
+// A row: its token and head.
+struct At {
+    u32 batch, token, head;
+};
+
+ROPE_INLINE At row_at(const RopeParams& p, u32 number, u32 heads) {
+    const u32 of_token = number / heads, batch = divide(of_token, p.tokens);
+    return {batch, of_token - batch * p.tokens.divisor, number - of_token * heads};
+}
+
+// The next row; whether it is of another token.
+ROPE_INLINE bool advance(At& at, const RopeParams& p, u32 heads) {
+    if (++at.head < heads) return false;
+    at.head = 0;
+    if (++at.token == p.tokens.divisor) {
+        at.token = 0;
+        ++at.batch;
+    }
+    return true;
+}
+
+// Asks for a row.
+ROPE_INLINE void ask(Stage& stage, const Element* gradient, const Element* x, u32 lane, u32 thread) {
+#if ROPE_ASYNC
     ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
         const u32 slot = number_of(lane, n);
-        if (!has(slot, SLOTS)) continue;
-        load_slot<IN_PAIRS>(row.gradient[n], gradient, slot, DIM);
-        load_slot<OUT_PAIRS>(row.x[n], x, slot, DIM);
+        if (!STAGED || !has(slot, SLOTS)) continue;
+        const Place in = place_of<IN_PAIRS>(slot, DIM), out = place_of<OUT_PAIRS>(slot, DIM);
+        copy_async(&stage[4 * n][thread], gradient + in.a);
+        copy_async(&stage[4 * n + 1][thread], gradient + in.b);
+        copy_async(&stage[4 * n + 2][thread], x + out.a);
+        copy_async(&stage[4 * n + 3][thread], x + out.b);
     }
-    row.r = (is_k ? f.k_rsqrt : f.q_rsqrt)[number];
+#endif
+}
+
+// A slot of a row that has come.
+template <bool PAIRED> ROPE_INLINE void take(Slot& slot, const Stage& stage, u32 n, u32 number, u32 thread) {
+    const Sixteen a = stage[n][thread], b = stage[n + 1][thread];
+    ElementPiece c, d;
+    ROPE_UNROLL for (u32 i = 0; i < VEC * sizeof(Element) / 4; ++i) {
+        c.pairs[i] = a.words[i];
+        d.pairs[i] = b.words[i];
+    }
+    if (turns(number)) gather<PAIRED>(slot, c, d);
+    else gather<false>(slot, c, d);
 }
 
 // The rotation back, not rounded.
@@ -709,19 +777,16 @@ ROPE_INLINE Wide turned(const Slot& slot, const Angle& angle) {
 }
 #endif
 
-ROPE_INLINE void row_back(const RopeParams& p, const FusedParams& f, const Row& row, const Angle (&angle)[OWN], bool stays,
-                          bool is, const Weight (&weight)[OWN], Wide (&sums)[OWN], bool is_k, u32 lane, float* all) {
-    void* const out = is_k ? p.k.out : p.q.out;
-    const i64 to = is_k ? offset(p.k.out_stride, row.at.batch, row.at.token, row.head)
-                        : offset(p.q.out_stride, row.at.batch, row.at.token, row.head);
+ROPE_INLINE void row_back(const Slot (&gradient)[OWN], const Slot (&own_x)[OWN], float r, Element* out, bool in_place,
+                          const Angle (&angle)[OWN], bool stays, bool is, const Weight (&weight)[OWN], Wide (&sums)[OWN],
+                          u32 lane, float* all) {
     const Scale by = {1.0f, 1.0f, false};
     const bool counts = is && !stays;
-    const float r = row.r;
     // Of what was normalised: x, or what x was turned to.
     Wide x[OWN], inner[OWN];
     ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
         const u32 number = number_of(lane, n);
-        Slot normed = row.x[n], outer = row.gradient[n];
+        Slot normed = own_x[n], outer = gradient[n];
         if (ROPE_AFTER && turns(number)) turn<true>(normed, angle[n]);
         x[n] = widened(normed);
 #if ROPE_PER_OP
@@ -769,16 +834,16 @@ ROPE_INLINE void row_back(const RopeParams& p, const FusedParams& f, const Row& 
 #endif
     }
     // Of r: its gradient, then that of the mean, of which each element has a part.
-    const float of_r = sum(Products<false>{inner, x}, all, lane);
+    constexpr bool EXACT = ROPE_FLAVOUR == ROPE_WEIGHT_AFTER && ROPE_PER_OP && ROPE_DTYPE != ROPE_F32;
+    const float of_r = sum(Products<EXACT>{inner, x}, all, lane);
     const float of_mean = mul(mul(mul(-0.5f, of_r), mul(mul(r, r), r)), 1.0f / DIM);
     if (IN_PAIRS != OUT_PAIRS) meet_lanes();
     if (!is) return;
-    const bool in_place = out == (is_k ? p.k.in : p.q.in);
     ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
         const u32 number = number_of(lane, n);
         if (!has(number, SLOTS)) continue;
         if (stays) {
-            if (!in_place) put<ROPE_AS_IT_IS, IN_PAIRS>(out, to, row.gradient[n], number, DIM, by);
+            if (!in_place) put<ROPE_AS_IT_IS, IN_PAIRS>(out, 0, gradient[n], number, DIM, by);
             continue;
         }
         Slot result;
@@ -789,17 +854,17 @@ ROPE_INLINE void row_back(const RopeParams& p, const FusedParams& f, const Row& 
             result.y[i] = narrow_two(add(mul(d.y[j], r), mul(of_mean, 2.0f * v.y[j])), add(mul(d.y[k], r), mul(of_mean, 2.0f * v.y[k])));
         }
         if (ROPE_AFTER && turns(number)) turn<false>(result, angle[n]);
-        put<ROPE_AS_IT_IS, OUT_PAIRS>(out, to, result, number, DIM, by);
+        put<ROPE_AS_IT_IS, OUT_PAIRS>(out, 0, result, number, DIM, by);
     }
 }
 
 ROPE_INLINE void tiles_back(const RopeParams& p, const FusedParams& f, const Angles& angles, const Shape& shape, u32 block,
                             u32 thread, float* products) {
     const u32 tokens = p.sequences * p.tokens.divisor, lane = thread % LANES;
-    const u32 q_tiles = (tokens * shape.num_heads + TILE * TILE - 1) / (TILE * TILE) * TILE, q_blocks = (q_tiles + GROUPS - 1) / GROUPS;
+    const u32 q_tiles = (tokens * shape.num_heads + TILE - 1) / TILE, q_blocks = (q_tiles + GROUPS - 1) / GROUPS;
     const bool is_k = block >= q_blocks;
-    const u32 heads = is_k ? shape.num_kv_heads : shape.num_heads, rows = tokens * heads;
-    const u32 node = is_k ? block - q_blocks : block, tile = node * GROUPS + thread / LANES;
+    const Side side = side_of(p, f, shape, is_k);
+    const u32 rows = tokens * side.heads, node = is_k ? block - q_blocks : block, tile = node * GROUPS + thread / LANES;
 
     wait_for_previous();
     Weight weight[OWN];
@@ -810,33 +875,79 @@ ROPE_INLINE void tiles_back(const RopeParams& p, const FusedParams& f, const Ang
             load_weight(weight[n], (const Element*)(is_k ? f.k_weight : f.q_weight), number_of(lane, n));
         }
     }
-    // The next row is on its way while one is worked off. Where the token is the same, so are cos and sin.
-    const u32 begin = tile / TILE * (TILE * TILE) + tile % TILE;
-    Row next = {};
-    if (begin < rows) load_row_of(next, p, f, begin, heads, is_k, lane);
+    const u32 begin = tile * TILE, mine_rows = begin < rows ? (rows - begin < TILE ? rows - begin : TILE) : 0;
+    At at = row_at(p, mine_rows ? begin : 0, side.heads);
+    const Element* gradient = side.gradient + offset(side.gradient_stride, at.batch, at.token, at.head);
+    const Element* x = side.x + offset(side.x_stride, at.batch, at.token, at.head);
+    Element* out = side.out + offset(side.out_stride, at.batch, at.token, at.head);
+    const bool in_place = side.out == side.gradient;
+    const float* const roots = side.r + begin;
+    At ahead = at;
+    ROPE_STAGES(stages)
+#if ROPE_ASYNC
+    ROPE_UNROLL for (u32 i = 0; i + 1 < STAGES; ++i) {
+        if (i < mine_rows) ask(stages[i], gradient, x, lane, thread);
+        end_group();
+        gradient += side.gradient_stride[2];
+        x += side.x_stride[2];
+        if (i + 1 < mine_rows && advance(ahead, p, side.heads)) {
+            gradient = side.gradient + offset(side.gradient_stride, ahead.batch, ahead.token, 0);
+            x = side.x + offset(side.x_stride, ahead.batch, ahead.token, 0);
+        }
+    }
+#endif
     Angle angle[OWN];
-    u32 angle_of = 0xffffffffu;
-    bool stays = false;
+    bool stays = false, is_new = true;
+    float next_r = mine_rows ? roots[0] : 0.0f;
     for (u32 i = 0; i < TILE; ++i) {
-        const bool is = begin + i * TILE < rows;
-        const Row row = next;
-        if (i + 1 < TILE && begin + (i + 1) * TILE < rows) load_row_of(next, p, f, begin + (i + 1) * TILE, heads, is_k, lane);
-        if (is && row.of_token != angle_of) {
-            angle_of = row.of_token;
-            Token at = row.at;
-            stays = is_packed(shape) && !find_sequence(p, shape, at);
+        const bool is = i < mine_rows;
+        Slot own_gradient[OWN] = {}, own_x[OWN] = {};
+        const float r = next_r;
+        if (i + 1 < mine_rows) next_r = roots[i + 1];
+#if ROPE_ASYNC
+        if (STAGED) {
+            wait_for_group<STAGED ? (int)STAGES - 2 : 0>();
             ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
                 const u32 slot = number_of(lane, n);
-                if (has(slot, SLOTS) && turns(slot) && !stays) load_angle(angle[n], p, angles, shape, at, slot);
+                if (!has(slot, SLOTS)) continue;
+                take<IN_PAIRS>(own_gradient[n], stages[i % STAGES], 4 * n, slot, thread);
+                take<OUT_PAIRS>(own_x[n], stages[i % STAGES], 4 * n + 2, slot, thread);
+            }
+            if (i + STAGES - 1 < mine_rows) ask(stages[(i + STAGES - 1) % STAGES], gradient, x, lane, thread);
+            end_group();
+        }
+#endif
+        ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
+            const u32 slot = number_of(lane, n);
+            if (STAGED || !is || !has(slot, SLOTS)) continue;
+            load_slot<IN_PAIRS>(own_gradient[n], gradient, slot, DIM);
+            load_slot<OUT_PAIRS>(own_x[n], x, slot, DIM);
+        }
+        gradient += side.gradient_stride[2];
+        x += side.x_stride[2];
+        if (i + STAGES < mine_rows && advance(ahead, p, side.heads)) {
+            gradient = side.gradient + offset(side.gradient_stride, ahead.batch, ahead.token, 0);
+            x = side.x + offset(side.x_stride, ahead.batch, ahead.token, 0);
+        }
+        // Where the token is the same, so are cos and sin.
+        if (is_new && is) {
+            Token token = {at.batch, at.token, 0};
+            stays = is_packed(shape) && !find_sequence(p, shape, token);
+            ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
+                const u32 slot = number_of(lane, n);
+                if (has(slot, SLOTS) && turns(slot) && !stays) load_angle(angle[n], p, angles, shape, token, slot);
             }
         }
-        row_back(p, f, row, angle, stays, is, weight, sums, is_k, lane, products);
+        row_back(own_gradient, own_x, r, out, in_place, angle, stays, is, weight, sums, lane, products);
+        out += side.out_stride[2];
+        is_new = advance(at, p, side.heads);
+        if (is_new) out = side.out + offset(side.out_stride, at.batch, at.token, 0);
     }
     if (!WEIGHTED) return;
 
     float* const nodes = f.nodes + (i64)(is_k ? f.q_nodes : 0) * DIM;
 #if ROPE_LANES == 1
-    if (tile >= (is_k ? f.k_nodes : f.q_nodes)) return;
+    if (begin >= rows) return;
     float* const mine = nodes + (i64)tile * DIM;
 #else
     ROPE_SHARED float of_tiles[GROUPS][DIM];
@@ -865,11 +976,11 @@ ROPE_INLINE void tiles_back(const RopeParams& p, const FusedParams& f, const Ang
 #endif
 }
 
-// Adds up the nodes of 32 columns: `PARTS` threads each a run of them, then their sums.
+// Adds up the nodes of a few columns: `PARTS` threads each a run of them, then their sums.
 ROPE_INLINE void nodes_back(const FusedParams& f, const Shape& shape, u32 block, u32 thread) {
-    constexpr u32 PARTS = ROPE_LANES == 1 ? 1 : ROPE_THREADS / 32, COLUMNS = (DIM + 31) / 32, CHUNK = 8;
-    const bool is_k = block >= COLUMNS;
-    const u32 column = (is_k ? block - COLUMNS : block) * 32 + thread % 32, part = thread / 32;
+    constexpr u32 WIDTH = 4, PARTS = ROPE_LANES == 1 ? 1 : ROPE_THREADS / WIDTH, BLOCKS = (DIM + WIDTH - 1) / WIDTH, CHUNK = 16;
+    const bool is_k = block >= BLOCKS;
+    const u32 column = (is_k ? block - BLOCKS : block) * WIDTH + thread % WIDTH, part = thread / WIDTH;
     const u32 count = is_k ? f.k_nodes : f.q_nodes;
     const float* const nodes = f.nodes + (i64)(is_k ? f.q_nodes : 0) * DIM + column;
     wait_for_previous();
@@ -894,16 +1005,13 @@ ROPE_INLINE void nodes_back(const FusedParams& f, const Shape& shape, u32 block,
         }
     }
 #if ROPE_LANES != 1
-    ROPE_SHARED float of_parts[PARTS][32];
-    of_parts[part][thread % 32] = total;
-    meet();
-    if (part != 0) return;
-    float parts[PARTS];
-    ROPE_UNROLL for (u32 i = 0; i < PARTS; ++i) parts[i] = of_parts[i][thread];
-    ROPE_UNROLL for (u32 n = 1; n < PARTS; n *= 2) {
-        ROPE_UNROLL for (u32 i = 0; i < PARTS; i += 2 * n) parts[i] = add(parts[i], parts[i + n]);
+    ROPE_SHARED float of_parts[PARTS][WIDTH];
+    of_parts[part][thread % WIDTH] = total;
+    for (u32 n = 1; n < PARTS; n *= 2) {
+        meet();
+        if (part % (2 * n) == 0) of_parts[part][thread % WIDTH] = add(of_parts[part][thread % WIDTH], of_parts[part + n][thread % WIDTH]);
     }
-    total = parts[0];
+    total = of_parts[part][thread % WIDTH];
 #endif
     if (part != 0 || column >= DIM || (is_k && shape.num_kv_heads == 0)) return;
     ((Element*)(is_k ? f.k_weight_gradient : f.q_weight_gradient))[column] = narrow(total);

@@ -81,6 +81,7 @@ ROPE_INLINE void wait_for_previous() {}
 
 // A thread has a head whole: it meets nobody.
 #define ROPE_SHARED
+#define ROPE_ASYNC 0
 ROPE_INLINE void meet() {}
 ROPE_INLINE float from_lane(float x, u32) { return x; }
 ROPE_INLINE bool any_lane(bool x) { return x; }

@@ -177,10 +177,9 @@ pub const MAX_HEAD_DIM: u32 = 512;
 /// Largest supported number of heads.
 pub const MAX_HEADS: u32 = 65_536;
 
-/// Tiles in which the gradient of a norm's weight is added up: of each 1024 heads, numbered as (token, head), tile `t` of 32 has
-/// heads `t`, `t + 32`, …
+/// Tiles in which the gradient of a norm's weight is added up: each has 32 heads, numbered as (token, head).
 pub fn weight_tiles(tokens: u64, heads: u32) -> u64 {
-    (tokens * u64::from(heads)).div_ceil(1024) * 32
+    (tokens * u64::from(heads)).div_ceil(32)
 }
 
 impl RopeSpec {

@@ -58,7 +58,8 @@ fn launch_tiles(plan: &Plan, stream: Stream<'_>, call: &Call<'_>, mut fused: Fus
         return Ok(());
     }
     fused.stage = 1;
-    let columns = call.head_dim.div_ceil(32);
+    // A block adds up four columns (`WIDTH` in templates/fused.h).
+    let columns = call.head_dim.div_ceil(4);
     launch_blocks(plan, stream, Geometry::row(2 * columns, threads), &params, call.angles, Some(&fused))
 }
 
