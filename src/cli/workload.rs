@@ -263,10 +263,11 @@ impl Workload {
                 for pair in 0..spec.rotary_dim as usize / 2 {
                     let entry = s * spec.table_width() as usize + pair;
                     let cs = [&cos, &sin].map(|t| f64::from(spec.table.dtype.read(t, entry)));
-                    let (i, j) = reference::pair(spec, pair);
-                    let input = [i, j].map(|i| f64::from(spec.dtype.read(&bytes[0], start + i)));
-                    let want = reference::rotate_f64(spec.direction, (input[0], input[1]), (cs[0], cs[1]));
-                    for (i, want) in [(i, want.0), (j, want.1)] {
+                    let place = reference::pair(spec, layout.shape[3] as u32, pair);
+                    let read = |i: usize| f64::from(spec.dtype.read(&bytes[0], start + i));
+                    let input = (read(place.input.0), read(place.input.1));
+                    let want = reference::rotate_f64(spec.direction, input, (cs[0], cs[1]));
+                    for (i, want) in [(place.output.0, want.0), (place.output.1, want.1)] {
                         let got = f64::from(spec.dtype.read(&bytes[1], start + i));
                         worst = worst.max((got - want).abs());
                         if !got.is_finite() {

@@ -16,6 +16,7 @@ mod faults;
 mod fleet;
 #[cfg(unix)]
 mod fork;
+mod fused;
 mod gpu;
 #[cfg(all(feature = "cli", unix))]
 mod hints;
