@@ -115,6 +115,7 @@ template <typename T, u32 N, u32 WIDEST> struct Piece {
     union {
         Word words[WORDS];
         T elements[N];
+        u32 pairs[(N * sizeof(T) + 3) / 4];
     };
 };
 
@@ -166,13 +167,27 @@ ROPE_INLINE void wait_for_previous() {
 #define ROPE_ARGUMENTS const __grid_constant__ RopeParams p
 #endif
 
+// Copies of 16 bytes into shared memory that the thread need not wait for: what it has asked for since is in a later group.
+#if __CUDA_ARCH__ >= 800
+#define ROPE_ASYNC 1
+ROPE_INLINE void copy_async(void* to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from) : "memory");
+}
+ROPE_INLINE void end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int LATER> ROPE_INLINE void wait_for_group() { asm volatile("cp.async.wait_group %0;" ::"n"(LATER) : "memory"); }
+#else
+#define ROPE_ASYNC 0
+#endif
+
 #define ROPE_SHARED __shared__
 ROPE_INLINE void meet() { __syncthreads(); }
 
-// Of threads that share a head: those of a warp whose numbers differ in their last bits only.
-ROPE_INLINE u32 lanes_of(u32 lanes) { return lanes == 32 ? 0xffffffffu : ((1u << lanes) - 1) << (threadIdx.x & 31 & ~(lanes - 1)); }
-ROPE_INLINE float from_lane(u32 mask, float x, u32 distance) { return __shfl_xor_sync(mask, x, distance); }
-ROPE_INLINE void meet_lanes(u32 mask) { __syncwarp(mask); }
+// Of a whole warp, all threads of which are here.
+ROPE_INLINE float from_lane(float x, u32 distance) { return __shfl_xor_sync(0xffffffffu, x, distance); }
+ROPE_INLINE bool any_lane(bool x) { return __any_sync(0xffffffffu, x); }
+ROPE_INLINE void meet_lanes() { __syncwarp(); }
+ROPE_INLINE u32 low_halves(u32 a, u32 b) { return __byte_perm(a, b, 0x5410); }
+ROPE_INLINE u32 high_halves(u32 a, u32 b) { return __byte_perm(a, b, 0x7632); }
 
 ROPE_INLINE float rsqrt_approx(float x) {
     float y;

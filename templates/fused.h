@@ -44,41 +44,46 @@ typedef Piece<Element, VEC, ROPE_WORD> ElementPiece;
 typedef unsigned char Byte;
 constexpr u32 BYTE_WORD = ROPE_WORD / sizeof(Element) < 1 ? 1 : ROPE_WORD / sizeof(Element);
 
-ROPE_INLINE Two two_of(const ElementPiece& piece, u32 word) {
-    return VEC == 1 ? pack(piece.elements[0], Element()) : pack(piece.elements[2 * word], piece.elements[(2 * word + 1) % VEC]);
+template <typename P> ROPE_INLINE Two two_of(const P& piece, u32 word) {
+#if ROPE_DTYPE == ROPE_F32
+    return {piece.elements[2 * word], VEC == 1 ? 0.0f : piece.elements[(2 * word + 1) % VEC]};
+#else
+    return VEC == 1 ? pack(piece.elements[0], 0) : Two{piece.pairs[word]};
+#endif
+}
+
+ROPE_INLINE void set_two(ElementPiece& piece, u32 word, Two x) {
+#if ROPE_DTYPE == ROPE_F32
+    piece.elements[2 * word] = x.low;
+    if (VEC > 1) piece.elements[(2 * word + 1) % VEC] = x.high;
+#else
+    if (VEC == 1) piece.elements[0] = first(x);
+    else piece.pairs[word] = x.bits;
+#endif
 }
 
 // Pieces to pairs, and back.
 template <bool PAIRED> ROPE_INLINE void gather(Slot& slot, const ElementPiece& a, const ElementPiece& b) {
-    if (!PAIRED) {
-        ROPE_UNROLL for (u32 i = 0; i < WORDS; ++i) {
-            slot.x[i] = two_of(a, i);
-            slot.y[i] = two_of(b, i);
-        }
-        return;
-    }
-    Element all[2 * VEC];
-    ROPE_UNROLL for (u32 i = 0; i < VEC; ++i) {
-        all[i] = a.elements[i];
-        all[VEC + i] = b.elements[i];
+    Two all[2 * WORDS];
+    ROPE_UNROLL for (u32 i = 0; i < WORDS; ++i) {
+        all[i] = two_of(a, i);
+        all[WORDS + i] = two_of(b, i);
     }
     ROPE_UNROLL for (u32 i = 0; i < WORDS; ++i) {
-        slot.x[i] = pack(all[4 * i], VEC == 1 ? Element() : all[(4 * i + 2) % (2 * VEC)]);
-        slot.y[i] = pack(all[4 * i + 1], VEC == 1 ? Element() : all[(4 * i + 3) % (2 * VEC)]);
+        slot.x[i] = PAIRED && VEC > 1 ? lows(all[2 * i], all[2 * i + 1]) : all[i];
+        slot.y[i] = PAIRED && VEC > 1 ? highs(all[2 * i], all[2 * i + 1]) : all[WORDS + i];
     }
 }
 
 template <bool PAIRED> ROPE_INLINE void scatter(const Slot& slot, ElementPiece& a, ElementPiece& b) {
-    Element all[2 * VEC];
-    ROPE_UNROLL for (u32 i = 0; i < VEC; ++i) {
-        const Element x = i % 2 ? second(slot.x[i / 2]) : first(slot.x[i / 2]);
-        const Element y = i % 2 ? second(slot.y[i / 2]) : first(slot.y[i / 2]);
-        all[PAIRED ? 2 * i : i] = x;
-        all[PAIRED ? 2 * i + 1 : VEC + i] = y;
+    Two all[2 * WORDS];
+    ROPE_UNROLL for (u32 i = 0; i < WORDS; ++i) {
+        all[PAIRED && VEC > 1 ? 2 * i : i] = PAIRED && VEC > 1 ? lows(slot.x[i], slot.y[i]) : slot.x[i];
+        all[PAIRED && VEC > 1 ? 2 * i + 1 : WORDS + i] = PAIRED && VEC > 1 ? highs(slot.x[i], slot.y[i]) : slot.y[i];
     }
-    ROPE_UNROLL for (u32 i = 0; i < VEC; ++i) {
-        a.elements[i] = all[i];
-        b.elements[i] = all[VEC + i];
+    ROPE_UNROLL for (u32 i = 0; i < WORDS; ++i) {
+        set_two(a, i, all[i]);
+        set_two(b, i, all[WORDS + i]);
     }
 }
 
@@ -107,12 +112,29 @@ struct Angle {
 
 ROPE_INLINE void load_angle(Angle& angle, const RopeParams& p, const Angles& angles, const Shape& shape, const Token& at,
                             u32 number) {
+#if ROPE_PER_OP && !ROPE_TABLE_F32 && !ROPE_TABLELESS && ROPE_ONE_AXIS
+    // As they stand in the table.
+    const i64 row = table_row(p, shape, at, 0), entry = at.batch * p.table_batch_stride + row * p.table_row_stride + number * VEC;
+    Piece<TableElement, VEC, ROPE_TABLE_WORD> c, s;
+    if (row >= 0) {
+        load_entries(c, (const TableElement*)p.cos_table + entry);
+        load_entries(s, (const TableElement*)p.sin_table + entry);
+    }
+    const float nan = bits_float(0x7fffffffu);
+    ROPE_UNROLL for (u32 i = 0; i < WORDS; ++i) {
+        angle.c[i] = row < 0 ? narrow_two(nan, nan) : two_of(c, i);
+        angle.s[i] = row < 0 ? narrow_two(nan, nan) : two_of(s, i);
+        if (shape.backward) angle.s[i] = negated(angle.s[i]);
+    }
+#else
     float c[VEC], s[VEC];
-    load_angles(p, angles, shape, at, number, c, s);
+    load_axes(p, angles, shape, at, number, c, s);
+    ROPE_UNROLL for (u32 i = 0; i < VEC; ++i) {
+        if (shape.backward) s[i] = -s[i];
+    }
     ROPE_UNROLL for (u32 i = 0; i < VEC; ++i) {
 #if ROPE_PER_OP
         if (i % 2) continue;
-        // Rounded already: exact.
         angle.c[i / 2] = narrow_two(c[i], VEC == 1 ? 0.0f : c[(i + 1) % VEC]);
         angle.s[i / 2] = narrow_two(s[i], VEC == 1 ? 0.0f : s[(i + 1) % VEC]);
 #else
@@ -120,6 +142,7 @@ ROPE_INLINE void load_angle(Angle& angle, const RopeParams& p, const Angles& ang
         angle.s[i] = s[i];
 #endif
     }
+#endif
 }
 
 // a' = a·c − b·s, b' = b·c + a·s; with `BACK` the rotation back.
@@ -176,14 +199,14 @@ template <bool EXACT> struct Products {
     }
 };
 
-constexpr u32 ceil_power(u32 n) { return n <= 1 ? 1 : 2 * ceil_power((n + 1) / 2); }
+ROPE_INLINE constexpr u32 ceil_power(u32 n) { return n <= 1 ? 1 : 2 * ceil_power((n + 1) / 2); }
 constexpr bool POWER = (DIM & (DIM - 1)) == 0;
 constexpr u32 HALF = NORM_PAIRS ? 2 * VEC : VEC;  // neighbours that a thread has
 
 // Lane i += lane i + n for n = 16, 8, 4, 2, 1, a thread having `COUNT` neighbouring ones of the COUNT · LANES that are left.
-template <u32 COUNT> ROPE_INLINE float fold(float (&part)[COUNT], u32 mask) {
+template <u32 COUNT> ROPE_INLINE float fold(float (&part)[COUNT]) {
     ROPE_UNROLL for (u32 n = COUNT * LANES / 2; n >= COUNT && n > 0; n /= 2) {
-        ROPE_UNROLL for (u32 i = 0; i < COUNT; ++i) part[i] = add(part[i], from_lane(mask, part[i], n / COUNT));
+        ROPE_UNROLL for (u32 i = 0; i < COUNT; ++i) part[i] = add(part[i], from_lane(part[i], n / COUNT));
     }
     ROPE_UNROLL for (u32 n = COUNT / 2; n > 0; n /= 2) {
         ROPE_UNROLL for (u32 i = 0; i < n; ++i) part[i] = add(part[i], part[i + n]);
@@ -192,11 +215,11 @@ template <u32 COUNT> ROPE_INLINE float fold(float (&part)[COUNT], u32 mask) {
 }
 
 // The same the other way: neighbours first.
-template <u32 COUNT> ROPE_INLINE float fold_neighbours(float (&part)[COUNT], u32 mask) {
+template <u32 COUNT> ROPE_INLINE float fold_neighbours(float (&part)[COUNT]) {
     ROPE_UNROLL for (u32 n = 1; n < COUNT; n *= 2) {
         ROPE_UNROLL for (u32 i = 0; i + n < COUNT; i += 2 * n) part[i] = add(part[i], part[i + n]);
     }
-    ROPE_UNROLL for (u32 n = 1; n < LANES; n *= 2) part[0] = add(part[0], from_lane(mask, part[0], n));
+    ROPE_UNROLL for (u32 n = 1; n < LANES; n *= 2) part[0] = add(part[0], from_lane(part[0], n));
     return part[0];
 }
 
@@ -205,19 +228,19 @@ constexpr bool FOURS = DIM >= 128 && DIM % 4 == 0;  // four neighbours are a lan
 constexpr bool DIRECT = POWER && WHOLE && LANES > 1 && OWN == 1 && EVEN && VEC >= 2 &&
                         (!FOURS || (HALF % 4 == 0 && DIM <= (NORM_PAIRS ? 128 : 256)));
 
-template <typename P> ROPE_INLINE float sum_direct(const P& products, u32 mask) {
+template <typename P> ROPE_INLINE float sum_direct(const P& products) {
     if (ROPE_TREE) {
         if (NORM_PAIRS) {
             float part[2 * VEC];
             ROPE_UNROLL for (u32 i = 0; i < 2 * VEC; ++i) part[i] = products.piece(0, i);
-            return fold_neighbours<2 * VEC>(part, mask);
+            return fold_neighbours<2 * VEC>(part);
         }
         float x[VEC], y[VEC];
         ROPE_UNROLL for (u32 i = 0; i < VEC; ++i) {
             x[i] = products.of(0, false, i);
             y[i] = products.of(0, true, i);
         }
-        return add(fold_neighbours<VEC>(x, mask), fold_neighbours<VEC>(y, mask));
+        return add(fold_neighbours<VEC>(x), fold_neighbours<VEC>(y));
     }
     if (!FOURS) {
         // Elements i, i + 32 are of one lane; of fewer than 64, the second half meets the first when lanes are folded.
@@ -226,7 +249,7 @@ template <typename P> ROPE_INLINE float sum_direct(const P& products, u32 mask) 
             part[i] = products.piece(0, i);
             if (!NORM_PAIRS) part[i] = products.plus_piece(part[i], 0, VEC + i);
         }
-        return fold<HALF>(part, mask);
+        return fold<HALF>(part);
     }
     float part[HALF < 4 ? 1 : HALF / 4];
     ROPE_UNROLL for (u32 i = 0; i < HALF / 4; ++i) {
@@ -246,11 +269,11 @@ template <typename P> ROPE_INLINE float sum_direct(const P& products, u32 mask) 
             part[i] = add(add(add(run[0], run[1]), run[2]), run[3]);
         }
     }
-    return fold<(HALF < 4 ? 1 : HALF / 4)>(part, mask);
+    return fold<(HALF < 4 ? 1 : HALF / 4)>(part);
 }
 
 // From all products of a head in memory, in its order: any head_dim.
-ROPE_INLINE float sum_all(const float* all, u32 lane, u32 mask) {
+ROPE_INLINE float sum_all(const float* all, u32 lane) {
     if (ROPE_TREE) {
         constexpr u32 COUNT = ceil_power(DIM) / LANES < 1 ? 1 : ceil_power(DIM) / LANES;
         float part[COUNT];
@@ -258,7 +281,7 @@ ROPE_INLINE float sum_all(const float* all, u32 lane, u32 mask) {
             const u32 at = lane * COUNT + i;
             part[i] = at < DIM ? all[at] : 0.0f;
         }
-        return fold_neighbours<COUNT>(part, mask);
+        return fold_neighbours<COUNT>(part);
     }
     constexpr u32 COUNT = 32 / LANES;
     float part[COUNT];
@@ -275,12 +298,12 @@ ROPE_INLINE float sum_all(const float* all, u32 lane, u32 mask) {
             for (u32 e = at; e < DIM; e += 32) part[i] = add(part[i], all[e]);
         }
     }
-    return fold<COUNT>(part, mask);
+    return fold<COUNT>(part);
 }
 
 // `all` is for the products of one head.
-template <typename P> ROPE_INLINE float sum(const P& products, float* all, u32 lane, u32 mask) {
-    if (DIRECT) return sum_direct(products, mask);
+template <typename P> ROPE_INLINE float sum(const P& products, float* all, u32 lane) {
+    if (DIRECT) return sum_direct(products);
     ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
         const u32 number = number_of(lane, n);
         if (!has(number, SLOTS)) continue;
@@ -291,18 +314,18 @@ template <typename P> ROPE_INLINE float sum(const P& products, float* all, u32 l
             all[paired ? at.a + 2 * i + 1 : at.b + i] = products.of(n, true, i);
         }
     }
-    meet_lanes(mask);
-    const float total = sum_all(all, lane, mask);
-    meet_lanes(mask);
+    meet_lanes();
+    const float total = sum_all(all, lane);
+    meet_lanes();
     return total;
 }
 
 // Squares of f16 are numbers of f32, and those of bf16 but for the smallest.
-ROPE_INLINE float sum_of_squares(const Wide* x, float* all, u32 lane, u32 mask) {
+ROPE_INLINE float sum_of_squares(const Wide* x, float* all, u32 lane) {
     constexpr bool EXACT = ROPE_DTYPE != ROPE_F32;
-    const float total = sum(Products<EXACT>{x, x}, all, lane, mask);
-    if (ROPE_DTYPE != ROPE_BF16 || !DIRECT || total >= 7.9e-31f) return total;  // 2^-100; NaN goes on
-    return sum(Products<false>{x, x}, all, lane, mask);
+    const float total = sum(Products<EXACT>{x, x}, all, lane);
+    if (ROPE_DTYPE != ROPE_BF16 || !DIRECT || !any_lane(total < 7.9e-31f)) return total;  // 2^-100
+    return sum(Products<false>{x, x}, all, lane);
 }
 
 ROPE_INLINE float reciprocal_root(float squares, float eps) {
@@ -482,6 +505,12 @@ template <u32 USE, bool PAIRED> ROPE_INLINE void put(void* to, i64 head, const S
     put_pieces<USE>(to, head + at.a, head + at.b, a, b, by);
 }
 
+#if ROPE_ASYNC
+#define ROPE_STAGES(stages) ROPE_SHARED Stage stages[STAGES];
+#else
+#define ROPE_STAGES(stages)
+#endif
+
 // Where a head's products are added up that are not in registers.
 #if !ROPE_NORM
 #define ROPE_PRODUCTS(own) float* const own = 0;
@@ -495,12 +524,19 @@ template <u32 USE, bool PAIRED> ROPE_INLINE void put(void* to, i64 head, const S
 
 #if !(ROPE_NORM && ROPE_BACKWARD)
 
-// Forward, for a group of heads of one token; and what has no norm, in both directions.
+ROPE_INLINE void turn_all(Slot (&slot)[OWN], const Angle (&angle)[OWN], u32 lane, u32 count, bool stays) {
+    ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
+        if (!stays && has(number_of(lane, n), count) && turns(number_of(lane, n))) turn<false>(slot[n], angle[n]);
+    }
+}
+
+// Forward, for a group of heads of one token; and what has no norm, in both directions. Threads without work (`is` is false)
+// do that of others, and write nothing.
 ROPE_INLINE void fused_unit(const RopeParams& p, const FusedParams& f, const Angles& angles, const Shape& shape, u32 unit,
-                            float* all) {
+                            bool is, float* all) {
     Unit own = unit_of(p, shape, unit);
     Token& at = own.at;
-    const u32 groups = count(shape.groups), lane = own.lane, mask = lanes_of(LANES);
+    const u32 groups = count(shape.groups), lane = own.lane;
     const u32 num_heads = shape.num_heads, num_kv_heads = shape.num_kv_heads;
 
     // Which of q, k and v a head is of, and its number there.
@@ -524,7 +560,7 @@ ROPE_INLINE void fused_unit(const RopeParams& p, const FusedParams& f, const Ang
     }
     wait_for_previous();
 
-    Slot slots[HEADS][OWN];
+    Slot slots[HEADS][OWN] = {};
     ROPE_UNROLL for (u32 h = 0; h < HEADS; ++h) {
         if (is_v[h]) continue;
         const u32 dim = is_k[h] ? ROPE_K_DIM : DIM;
@@ -543,6 +579,39 @@ ROPE_INLINE void fused_unit(const RopeParams& p, const FusedParams& f, const Ang
         if (has(number, SLOTS) && turns(number) && !stays) load_angle(angle[n], p, angles, shape, at, number);
     }
     ROPE_UNROLL for (u32 h = 0; h < HEADS; ++h) {
+        Slot(&slot)[OWN] = slots[h];
+        const u32 dim = is_k[h] ? ROPE_K_DIM : DIM, count = dim / 2 / VEC;
+#if ROPE_NORM
+        // Early, weights are there when the sum is; late, they do not stand in line with what comes from memory meanwhile, and
+        // more of that is on its way.
+        const Element* const weights = (const Element*)(is_k[h] ? f.k_weight : f.q_weight);
+        Weight weight[OWN];
+        ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
+            if (ROPE_EARLY && has(number_of(lane, n), count)) load_weight(weight[n], weights, number_of(lane, n));
+        }
+#endif
+        if (ROPE_AFTER || !ROPE_NORM) turn_all(slot, angle, lane, count, stays);
+#if ROPE_NORM
+        // All threads of a warp are here, whatever their heads are of.
+        Wide wide[OWN];
+        ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) wide[n] = widened(slot[n]);
+        const float r = reciprocal_root(sum_of_squares(wide, all, lane), f.eps);
+        if (!stays && !is_v[h] && is) {
+            float* const saved = is_k[h] ? f.k_rsqrt : f.q_rsqrt;
+            if (saved && lane == 0) {
+                saved[(at.batch * p.tokens_total + at.token) * (is_k[h] ? num_kv_heads : num_heads) + head[h]] = r;
+            }
+            ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
+                if (!has(number_of(lane, n), count)) continue;
+                if (!ROPE_EARLY) load_weight(weight[n], weights, number_of(lane, n));
+                normalise(slot[n], weight[n], r);
+            }
+        }
+        if (!ROPE_AFTER) turn_all(slot, angle, lane, count, stays);
+#endif
+        // Pairs that move are written where other threads have read.
+        if (IN_PAIRS != OUT_PAIRS) meet_lanes();
+        if (!is) continue;
 #if ROPE_APPEND
         if (is_v[h]) {
             if (!cache.is) continue;
@@ -558,37 +627,6 @@ ROPE_INLINE void fused_unit(const RopeParams& p, const FusedParams& f, const Ang
             continue;
         }
 #endif
-        Slot(&slot)[OWN] = slots[h];
-        const u32 dim = is_k[h] ? ROPE_K_DIM : DIM, count = dim / 2 / VEC;
-        if (!stays) {
-#if ROPE_NORM
-            if (ROPE_AFTER) {
-                ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
-                    if (has(number_of(lane, n), count) && turns(number_of(lane, n))) turn<false>(slot[n], angle[n]);
-                }
-            }
-            Wide wide[OWN];
-            ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) wide[n] = widened(slot[n]);
-            const float r = reciprocal_root(sum_of_squares(wide, all, lane, mask), f.eps);
-            float* const saved = is_k[h] ? f.k_rsqrt : f.q_rsqrt;
-            if (saved && lane == 0) {
-                saved[(at.batch * p.tokens_total + at.token) * (is_k[h] ? num_kv_heads : num_heads) + head[h]] = r;
-            }
-            ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
-                if (!has(number_of(lane, n), count)) continue;
-                Weight weight;
-                load_weight(weight, (const Element*)(is_k[h] ? f.k_weight : f.q_weight), number_of(lane, n));
-                normalise(slot[n], weight, r);
-            }
-#endif
-            if (!(ROPE_NORM && ROPE_AFTER)) {
-                ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
-                    if (has(number_of(lane, n), count) && turns(number_of(lane, n))) turn<false>(slot[n], angle[n]);
-                }
-            }
-        }
-        // Pairs that move are written where other threads have read.
-        if (IN_PAIRS != OUT_PAIRS) meet_lanes(mask);
 #if ROPE_APPEND
         if (is_k[h]) {
             if (!cache.is) continue;
@@ -622,42 +660,107 @@ ROPE_INLINE void fused_thread(const RopeParams& p, const FusedParams& f, const A
                               u32 thread) {
     ROPE_PRODUCTS(own)
     const u32 unit = block * ROPE_THREADS + thread;
-    if (unit < p.units) fused_unit(p, f, angles, shape, unit, own);
+    const bool is = unit < p.units;
+#if ROPE_LANES == 1
+    if (is) fused_unit(p, f, angles, shape, unit, true, own);
+#else
+    if (p.units) fused_unit(p, f, angles, shape, is ? unit : p.units - LANES + unit % LANES, is, own);
+#endif
 }
 
 #else
 
-// The gradient. Heads are rows, numbered as (token, head): tiles of 32 of them are worked off in sequence, so that the
-// gradient of the weight is added up in registers: row after row in a tile, then tiles as a balanced tree, neighbours first.
-// A block adds up its tiles; what is left, a node a block, a second launch does.
+// The gradient. Heads are rows, numbered as (token, head). A group of threads works off a tile of 32 rows in sequence, so that
+// the gradient of the weight is added up in registers. Then tiles are added up as a balanced tree, neighbours first: those of
+// a block by the block, what is left, a node a block, by a second launch.
 
 constexpr bool WEIGHTED = ROPE_FLAVOUR != ROPE_NO_WEIGHT;
 constexpr u32 TILE = 32;
 
-// What a row reads, and where it writes.
-struct Row {
-    Slot gradient[OWN], x[OWN];
-    float r;
-    Token at;
-    u32 head, of_token;
+// Rows come through shared memory, where a few are on their way while one is worked off; a thread reads only what it has asked
+// for itself. Not where a thread has a head whole, or accesses are narrow.
+#if ROPE_ASYNC && ROPE_LANES > 1 && ROPE_WORD == 16
+constexpr bool STAGED = VEC * sizeof(Element) == 16;
+#else
+constexpr bool STAGED = false;
+#endif
+constexpr u32 STAGES = STAGED ? 2 : 1;
+struct alignas(16) Sixteen {
+    u32 words[4];
+};
+typedef Sixteen Stage[STAGED ? 4 * OWN : 1][STAGED ? ROPE_THREADS : 1];
+
+// Of q or of k: what is read and written, and how far apart.
+struct Side {
+    const Element *gradient, *x;
+    Element* out;
+    const float* r;
+    i64 gradient_stride[3], x_stride[3], out_stride[3];
+    u32 heads;
 };
 
-ROPE_INLINE void load_row_of(Row& row, const RopeParams& p, const FusedParams& f, u32 number, u32 heads, bool is_k, u32 lane) {
-    row.of_token = number / heads;
-    row.head = number - row.of_token * heads;
-    const u32 batch = divide(row.of_token, p.tokens);
-    row.at = {batch, row.of_token - batch * p.tokens.divisor, 0};
-    const Element* const gradient = is_k ? (const Element*)p.k.in + offset(p.k.in_stride, batch, row.at.token, row.head)
-                                         : (const Element*)p.q.in + offset(p.q.in_stride, batch, row.at.token, row.head);
-    const Element* const x = is_k ? (const Element*)f.k_x + offset(f.k_x_stride, batch, row.at.token, row.head)
-                                  : (const Element*)f.q_x + offset(f.q_x_stride, batch, row.at.token, row.head);
+ROPE_INLINE Side side_of(const RopeParams& p, const FusedParams& f, const Shape& shape, bool is_k) {
+    Side side;
+    const RopeTensor& t = is_k ? p.k : p.q;
+    side.gradient = (const Element*)t.in;
+    side.out = (Element*)t.out;
+    side.x = (const Element*)(is_k ? f.k_x : f.q_x);
+    side.r = is_k ? f.k_rsqrt : f.q_rsqrt;
+    side.heads = is_k ? shape.num_kv_heads : shape.num_heads;
+    ROPE_UNROLL for (u32 i = 0; i < 3; ++i) {
+        side.gradient_stride[i] = t.in_stride[i];
+        side.out_stride[i] = t.out_stride[i];
+        side.x_stride[i] = is_k ? f.k_x_stride[i] : f.q_x_stride[i];
+    }
+    return side;
+}
+
+// A row: its token and head.
+struct At {
+    u32 batch, token, head;
+};
+
+ROPE_INLINE At row_at(const RopeParams& p, u32 number, u32 heads) {
+    const u32 of_token = number / heads, batch = divide(of_token, p.tokens);
+    return {batch, of_token - batch * p.tokens.divisor, number - of_token * heads};
+}
+
+// The next row; whether it is of another token.
+ROPE_INLINE bool advance(At& at, const RopeParams& p, u32 heads) {
+    if (++at.head < heads) return false;
+    at.head = 0;
+    if (++at.token == p.tokens.divisor) {
+        at.token = 0;
+        ++at.batch;
+    }
+    return true;
+}
+
+// Asks for a row.
+ROPE_INLINE void ask(Stage& stage, const Element* gradient, const Element* x, u32 lane, u32 thread) {
+#if ROPE_ASYNC
     ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
         const u32 slot = number_of(lane, n);
-        if (!has(slot, SLOTS)) continue;
-        load_slot<IN_PAIRS>(row.gradient[n], gradient, slot, DIM);
-        load_slot<OUT_PAIRS>(row.x[n], x, slot, DIM);
+        if (!STAGED || !has(slot, SLOTS)) continue;
+        const Place in = place_of<IN_PAIRS>(slot, DIM), out = place_of<OUT_PAIRS>(slot, DIM);
+        copy_async(&stage[4 * n][thread], gradient + in.a);
+        copy_async(&stage[4 * n + 1][thread], gradient + in.b);
+        copy_async(&stage[4 * n + 2][thread], x + out.a);
+        copy_async(&stage[4 * n + 3][thread], x + out.b);
     }
-    row.r = (is_k ? f.k_rsqrt : f.q_rsqrt)[number];
+#endif
+}
+
+// A slot of a row that has come.
+template <bool PAIRED> ROPE_INLINE void take(Slot& slot, const Stage& stage, u32 n, u32 number, u32 thread) {
+    const Sixteen a = stage[n][thread], b = stage[n + 1][thread];
+    ElementPiece c, d;
+    ROPE_UNROLL for (u32 i = 0; i < VEC * sizeof(Element) / 4; ++i) {
+        c.pairs[i] = a.words[i];
+        d.pairs[i] = b.words[i];
+    }
+    if (turns(number)) gather<PAIRED>(slot, c, d);
+    else gather<false>(slot, c, d);
 }
 
 // The rotation back, not rounded.
@@ -673,26 +776,16 @@ ROPE_INLINE Wide turned(const Slot& slot, const Angle& angle) {
 }
 #endif
 
-ROPE_INLINE void row_back(const RopeParams& p, const FusedParams& f, const Row& row, const Angle (&angle)[OWN], bool stays,
-                          const Weight (&weight)[OWN], Wide (&sums)[OWN], bool is_k, u32 lane, u32 mask, float* all) {
-    void* const out = is_k ? p.k.out : p.q.out;
-    const i64 to = is_k ? offset(p.k.out_stride, row.at.batch, row.at.token, row.head)
-                        : offset(p.q.out_stride, row.at.batch, row.at.token, row.head);
+ROPE_INLINE void row_back(const Slot (&gradient)[OWN], const Slot (&own_x)[OWN], float r, Element* out, bool in_place,
+                          const Angle (&angle)[OWN], bool stays, bool is, const Weight (&weight)[OWN], Wide (&sums)[OWN],
+                          u32 lane, float* all) {
     const Scale by = {1.0f, 1.0f, false};
-    if (stays) {
-        if (out == (is_k ? p.k.in : p.q.in)) return;
-        ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
-            const u32 slot = number_of(lane, n);
-            if (has(slot, SLOTS)) put<ROPE_AS_IT_IS, IN_PAIRS>(out, to, row.gradient[n], slot, DIM, by);
-        }
-        return;
-    }
-    const float r = row.r;
+    const bool counts = is && !stays;
     // Of what was normalised: x, or what x was turned to.
     Wide x[OWN], inner[OWN];
     ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
         const u32 number = number_of(lane, n);
-        Slot normed = row.x[n], outer = row.gradient[n];
+        Slot normed = own_x[n], outer = gradient[n];
         if (ROPE_AFTER && turns(number)) turn<true>(normed, angle[n]);
         x[n] = widened(normed);
 #if ROPE_PER_OP
@@ -734,18 +827,24 @@ ROPE_INLINE void row_back(const RopeParams& p, const FusedParams& f, const Row& 
 #endif
 #if ROPE_FLAVOUR != ROPE_NO_WEIGHT
         ROPE_UNROLL for (u32 i = 0; i < VEC; ++i) {
-            sums[n].x[i] = add(sums[n].x[i], terms.x[i]);
-            sums[n].y[i] = add(sums[n].y[i], terms.y[i]);
+            if (counts) sums[n].x[i] = add(sums[n].x[i], terms.x[i]);
+            if (counts) sums[n].y[i] = add(sums[n].y[i], terms.y[i]);
         }
 #endif
     }
     // Of r: its gradient, then that of the mean, of which each element has a part.
-    const float of_r = sum(Products<false>{inner, x}, all, lane, mask);
+    constexpr bool EXACT = ROPE_FLAVOUR == ROPE_WEIGHT_AFTER && ROPE_PER_OP && ROPE_DTYPE != ROPE_F32;
+    const float of_r = sum(Products<EXACT>{inner, x}, all, lane);
     const float of_mean = mul(mul(mul(-0.5f, of_r), mul(mul(r, r), r)), 1.0f / DIM);
-    if (IN_PAIRS != OUT_PAIRS) meet_lanes(mask);
+    if (IN_PAIRS != OUT_PAIRS) meet_lanes();
+    if (!is) return;
     ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
         const u32 number = number_of(lane, n);
         if (!has(number, SLOTS)) continue;
+        if (stays) {
+            if (!in_place) put<ROPE_AS_IT_IS, IN_PAIRS>(out, 0, gradient[n], number, DIM, by);
+            continue;
+        }
         Slot result;
         ROPE_UNROLL for (u32 i = 0; i < WORDS; ++i) {
             const u32 j = 2 * i, k = VEC == 1 ? 0 : 2 * i + 1;
@@ -754,17 +853,17 @@ ROPE_INLINE void row_back(const RopeParams& p, const FusedParams& f, const Row& 
             result.y[i] = narrow_two(add(mul(d.y[j], r), mul(of_mean, 2.0f * v.y[j])), add(mul(d.y[k], r), mul(of_mean, 2.0f * v.y[k])));
         }
         if (ROPE_AFTER && turns(number)) turn<false>(result, angle[n]);
-        put<ROPE_AS_IT_IS, OUT_PAIRS>(out, to, result, number, DIM, by);
+        put<ROPE_AS_IT_IS, OUT_PAIRS>(out, 0, result, number, DIM, by);
     }
 }
 
 ROPE_INLINE void tiles_back(const RopeParams& p, const FusedParams& f, const Angles& angles, const Shape& shape, u32 block,
                             u32 thread, float* products) {
-    const u32 tokens = p.sequences * p.tokens.divisor, lane = thread % LANES, mask = lanes_of(LANES);
+    const u32 tokens = p.sequences * p.tokens.divisor, lane = thread % LANES;
     const u32 q_tiles = (tokens * shape.num_heads + TILE - 1) / TILE, q_blocks = (q_tiles + GROUPS - 1) / GROUPS;
     const bool is_k = block >= q_blocks;
-    const u32 heads = is_k ? shape.num_kv_heads : shape.num_heads, rows = tokens * heads;
-    const u32 node = is_k ? block - q_blocks : block, tile = node * GROUPS + thread / LANES;
+    const Side side = side_of(p, f, shape, is_k);
+    const u32 rows = tokens * side.heads, node = is_k ? block - q_blocks : block, tile = node * GROUPS + thread / LANES;
 
     wait_for_previous();
     Weight weight[OWN];
@@ -775,25 +874,73 @@ ROPE_INLINE void tiles_back(const RopeParams& p, const FusedParams& f, const Ang
             load_weight(weight[n], (const Element*)(is_k ? f.k_weight : f.q_weight), number_of(lane, n));
         }
     }
-    // The next row is on its way while one is worked off. Where the token is the same, so are cos and sin.
-    const u32 begin = tile * TILE, end = begin + TILE < rows ? begin + TILE : rows;
-    Row next;
-    if (begin < end) load_row_of(next, p, f, begin, heads, is_k, lane);
+    const u32 begin = tile * TILE, mine_rows = begin < rows ? (rows - begin < TILE ? rows - begin : TILE) : 0;
+    At at = row_at(p, mine_rows ? begin : 0, side.heads);
+    const Element* gradient = side.gradient + offset(side.gradient_stride, at.batch, at.token, at.head);
+    const Element* x = side.x + offset(side.x_stride, at.batch, at.token, at.head);
+    Element* out = side.out + offset(side.out_stride, at.batch, at.token, at.head);
+    const bool in_place = side.out == side.gradient;
+    const float* const roots = side.r + begin;
+    At ahead = at;
+    ROPE_STAGES(stages)
+#if ROPE_ASYNC
+    ROPE_UNROLL for (u32 i = 0; i + 1 < STAGES; ++i) {
+        if (i < mine_rows) ask(stages[i], gradient, x, lane, thread);
+        end_group();
+        gradient += side.gradient_stride[2];
+        x += side.x_stride[2];
+        if (i + 1 < mine_rows && advance(ahead, p, side.heads)) {
+            gradient = side.gradient + offset(side.gradient_stride, ahead.batch, ahead.token, 0);
+            x = side.x + offset(side.x_stride, ahead.batch, ahead.token, 0);
+        }
+    }
+#endif
     Angle angle[OWN];
-    u32 angle_of = 0xffffffffu;
-    bool stays = false;
-    for (u32 number = begin; number < end; ++number) {
-        Row row = next;
-        if (number + 1 < end) load_row_of(next, p, f, number + 1, heads, is_k, lane);
-        if (row.of_token != angle_of) {
-            angle_of = row.of_token;
-            stays = is_packed(shape) && !find_sequence(p, shape, row.at);
+    bool stays = false, is_new = true;
+    float next_r = mine_rows ? roots[0] : 0.0f;
+    for (u32 i = 0; i < TILE; ++i) {
+        const bool is = i < mine_rows;
+        Slot own_gradient[OWN] = {}, own_x[OWN] = {};
+        const float r = next_r;
+        if (i + 1 < mine_rows) next_r = roots[i + 1];
+#if ROPE_ASYNC
+        if (STAGED) {
+            wait_for_group<STAGED ? (int)STAGES - 2 : 0>();
             ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
                 const u32 slot = number_of(lane, n);
-                if (has(slot, SLOTS) && turns(slot) && !stays) load_angle(angle[n], p, angles, shape, row.at, slot);
+                if (!has(slot, SLOTS)) continue;
+                take<IN_PAIRS>(own_gradient[n], stages[i % STAGES], 4 * n, slot, thread);
+                take<OUT_PAIRS>(own_x[n], stages[i % STAGES], 4 * n + 2, slot, thread);
+            }
+            if (i + STAGES - 1 < mine_rows) ask(stages[(i + STAGES - 1) % STAGES], gradient, x, lane, thread);
+            end_group();
+        }
+#endif
+        ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
+            const u32 slot = number_of(lane, n);
+            if (STAGED || !is || !has(slot, SLOTS)) continue;
+            load_slot<IN_PAIRS>(own_gradient[n], gradient, slot, DIM);
+            load_slot<OUT_PAIRS>(own_x[n], x, slot, DIM);
+        }
+        gradient += side.gradient_stride[2];
+        x += side.x_stride[2];
+        if (i + STAGES < mine_rows && advance(ahead, p, side.heads)) {
+            gradient = side.gradient + offset(side.gradient_stride, ahead.batch, ahead.token, 0);
+            x = side.x + offset(side.x_stride, ahead.batch, ahead.token, 0);
+        }
+        // Where the token is the same, so are cos and sin.
+        if (is_new && is) {
+            Token token = {at.batch, at.token, 0};
+            stays = is_packed(shape) && !find_sequence(p, shape, token);
+            ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
+                const u32 slot = number_of(lane, n);
+                if (has(slot, SLOTS) && turns(slot) && !stays) load_angle(angle[n], p, angles, shape, token, slot);
             }
         }
-        row_back(p, f, row, angle, stays, weight, sums, is_k, lane, mask, products);
+        row_back(own_gradient, own_x, r, out, in_place, angle, stays, is, weight, sums, lane, products);
+        out += side.out_stride[2];
+        is_new = advance(at, p, side.heads);
+        if (is_new) out = side.out + offset(side.out_stride, at.batch, at.token, 0);
     }
     if (!WEIGHTED) return;
 
@@ -828,11 +975,11 @@ ROPE_INLINE void tiles_back(const RopeParams& p, const FusedParams& f, const Ang
 #endif
 }
 
-// Adds up the nodes of 32 columns: `PARTS` threads each a run of them, then their sums.
+// Adds up the nodes of a few columns: `PARTS` threads each a run of them, then their sums.
 ROPE_INLINE void nodes_back(const FusedParams& f, const Shape& shape, u32 block, u32 thread) {
-    constexpr u32 PARTS = ROPE_LANES == 1 ? 1 : ROPE_THREADS / 32, COLUMNS = (DIM + 31) / 32, CHUNK = 8;
-    const bool is_k = block >= COLUMNS;
-    const u32 column = (is_k ? block - COLUMNS : block) * 32 + thread % 32, part = thread / 32;
+    constexpr u32 WIDTH = 4, PARTS = ROPE_LANES == 1 ? 1 : ROPE_THREADS / WIDTH, BLOCKS = (DIM + WIDTH - 1) / WIDTH, CHUNK = 16;
+    const bool is_k = block >= BLOCKS;
+    const u32 column = (is_k ? block - BLOCKS : block) * WIDTH + thread % WIDTH, part = thread / WIDTH;
     const u32 count = is_k ? f.k_nodes : f.q_nodes;
     const float* const nodes = f.nodes + (i64)(is_k ? f.q_nodes : 0) * DIM + column;
     wait_for_previous();
@@ -857,16 +1004,13 @@ ROPE_INLINE void nodes_back(const FusedParams& f, const Shape& shape, u32 block,
         }
     }
 #if ROPE_LANES != 1
-    ROPE_SHARED float of_parts[PARTS][32];
-    of_parts[part][thread % 32] = total;
-    meet();
-    if (part != 0) return;
-    float parts[PARTS];
-    ROPE_UNROLL for (u32 i = 0; i < PARTS; ++i) parts[i] = of_parts[i][thread];
-    ROPE_UNROLL for (u32 n = 1; n < PARTS; n *= 2) {
-        ROPE_UNROLL for (u32 i = 0; i < PARTS; i += 2 * n) parts[i] = add(parts[i], parts[i + n]);
+    ROPE_SHARED float of_parts[PARTS][WIDTH];
+    of_parts[part][thread % WIDTH] = total;
+    for (u32 n = 1; n < PARTS; n *= 2) {
+        meet();
+        if (part % (2 * n) == 0) of_parts[part][thread % WIDTH] = add(of_parts[part][thread % WIDTH], of_parts[part + n][thread % WIDTH]);
     }
-    total = parts[0];
+    total = of_parts[part][thread % WIDTH];
 #endif
     if (part != 0 || column >= DIM || (is_k && shape.num_kv_heads == 0)) return;
     ((Element*)(is_k ? f.k_weight_gradient : f.q_weight_gradient))[column] = narrow(total);

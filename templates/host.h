@@ -56,7 +56,10 @@ ROPE_INLINE u16 f32_to_f16(float x) {
 
 // N elements; the compiler finds the widest access itself.
 template <typename T, u32 N, u32 WIDEST> struct Piece {
-    T elements[N];
+    union {
+        T elements[N];
+        u32 pairs[(N * sizeof(T) + 3) / 4];
+    };
 };
 
 template <typename T, u32 N, u32 WIDEST> ROPE_INLINE void load(Piece<T, N, WIDEST>& to, const T* at) {
@@ -78,10 +81,13 @@ ROPE_INLINE void wait_for_previous() {}
 
 // A thread has a head whole: it meets nobody.
 #define ROPE_SHARED
+#define ROPE_ASYNC 0
 ROPE_INLINE void meet() {}
-ROPE_INLINE u32 lanes_of(u32) { return 0; }
-ROPE_INLINE float from_lane(u32, float x, u32) { return x; }
-ROPE_INLINE void meet_lanes(u32) {}
+ROPE_INLINE float from_lane(float x, u32) { return x; }
+ROPE_INLINE bool any_lane(bool x) { return x; }
+ROPE_INLINE void meet_lanes() {}
+ROPE_INLINE u32 low_halves(u32 a, u32 b) { return (a & 0xffffu) | b << 16; }
+ROPE_INLINE u32 high_halves(u32 a, u32 b) { return a >> 16 | (b & 0xffff0000u); }
 
 // Compiled for wider vectors as well, which the loader takes where the processor has them. The same operations, the same bits.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)

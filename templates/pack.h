@@ -16,10 +16,15 @@ ROPE_INLINE float high(Two x) { return x.high; }
 ROPE_INLINE Two pack(Element a, Element b) { return {a, b}; }
 ROPE_INLINE Element first(Two x) { return x.low; }
 ROPE_INLINE Element second(Two x) { return x.high; }
+// The first of two, and the second of two.
+ROPE_INLINE Two lows(Two a, Two b) { return {a.low, b.low}; }
+ROPE_INLINE Two highs(Two a, Two b) { return {a.high, b.high}; }
 #else
 ROPE_INLINE Two pack(Element a, Element b) { return {(u32)a | (u32)b << 16}; }
 ROPE_INLINE Element first(Two x) { return (Element)x.bits; }
 ROPE_INLINE Element second(Two x) { return (Element)(x.bits >> 16); }
+ROPE_INLINE Two lows(Two a, Two b) { return {low_halves(a.bits, b.bits)}; }
+ROPE_INLINE Two highs(Two a, Two b) { return {high_halves(a.bits, b.bits)}; }
 #if ROPE_DTYPE == ROPE_BF16
 ROPE_INLINE float low(Two x) { return bits_float(x.bits << 16); }
 ROPE_INLINE float high(Two x) { return bits_float(x.bits & 0xffff0000u); }
@@ -27,6 +32,12 @@ ROPE_INLINE float high(Two x) { return bits_float(x.bits & 0xffff0000u); }
 ROPE_INLINE float low(Two x) { return widen(first(x)); }
 ROPE_INLINE float high(Two x) { return widen(second(x)); }
 #endif
+#endif
+
+#if ROPE_DTYPE == ROPE_F32
+ROPE_INLINE Two negated(Two x) { return {-x.low, -x.high}; }
+#else
+ROPE_INLINE Two negated(Two x) { return {x.bits ^ 0x80008000u}; }
 #endif
 
 #if ROPE_DTYPE != ROPE_F32 && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -107,7 +118,7 @@ ROPE_INLINE u32 f32_to_e4m3(float x) {
     if (magnitude < 0x3c800000u) {                      // 2^-6: below, steps are of 2^-9, as those of 2^14 + x
         return sign | (float_bits(add(bits_float(magnitude), 16384.0f)) - 0x46800000u);
     }
-    return sign | ((magnitude + 0x7ffffu + (magnitude >> 20 & 1u)) >> 20) - (120u << 3);
+    return sign | (((magnitude + 0x7ffffu + (magnitude >> 20 & 1u)) >> 20) - (120u << 3));
 }
 
 // Two of them, the first in the low byte.

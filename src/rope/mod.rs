@@ -21,4 +21,6 @@ pub use dtype::DType;
 pub use layout::Layout;
 pub use norm::{Flavour, Norm, Rsqrt, SumOrder};
 
-pub use spec::{Direction, PairStyle, PositionForm, RopeSpec, RotaryPart, Rounding, TableForm, TableWidth};
+pub use spec::{
+    Direction, PairStyle, PositionForm, RopeSpec, RotaryPart, Rounding, TableForm, TableWidth, weight_tiles,
+};

@@ -177,6 +177,11 @@ pub const MAX_HEAD_DIM: u32 = 512;
 /// Largest supported number of heads.
 pub const MAX_HEADS: u32 = 65_536;
 
+/// Tiles in which the gradient of a norm's weight is added up: each has 32 heads, numbered as (token, head).
+pub fn weight_tiles(tokens: u64, heads: u32) -> u64 {
+    (tokens * u64::from(heads)).div_ceil(32)
+}
+
 impl RopeSpec {
     /// Llama-style RoPE: full rotary, half-split, forward, rounded once, f32 tables of half width, implicit positions.
     /// The fields are public: change what differs.
@@ -221,8 +226,8 @@ impl RopeSpec {
         if !self.norm.is_some_and(Norm::has_weight) {
             return 0;
         }
-        let tiles = |heads: u32| (tokens * u64::from(heads)).div_ceil(32);
-        (tiles(self.num_heads) + tiles(self.num_kv_heads)) * u64::from(self.head_dim)
+        let tiles = weight_tiles(tokens, self.num_heads) + weight_tiles(tokens, self.num_kv_heads);
+        tiles * u64::from(self.head_dim)
     }
 
     /// Heads of q and k that a launch has for each token, and of v where it is appended.

@@ -280,8 +280,3 @@ fn optional(
         Some(vector) => vector.expect(name, number, len, place),
     }
 }
-
-/// The rows of heads of q, or of k, in tiles of 32.
-pub(super) fn tiles(tokens: u64, heads: u32) -> u64 {
-    (tokens * u64::from(heads)).div_ceil(32)
-}

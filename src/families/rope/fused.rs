@@ -31,23 +31,35 @@ fn lanes(spec: &RopeSpec, vec: u32) -> u32 {
     (spec.head_dim / 2 / vec).next_power_of_two().min(WARP)
 }
 
+/// Bytes of shared memory that a gradient's kernel has for rows that are on their way, for products that are not in registers,
+/// for the sums of tiles, and for those of nodes.
+fn shared_bytes(spec: &RopeSpec, vec: u32, lanes: u32, threads: u32) -> u32 {
+    let slots = (spec.head_dim / 2 / vec).div_ceil(lanes);
+    let head = threads / lanes * spec.head_dim * 4;
+    2 * 4 * slots * 16 * threads + 2 * head + 4 * threads
+}
+
 /// As [`variant::space`](super::variant::space).
 pub(super) fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilities) -> Vec<Variant> {
     let heads_of_all = bucket.tokens() * u64::from(spec.items());
     let host = can.dialect == Dialect::Host;
     let few = heads_of_all <= 1 << 17 || host;
     let vec = widest_slot(spec);
+    let tiled = is_tiled(spec);
+    let lanes = if host { 1 } else { lanes(spec, vec) };
+    let fits = |threads: &u32| !tiled || lanes == 1 || shared_bytes(spec, vec, lanes, *threads) <= SHARED;
     let default = Variant {
-        threads: 128,
+        threads: [128, 64, 32].into_iter().find(fits).unwrap_or(32) as u16,
         vec: vec as u8,
         heads: 1,
-        lanes: if host { 1 } else { lanes(spec, vec) as u8 },
+        lanes: lanes as u8,
         load: Hint::Default,
-        store: if few { Hint::Default } else { Hint::Streaming },
+        store: if few || !tiled { Hint::Default } else { Hint::Streaming },
         keep_tables: false,
         tableless: class.table_word == 0,
         overlap: can.overlap,
-        prefetch: few && can.overlap,
+        prefetch: few && can.overlap && !tiled,
+        early: false,
     };
     let mut all = vec![default];
     let mut push = |v: Variant| {
@@ -59,14 +71,34 @@ pub(super) fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilitie
         push(Variant { threads: 512, ..default });
         return all;
     }
-    let (load, store) = (Hint::EvictFirst, Hint::EvictFirst);
-    for threads in [64, 128, 256, 512] {
-        push(Variant { threads, ..default });
-        push(Variant { threads, load, store, ..default });
-        push(Variant { threads, heads: 2, ..default });
+    if tiled {
+        for (threads, store) in
+            [(128, Hint::Default), (64, Hint::Streaming), (64, Hint::Default), (256, Hint::Streaming)]
+        {
+            push(Variant { threads, store, ..default });
+        }
+        return all;
     }
-    if default.lanes > 1 {
-        push(Variant { lanes: default.lanes / 2, ..default });
+    if few {
+        let prefetch = can.overlap;
+        for (threads, prefetch) in [(64, prefetch), (256, prefetch), (128, false), (256, false)] {
+            push(Variant { threads, prefetch, ..default });
+        }
+        if spec.norm.is_some() && heads_of_all <= 1 << 12 {
+            push(Variant { threads: 32, early: true, ..default });
+            push(Variant { threads: 64, early: true, ..default });
+        }
+        return all;
+    }
+    for (threads, heads, store) in [
+        (128, 1, Hint::Streaming),
+        (256, 1, Hint::Default),
+        (256, 1, Hint::Streaming),
+        (128, 2, Hint::Default),
+        (256, 2, Hint::Streaming),
+        (192, 1, Hint::Default),
+    ] {
+        push(Variant { threads, heads, store, ..default });
     }
     all
 }
@@ -83,17 +115,53 @@ pub(super) fn check(spec: &RopeSpec, v: Variant) -> Result<(), Why> {
     if lanes > (spec.head_dim / 2 / vec).next_power_of_two() {
         return Err(("lanes", "must be no more than there are slots in a head"));
     }
+    if v.early && spec.norm.is_none() {
+        return Err(("early", "is of kernels with a norm only"));
+    }
     if !is_tiled(spec) {
         return Ok(());
     }
     if v.heads != 1 {
         return Err(("heads", "must be 1 for the gradient of a norm"));
     }
+    if v.early {
+        return Err(("early", "means nothing for the gradient of a norm"));
+    }
     if !v.threads.is_power_of_two() {
         return Err(("threads", "must be a power of two for the gradient of a norm"));
     }
-    if lanes > 1 && u32::from(v.threads) / lanes * spec.head_dim * 4 > SHARED {
-        return Err(("threads", "must be fewer: the tiles of a block do not fit its shared memory"));
+    if lanes > 1 && shared_bytes(spec, vec, lanes, v.threads.into()) > SHARED {
+        return Err(("threads", "must be fewer: the rows of a block do not fit its shared memory"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rope::{Append, DType, Flavour, Norm, PairStyle};
+
+    #[test]
+    fn the_space_is_legal_for_every_head_dim() {
+        let dims = DType::ALL.into_iter().flat_map(|t| (1..=256).map(move |half| (t, 2 * half)));
+        for (dtype, head_dim, backward) in dims.flat_map(|(t, d)| [(t, d, false), (t, d, true)]) {
+            let mut spec = RopeSpec::new(dtype, head_dim, 4, 2).with_norm(Norm::new(Flavour::WeightAfter));
+            if backward {
+                spec.direction = Direction::Backward;
+            } else {
+                spec = spec.with_append(Append::new(head_dim));
+                spec.style = PairStyle::Deinterleave;
+            }
+            for (dialect, tokens) in [(Dialect::Cuda, 1), (Dialect::Cuda, 1 << 16), (Dialect::Host, 64)] {
+                let can = Abilities { dialect, overlap: dialect == Dialect::Cuda };
+                let class = Class::contiguous(&spec, false, true);
+                let all = space(&spec, class, Bucket::of(tokens), can);
+                assert!(!all.is_empty() && all.len() <= 64);
+                for v in all {
+                    let legal = super::super::variant::check(&spec, class, v, can);
+                    assert!(legal.is_ok(), "{v} for {spec}: {legal:?}");
+                }
+            }
+        }
+    }
 }

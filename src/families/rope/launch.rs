@@ -4,11 +4,11 @@ use std::ffi::c_void;
 
 use super::args::borrowed::Location;
 use super::args::{Args, Operand, Positions, Tables, UNREACHABLE};
-use super::beside::{beside, tiles};
+use super::beside::beside;
 use super::params::{AngleParams, Divider, FusedParams, Params, ShapeParams, TensorParams};
 use super::variant::{Class, Variant};
 use crate::error::{Error, ErrorKind, Result};
-use crate::rope::{DType, Direction, PositionForm, RopeSpec};
+use crate::rope::{DType, Direction, PositionForm, RopeSpec, weight_tiles};
 use crate::service::family::{Dialect, Geometry, LaunchAttrs, Plan, Stream};
 
 /// A call, checked against its spec. Made of [`Args`] only, so what it points to is valid while they live.
@@ -43,7 +43,7 @@ fn launch_tiles(plan: &Plan, stream: Stream<'_>, call: &Call<'_>, mut fused: Fus
     let (threads, lanes) = (numbers[1] as u32, numbers[2] as u32);
     // Threads that share a head work on one tile, and a block adds up its tiles, but where each thread has its own.
     let at_once = u64::from(threads / lanes);
-    let [q, k] = call.heads.map(|heads| tiles(call.total_tokens(), heads));
+    let [q, k] = call.heads.map(|heads| weight_tiles(call.total_tokens(), heads));
     let blocks = q.div_ceil(at_once) + k.div_ceil(at_once);
     let (Ok(blocks), true) = (u32::try_from(blocks), q.max(k) <= 1 << 26) else {
         return Err(Error::new(ErrorKind::Unsupported, "more than 2^31 heads in one call").subject_is("q"));
@@ -58,7 +58,8 @@ fn launch_tiles(plan: &Plan, stream: Stream<'_>, call: &Call<'_>, mut fused: Fus
         return Ok(());
     }
     fused.stage = 1;
-    let columns = call.head_dim.div_ceil(32);
+    // A block adds up four columns (`WIDTH` in templates/fused.h).
+    let columns = call.head_dim.div_ceil(4);
     launch_blocks(plan, stream, Geometry::row(2 * columns, threads), &params, call.angles, Some(&fused))
 }
 

@@ -90,6 +90,7 @@ impl Portable {
             overlap: false,
             tableless: self.table.is_none(),
             prefetch: false,
+            early: false,
         }
     }
 

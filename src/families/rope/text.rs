@@ -37,6 +37,7 @@ fn variant(s: &str) -> Option<Variant> {
         overlap: false,
         tableless: false,
         prefetch: false,
+        early: false,
     };
     for word in words {
         match word {
@@ -44,6 +45,7 @@ fn variant(s: &str) -> Option<Variant> {
             "tableless" => v.tableless = true,
             "pdl" => v.overlap = true,
             "pf" => v.prefetch = true,
+            "early" => v.early = true,
             _ => return None,
         }
     }
@@ -94,7 +96,7 @@ pub(crate) mod tests {
 
     pub fn variants() -> impl Strategy<Value = Variant> {
         let hint = || prop::sample::select(vec![Hint::Default, Hint::Streaming, Hint::EvictFirst]);
-        (any::<(u16, u8, u8, u8)>(), hint(), hint(), any::<[bool; 4]>()).prop_map(|(n, load, store, is)| Variant {
+        (any::<(u16, u8, u8, u8)>(), hint(), hint(), any::<[bool; 5]>()).prop_map(|(n, load, store, is)| Variant {
             threads: n.0,
             vec: n.1,
             heads: n.2,
@@ -105,6 +107,7 @@ pub(crate) mod tests {
             overlap: is[1],
             tableless: is[2],
             prefetch: is[3],
+            early: is[4],
         })
     }
 

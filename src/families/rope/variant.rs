@@ -34,7 +34,7 @@ impl Class {
             word: aligned(spec.head_dim, spec.dtype.size()),
             table_word: aligned(spec.table_width(), spec.table.dtype.size()),
             head_major,
-            copy_rest: out_of_place && spec.rotary_dim < spec.head_dim,
+            copy_rest: out_of_place && spec.rotary_dim < spec.head_dim && !spec.is_fused(),
         }
     }
 
@@ -51,6 +51,8 @@ impl Class {
             format!("tables are aligned to their elements at least: {} bytes", spec.table.dtype.size())
         } else if self.copy_rest && spec.rotary_dim == spec.head_dim {
             "the whole head turns, there is no rest to copy".into()
+        } else if self.copy_rest && spec.is_fused() {
+            "its kernels see for themselves what has to be copied".into()
         } else {
             return Ok(());
         };
@@ -141,6 +143,9 @@ pub struct Variant {
     /// With `overlap`: asks for its inputs to be brought into the L2 before it waits. The L2 is where memory is coherent,
     /// so what the kernel ahead still writes is seen.
     pub prefetch: bool,
+    /// Of kernels with a norm: asks for its weights before the sum that decides what they are multiplied with.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub early: bool,
 }
 
 impl Variant {
@@ -171,9 +176,13 @@ impl fmt::Display for Variant {
             write!(f, " l{}", self.lanes)?;
         }
         write!(f, " {}/{}", self.load.name(), self.store.name())?;
-        for (name, on) in
-            [("keep", self.keep_tables), ("tableless", self.tableless), ("pdl", self.overlap), ("pf", self.prefetch)]
-        {
+        for (name, on) in [
+            ("keep", self.keep_tables),
+            ("tableless", self.tableless),
+            ("pdl", self.overlap),
+            ("pf", self.prefetch),
+            ("early", self.early),
+        ] {
             if on {
                 write!(f, " {name}")?;
             }
@@ -201,6 +210,7 @@ pub fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilities) -> V
         tableless: class.table_word == 0,
         overlap: can.overlap,
         prefetch: few && can.overlap,
+        early: false,
     };
     let mut all = vec![default];
     let mut push = |v: Variant| {
@@ -284,7 +294,10 @@ pub(super) fn widest_piece(spec: &RopeSpec, class: Class) -> u8 {
 pub(super) type Why = (&'static str, &'static str);
 
 fn no_lanes(v: Variant) -> Result<(), Why> {
-    if v.lanes == 0 { Ok(()) } else { Err(("lanes", "are of kernels with a norm or a cache only")) }
+    if v.lanes != 0 {
+        return Err(("lanes", "are of kernels with a norm or a cache only"));
+    }
+    if v.early { Err(("early", "is of kernels with a norm only")) } else { Ok(()) }
 }
 
 /// Whether a variant is legal for a spec and class on a device.
