@@ -472,7 +472,8 @@ template <u32 USE> ROPE_INLINE float scaled(float x, const Scale& by) {
     if (!by.plain) return divided(x, by.scale);
     const float q = mul(x, by.reciprocal);
     const float corrected = fused(fused(-q, by.scale, x), by.reciprocal, q);
-    return bits_float(float_bits(q) & 0x7fffffffu) < 1024.0f ? corrected : q;
+    // Between 0 and 1024, where it matters: a correction of -0 would be 0.
+    return (float_bits(q) & 0x7fffffffu) - 1u < 0x447fffffu ? corrected : q;
 }
 
 // Stores two pieces: as they are, or as fp8.
