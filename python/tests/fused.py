@@ -146,10 +146,11 @@ def backward(dy, x, w, cos, sin, eps, rounding, flavour="weight_after", order="t
 
 
 def fp8(x, scale, use="divide"):
-    """`x` in float8_e4m3fn. PyTorch's conversion does not saturate everywhere, so what is too large is cut before."""
+    """`x` in float8_e4m3fn. PyTorch's conversion does not saturate everywhere, so what is too large is cut before; NaN is 0x7f."""
     scale = scale.reshape(-1, 1)
     x = x.float() / scale if use == "divide" else x.float() * scale
-    return x.clamp(-448, 448).to(torch.float8_e4m3fn)
+    x = torch.where(x.isnan(), 0x7F, x.clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8))
+    return x.view(torch.float8_e4m3fn)
 
 
 def store(cache, x, slots, scale=None, use="divide"):
