@@ -14,7 +14,7 @@ const WARP: u32 = 32;
 const SHARED: u32 = 48 << 10;
 
 /// Pairs in the widest slot: pieces of 16 bytes where all dimensions allow.
-fn widest_slot(spec: &RopeSpec) -> u32 {
+pub(super) fn widest_slot(spec: &RopeSpec) -> u32 {
     let rest = (spec.head_dim - spec.rotary_dim) / 2;
     let v = spec.append.map_or(0, |append| append.v_head_dim / 2);
     let widest = 16 / spec.dtype.size() as u32;
@@ -27,7 +27,7 @@ fn is_tiled(spec: &RopeSpec) -> bool {
 }
 
 /// Threads that share a head when each has one slot of it.
-fn lanes(spec: &RopeSpec, vec: u32) -> u32 {
+pub(super) fn lanes(spec: &RopeSpec, vec: u32) -> u32 {
     (spec.head_dim / 2 / vec).next_power_of_two().min(WARP)
 }
 

@@ -19,7 +19,7 @@ pub struct Class {
     pub table_word: u8,
     /// `[B,H,S,D]` rather than `[B,S,H,D]` in memory.
     pub head_major: bool,
-    /// Out of place with partial rotary: what does not turn is copied.
+    /// Out of place with partial rotary: what does not turn is copied. Never of fused specs, whose kernels see that themselves.
     pub copy_rest: bool,
 }
 
@@ -30,8 +30,9 @@ impl Class {
     /// Contiguous tensors, aligned as far as the spec's dimensions allow.
     pub fn contiguous(spec: &RopeSpec, head_major: bool, out_of_place: bool) -> Self {
         let aligned = |elements: u32, size: usize| 1u8 << (elements as usize * size).trailing_zeros().min(4);
+        let v_head_dim = spec.append.map_or(0, |append| append.v_head_dim);
         Self {
-            word: aligned(spec.head_dim, spec.dtype.size()),
+            word: aligned(spec.head_dim | spec.k_dim() | v_head_dim, spec.dtype.size()),
             table_word: aligned(spec.table_width(), spec.table.dtype.size()),
             head_major,
             copy_rest: out_of_place && spec.rotary_dim < spec.head_dim && !spec.is_fused(),
@@ -52,7 +53,7 @@ impl Class {
         } else if self.copy_rest && spec.rotary_dim == spec.head_dim {
             "the whole head turns, there is no rest to copy".into()
         } else if self.copy_rest && spec.is_fused() {
-            "its kernels see for themselves what has to be copied".into()
+            "a launch with a norm, a cache or pairs that move sees by itself what it has to copy".into()
         } else {
             return Ok(());
         };
