@@ -16,6 +16,7 @@ mod faults;
 mod fleet;
 #[cfg(unix)]
 mod fork;
+mod fused;
 #[cfg(all(feature = "cli", unix))]
 mod fused_cli;
 mod fused_tuning;

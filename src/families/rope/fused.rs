@@ -60,6 +60,8 @@ pub(super) fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilitie
         overlap: can.overlap,
         prefetch: few && can.overlap && !tiled,
         early: false,
+        // Fewer registers than the compiler would take, for more rows that are on their way.
+        blocks: if few || tiled { 0 } else { 10 },
     };
     let mut all = vec![default];
     let mut push = |v: Variant| {
@@ -79,26 +81,27 @@ pub(super) fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilitie
         }
         return all;
     }
+    // What stands here has won on some shape (benches/NOTES.md).
     if few {
         let prefetch = can.overlap;
-        for (threads, prefetch) in [(64, prefetch), (256, prefetch), (128, false), (256, false)] {
-            push(Variant { threads, prefetch, ..default });
+        for (threads, prefetch, early) in [
+            (64, prefetch, false),
+            (128, prefetch, true),
+            (64, prefetch, true),
+            (32, prefetch, true),
+            (256, prefetch, false),
+            (128, false, false),
+        ] {
+            push(Variant { threads, prefetch, early, ..default });
         }
-        if spec.norm.is_some() && heads_of_all <= 1 << 12 {
-            push(Variant { threads: 32, early: true, ..default });
-            push(Variant { threads: 64, early: true, ..default });
-        }
+        push(Variant { prefetch: false, blocks: 10, ..default });
         return all;
     }
-    for (threads, heads, store) in [
-        (128, 1, Hint::Streaming),
-        (256, 1, Hint::Default),
-        (256, 1, Hint::Streaming),
-        (128, 2, Hint::Default),
-        (256, 2, Hint::Streaming),
-        (192, 1, Hint::Default),
-    ] {
-        push(Variant { threads, heads, store, ..default });
+    for (threads, heads, blocks) in
+        [(128, 1, 0), (128, 1, 9), (128, 2, 0), (128, 2, 8), (256, 1, 5), (160, 1, 8), (64, 2, 0)]
+    {
+        push(Variant { threads, heads, blocks, ..default });
+        push(Variant { threads, heads, blocks, store: Hint::Streaming, ..default });
     }
     all
 }
@@ -115,8 +118,8 @@ pub(super) fn check(spec: &RopeSpec, v: Variant) -> Result<(), Why> {
     if lanes > (spec.head_dim / 2 / vec).next_power_of_two() {
         return Err(("lanes", "must be no more than there are slots in a head"));
     }
-    if v.early && spec.norm.is_none() {
-        return Err(("early", "is of kernels with a norm only"));
+    if u32::from(v.blocks) * u32::from(v.threads) > 2048 {
+        return Err(("blocks", "must be fewer: a multiprocessor has 2048 threads"));
     }
     if !is_tiled(spec) {
         return Ok(());

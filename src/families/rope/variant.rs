@@ -144,9 +144,13 @@ pub struct Variant {
     /// With `overlap`: asks for its inputs to be brought into the L2 before it waits. The L2 is where memory is coherent,
     /// so what the kernel ahead still writes is seen.
     pub prefetch: bool,
-    /// Of kernels with a norm: asks for its weights before the sum that decides what they are multiplied with.
+    /// Of fused kernels: asks for weights and scales before what they are multiplied with is there.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub early: bool,
+    /// Of fused kernels: blocks that a multiprocessor has to hold, so that a thread gets no more registers than that leaves; 0: as
+    /// the compiler likes.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub blocks: u8,
 }
 
 impl Variant {
@@ -173,8 +177,10 @@ impl fmt::Display for Variant {
     /// the lanes of a fused kernel `t128 v8 h2 l8 cs/wb`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "t{} v{} h{}", self.threads, self.vec, self.heads)?;
-        if self.lanes > 0 {
-            write!(f, " l{}", self.lanes)?;
+        for (name, value) in [("l", self.lanes), ("b", self.blocks)] {
+            if value > 0 {
+                write!(f, " {name}{value}")?;
+            }
         }
         write!(f, " {}/{}", self.load.name(), self.store.name())?;
         for (name, on) in [
@@ -212,6 +218,7 @@ pub fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilities) -> V
         overlap: can.overlap,
         prefetch: few && can.overlap,
         early: false,
+        blocks: 0,
     };
     let mut all = vec![default];
     let mut push = |v: Variant| {
@@ -298,7 +305,10 @@ fn no_lanes(v: Variant) -> Result<(), Why> {
     if v.lanes != 0 {
         return Err(("lanes", "are of kernels with a norm or a cache only"));
     }
-    if v.early { Err(("early", "is of kernels with a norm only")) } else { Ok(()) }
+    if v.blocks != 0 {
+        return Err(("blocks", "are of kernels with a norm or a cache only"));
+    }
+    if v.early { Err(("early", "is of kernels with a norm or a cache only")) } else { Ok(()) }
 }
 
 /// Whether a variant is legal for a spec and class on a device.
