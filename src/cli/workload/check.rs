@@ -1,7 +1,8 @@
 //! The f64 reference of a call, and how far its results are from it.
 
-use ropejit::rope::{Flavour, Norm, RotaryPart, ScaleUse, reference};
-use ropejit::{DType, Direction, PairStyle, Result, Rounding};
+use ropejit::rope::reference::{self, Pair};
+use ropejit::rope::{Flavour, Norm, ScaleUse};
+use ropejit::{DType, Direction, Result, RopeSpec, Rounding};
 
 use super::Workload;
 use super::parts::{BLOCK, Part};
@@ -212,24 +213,15 @@ impl Workload {
 
     /// The rotation of a head, or `back`.
     fn turned(&self, bytes: &Bytes, x: &[f64], token: usize, back: bool) -> Vec<f64> {
-        let spec = &self.spec;
-        let first = if spec.part == RotaryPart::Last { x.len() - spec.rotary_dim as usize } else { 0 };
+        let direction = if back { Direction::Backward } else { Direction::Forward };
+        let spec = RopeSpec { direction, ..self.spec.clone() };
         let mut out = x.to_vec();
-        for pair in 0..spec.rotary_dim as usize / 2 {
-            let entry = token * spec.table_width() as usize + pair;
+        for i in 0..spec.rotary_dim as usize / 2 {
+            let entry = token * spec.table_width() as usize + i;
             let cs = [&bytes.cos, &bytes.sin].map(|t| f64::from(spec.table.dtype.read(t, entry)));
-            let mut from = reference::pair(spec, pair);
-            // Pairs that move leave as halves, and come back from there.
-            let mut to = from;
-            if spec.style == PairStyle::Deinterleave {
-                to = (pair, pair + spec.rotary_dim as usize / 2);
-                if back {
-                    std::mem::swap(&mut from, &mut to);
-                }
-            }
-            let direction = if back { Direction::Backward } else { Direction::Forward };
-            let (a, b) = reference::rotate_f64(direction, (x[first + from.0], x[first + from.1]), (cs[0], cs[1]));
-            (out[first + to.0], out[first + to.1]) = (a, b);
+            let Pair { input, output } = reference::pair(&spec, x.len() as u32, i);
+            let turned = reference::rotate_f64(direction, (x[input.0], x[input.1]), (cs[0], cs[1]));
+            (out[output.0], out[output.1]) = turned;
         }
         out
     }
