@@ -1,7 +1,7 @@
 //! The f64 reference of a call, and how far its results are from it.
 
-use ropejit::rope::{Flavour, Norm, RotaryPart, ScaleUse, reference};
-use ropejit::{DType, Direction, PairStyle, Result, Rounding};
+use ropejit::rope::{Flavour, Norm, ScaleUse, reference};
+use ropejit::{DType, Direction, Result, Rounding};
 
 use super::Workload;
 use super::parts::{BLOCK, Part};
@@ -210,23 +210,14 @@ impl Workload {
     /// The rotation of a head, or `back`.
     fn turned(&self, bytes: &Bytes, x: &[f64], token: usize, back: bool) -> Vec<f64> {
         let spec = &self.spec;
-        let first = if spec.part == RotaryPart::Last { x.len() - spec.rotary_dim as usize } else { 0 };
+        let direction = if back { Direction::Backward } else { Direction::Forward };
         let mut out = x.to_vec();
         for pair in 0..spec.rotary_dim as usize / 2 {
             let entry = token * spec.table_width() as usize + pair;
             let cs = [&bytes.cos, &bytes.sin].map(|t| f64::from(spec.table.dtype.read(t, entry)));
-            let mut from = reference::pair(spec, pair);
-            // Pairs that move leave as halves, and come back from there.
-            let mut to = from;
-            if spec.style == PairStyle::Deinterleave {
-                to = (pair, pair + spec.rotary_dim as usize / 2);
-                if back {
-                    std::mem::swap(&mut from, &mut to);
-                }
-            }
-            let direction = if back { Direction::Backward } else { Direction::Forward };
-            let (a, b) = reference::rotate_f64(direction, (x[first + from.0], x[first + from.1]), (cs[0], cs[1]));
-            (out[first + to.0], out[first + to.1]) = (a, b);
+            let place = reference::pair_in(spec, direction, x.len(), pair);
+            let read = (x[place.input.0], x[place.input.1]);
+            (out[place.output.0], out[place.output.1]) = reference::rotate_f64(direction, read, cs.into());
         }
         out
     }
