@@ -87,9 +87,9 @@ pub fn apply_weight(flavour: Flavour, dtype: DType, x: f32, r: f32, w: f32) -> f
 /// Adds up what each head gives to the gradient of the weight ([`Backward::weight_terms`](super::Backward)), `dim` numbers a
 /// head, and rounds to the dtype.
 ///
-/// Heads are numbered `token · heads + head`, tokens through the whole batch. Of each 1024 of them, tile `t` of 32 has heads `t`,
-/// `t + 32`, …, which are added one after the other, from 0 on; then all tiles as [`SumOrder::Tree`]. `None` is a head of a token
-/// that stays as it is: it has a number, and gives nothing.
+/// Heads are numbered `token · heads + head`, tokens through the whole batch. Tiles of 32 of them are added one after the other,
+/// from 0 on; then all tiles as [`SumOrder::Tree`]. `None` is a head of a token that stays as it is: it has a number, and gives
+/// nothing.
 pub fn weight_gradient<T: AsRef<[f32]>>(
     dtype: DType,
     dim: usize,
@@ -97,7 +97,7 @@ pub fn weight_gradient<T: AsRef<[f32]>>(
 ) -> Vec<f32> {
     let mut tiles: Vec<Vec<f32>> = Vec::new();
     for (number, terms) in heads.into_iter().enumerate() {
-        let tile = number / (TILE * TILE) * TILE + number % TILE;
+        let tile = number / TILE;
         if tile == tiles.len() {
             tiles.push(vec![0.0; dim]);
         }
