@@ -3,6 +3,7 @@
 import os
 from typing import Any, Literal
 
+from ._norm import Norm as Norm
 from ._patch import patch as patch
 from ._patch import patched as patched
 from ._patch import unpatch as unpatch
@@ -44,7 +45,58 @@ def apply(
     inplace: bool = False,
     layout: Literal["bshd", "bhsd", "thd"] = "bshd",
     rounding: Literal["once", "per_op"] = "once",
+    style: Literal["half_split", "interleaved", "deinterleave"] | None = None,
 ) -> tuple[Tensor, Tensor | None]: ...
+def qk_norm_rope(
+    q: Tensor,
+    k: Tensor | None,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    eps: float,
+    flavour: Literal["weight_after", "one_plus_weight", "weight_f32", "no_weight"] = "weight_after",
+    order: Literal["torch", "tree"] = "torch",
+    rsqrt: Literal["approx", "ieee"] | None = None,
+    after_rope: bool = False,
+    position_ids: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    style: Literal["half_split", "interleaved", "deinterleave"] = "half_split",
+    rotary_dim: int | None = None,
+    tables: Literal["half", "full", "twice"] | None = None,
+    inplace: bool = False,
+    layout: Literal["bshd", "bhsd", "thd"] = "bshd",
+    rounding: Literal["once", "per_op"] = "once",
+) -> tuple[Tensor, Tensor | None]: ...
+def rope_append(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor | None,
+    slot_mapping: Tensor | None,
+    *,
+    norm: Norm | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+    q_scale: Tensor | None = None,
+    scale_use: Literal["divide", "multiply"] = "divide",
+    q_out: Tensor | None = None,
+    q_dtype: Any = None,
+    inplace: bool = False,
+    pages: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
+    position_ids: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    style: Literal["half_split", "interleaved", "deinterleave"] = "half_split",
+    rotary_dim: int | None = None,
+    part: Literal["first", "last"] = "first",
+    tables: Literal["half", "full", "twice"] | None = None,
+    layout: Literal["bshd", "bhsd", "thd"] = "thd",
+    rounding: Literal["once", "per_op"] = "once",
+) -> Tensor: ...
 def apply_rotary_pos_emb(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
 ) -> tuple[Tensor, Tensor]: ...

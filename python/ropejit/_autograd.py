@@ -107,11 +107,11 @@ def _is_refused(x):
 
 
 def apply(
-    q, k, cos, sin, position_ids, cu_seqlens, offset, interleaved, rotary_dim, layout, rounding, inplace, lenient=False
+    q, k, cos, sin, position_ids, cu_seqlens, offset, style, rotary_dim, layout, rounding, inplace, lenient=False
 ):  # fmt: skip
     """The native function calls this where autograd has to know. In place it is as PyTorch's operations in place are; `lenient`:
     where PyTorch would refuse q, alone, it is as flash-attn's own function, which works."""
-    form = (interleaved, rotary_dim, layout, rounding)
+    form = (style, rotary_dim, layout, rounding)
     tensors = (cos, sin, position_ids, cu_seqlens, offset)
     if _transform() is not None:
         from . import _ops

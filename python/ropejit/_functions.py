@@ -22,7 +22,7 @@ def _is_compiling():
 
 def apply(
     q, k, cos, sin, *, position_ids=None, cu_seqlens=None, interleaved=False, rotary_dim=None, tables=None, inplace=False,
-    layout="bshd", rounding="once",
+    layout="bshd", rounding="once", style=None,
 ):  # fmt: skip
     """Rotates q and k; returns both.
 
@@ -37,6 +37,8 @@ def apply(
         cu_seqlens: where packed sequences begin and the last ends, int32 or int64; each counts from 0. The layout is
             ``"thd"``. A token of no sequence, as padding at the end, stays as it is, and so does its gradient.
         interleaved: elements 2i and 2i + 1 turn together (GPT-J), not i and i + rotary_dim / 2 (Llama, NeoX).
+        style: the same by name: ``"half_split"`` or ``"interleaved"``; or ``"deinterleave"`` (DeepSeek-V3, Kimi, GLM-5): elements
+            2i and 2i + 1 turn together and leave as i and i + rotary_dim / 2. None: what ``interleaved`` says.
         rotary_dim: as many elements of each head turn, the rest stays. None: all.
         tables: how the angles stand in a row of cos and sin: ``"half"``: each once; ``"full"``: each twice, one copy after the
             other (``torch.cat((f, f), -1)``, as in Llama; the first half is read); ``"twice"``: each twice, side by side
@@ -52,13 +54,17 @@ def apply(
     stream that the library works on now, as one of its own. Where a library does not tell its stream (only CuPy, and those
     with DLPack's C exchange API do), or arrays of several are mixed, the call returns when its work is done.
     """
-    if interleaved or tables is not None:
-        cos, sin = _read_once(q, cos, sin, interleaved, rotary_dim, tables)
+    if style is None:
+        style = "interleaved" if interleaved else "half_split"
+    elif interleaved and style != "interleaved":
+        raise ValueError(f"style: {style!r} and interleaved=True are not the same; hint: leave interleaved out")
+    if style == "interleaved" or tables is not None:
+        cos, sin = _read_once(q, cos, sin, style == "interleaved", rotary_dim, tables)
     if _is_compiling():
         from . import _ops
 
-        return _ops.apply(q, k, cos, sin, position_ids, cu_seqlens, None, interleaved, rotary_dim, layout, rounding, inplace)
-    return _apply(q, k, cos, sin, position_ids, cu_seqlens, None, interleaved, rotary_dim, layout, rounding, inplace)
+        return _ops.apply(q, k, cos, sin, position_ids, cu_seqlens, None, style, rotary_dim, layout, rounding, inplace)
+    return _apply(q, k, cos, sin, position_ids, cu_seqlens, None, style, rotary_dim, layout, rounding, inplace)
 
 
 def _read_once(q, cos, sin, interleaved, rotary_dim, tables):
@@ -121,7 +127,7 @@ def fast_rope_embedding(Q, K, cos, sin, rope_embedding_indices=None):
             raise ValueError(f"rope_embedding_indices: {ids.numel()} numbers for {batch} sequences of {tokens} tokens")
         ids = ids.reshape(-1, tokens) if tokens else ids.reshape(1, 0)
     rotary_dim = None if cos.shape[-1] * 2 == Q.shape[-1] else cos.shape[-1]
-    return _positional(Q, K, cos, sin, ids, None, None, False, rotary_dim, "bhsd", "once", False)
+    return _positional(Q, K, cos, sin, ids, None, None, "half_split", rotary_dim, "bhsd", "once", False)
 
 
 def _one_table(name, table):
@@ -154,8 +160,9 @@ def apply_rotary_emb(
         offset = seqlen_offsets.contiguous() if hasattr(seqlen_offsets, "contiguous") else seqlen_offsets
     layout = "bshd" if cu_seqlens is None else "thd"
     rotary_dim = 2 * cos.shape[-1]
+    style = "interleaved" if interleaved else "half_split"
     return _positional(
-        x, None, cos, sin, None, cu_seqlens, offset, interleaved, rotary_dim, layout, "once", inplace, True
+        x, None, cos, sin, None, cu_seqlens, offset, style, rotary_dim, layout, "once", inplace, True
     )[0]
 
 

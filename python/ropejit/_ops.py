@@ -20,46 +20,46 @@ def _launched(q, k, cos, sin, position_ids, cu_seqlens, offsets, offset, *rest):
 @torch.library.custom_op("ropejit::rotate", mutates_args=())
 def rotate(
     q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, position_ids: _Maybe, cu_seqlens: _Maybe,
-    offsets: _Maybe, offset: int | None, interleaved: bool, rotary_dim: int | None, layout: str, rounding: str,
+    offsets: _Maybe, offset: int | None, style: str, rotary_dim: int | None, layout: str, rounding: str,
     backward: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """q and k, rotated."""
     return _launched(
-        q, k, cos, sin, position_ids, cu_seqlens, offsets, offset, interleaved, rotary_dim, layout, rounding, backward, False
+        q, k, cos, sin, position_ids, cu_seqlens, offsets, offset, style, rotary_dim, layout, rounding, backward, False
     )
 
 
 @torch.library.custom_op("ropejit::rotate_one", mutates_args=())
 def rotate_one(
     x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, position_ids: _Maybe, cu_seqlens: _Maybe,
-    offsets: _Maybe, offset: int | None, interleaved: bool, rotary_dim: int | None, layout: str, rounding: str,
+    offsets: _Maybe, offset: int | None, style: str, rotary_dim: int | None, layout: str, rounding: str,
     backward: bool,
 ) -> torch.Tensor:  # fmt: skip
     """x, rotated."""
     return _launched(
-        x, None, cos, sin, position_ids, cu_seqlens, offsets, offset, interleaved, rotary_dim, layout, rounding, backward, False
+        x, None, cos, sin, position_ids, cu_seqlens, offsets, offset, style, rotary_dim, layout, rounding, backward, False
     )[0]
 
 
 @torch.library.custom_op("ropejit::rotate_", mutates_args=("q", "k"))
 def rotate_(
     q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, position_ids: _Maybe, cu_seqlens: _Maybe,
-    offsets: _Maybe, offset: int | None, interleaved: bool, rotary_dim: int | None, layout: str, rounding: str,
+    offsets: _Maybe, offset: int | None, style: str, rotary_dim: int | None, layout: str, rounding: str,
 ) -> None:  # fmt: skip
     """Rotates q and k where they are."""
     _launched(
-        q, k, cos, sin, position_ids, cu_seqlens, offsets, offset, interleaved, rotary_dim, layout, rounding, False, True
+        q, k, cos, sin, position_ids, cu_seqlens, offsets, offset, style, rotary_dim, layout, rounding, False, True
     )
 
 
 @torch.library.custom_op("ropejit::rotate_one_", mutates_args=("x",))
 def rotate_one_(
     x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, position_ids: _Maybe, cu_seqlens: _Maybe,
-    offsets: _Maybe, offset: int | None, interleaved: bool, rotary_dim: int | None, layout: str, rounding: str,
+    offsets: _Maybe, offset: int | None, style: str, rotary_dim: int | None, layout: str, rounding: str,
 ) -> None:  # fmt: skip
     """Rotates x where it is."""
     _launched(
-        x, None, cos, sin, position_ids, cu_seqlens, offsets, offset, interleaved, rotary_dim, layout, rounding, False, True
+        x, None, cos, sin, position_ids, cu_seqlens, offsets, offset, style, rotary_dim, layout, rounding, False, True
     )
 
 
@@ -162,11 +162,11 @@ def _out_of_place(q, k, *rest):
 
 
 def apply(
-    q, k, cos, sin, position_ids, cu_seqlens, offset, interleaved, rotary_dim, layout, rounding, inplace, lenient=False
+    q, k, cos, sin, position_ids, cu_seqlens, offset, style, rotary_dim, layout, rounding, inplace, lenient=False
 ):  # fmt: skip
     """The call as operators. `lenient`: as in `_autograd.apply`."""
     offsets, offset = (offset, None) if isinstance(offset, torch.Tensor) else (None, offset)
-    rest = (cos, sin, position_ids, cu_seqlens, offsets, offset, interleaved, rotary_dim, layout, rounding)
+    rest = (cos, sin, position_ids, cu_seqlens, offsets, offset, style, rotary_dim, layout, rounding)
     _tables_are_constant(cos, sin)
     if not inplace:
         return _out_of_place(q, k, *rest)
@@ -187,13 +187,13 @@ def apply(
 
 
 def of_any_tensors(
-    q, k, cos, sin, position_ids, cu_seqlens, offset, interleaved, rotary_dim, layout, rounding, inplace, lenient=False
+    q, k, cos, sin, position_ids, cu_seqlens, offset, style, rotary_dim, layout, rounding, inplace, lenient=False
 ):  # fmt: skip
     """The call as operators, where the native function may not launch: somebody watches, or tensors are of a subclass, or do not
     lie in memory as they are. PyTorch's dispatcher resolves negated views and zero tensors; those of `torch.func` are taken apart."""
     tensors = (cos, sin, position_ids, cu_seqlens, offset)
     _tensors.refuse(q, k, *tensors)
-    form = (interleaved, rotary_dim, layout, rounding)
+    form = (style, rotary_dim, layout, rounding)
     if inplace:
         _tensors.refuse_constant(q, k)
     transformed = _tensors.is_transformed(q, k, *tensors)
@@ -273,4 +273,5 @@ def drop_in(q, k, cos, sin, unsqueeze_dim, interleaved, tables, partial, roundin
         return None
     if tables == "twice":
         cos, sin = cos[..., ::2], sin[..., ::2]  # neighbours are equal
-    return apply(q, k, cos, sin, None, None, None, interleaved, width, layout, rounding, False)
+    style = "interleaved" if interleaved else "half_split"
+    return apply(q, k, cos, sin, None, None, None, style, width, layout, rounding, False)

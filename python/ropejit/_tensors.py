@@ -44,20 +44,27 @@ def _freed(tensor):
     return "has no memory: its storage was resized to zero, as FSDP does with parameters that are not in use"
 
 
-def _tensors(arguments):
-    return ((name, x) for name, x in zip(_NAMES, arguments, strict=False) if isinstance(x, torch.Tensor))
+def _tensors(arguments, names=_NAMES):
+    return ((name, x) for name, x in zip(names, arguments, strict=False) if isinstance(x, torch.Tensor))
 
 
-def refuse(*arguments):
+def refuse(*arguments, names=_NAMES):
     """Raises for what the dispatcher could not resolve either, by the name of the argument."""
     device = None
-    for name, x in _tensors(arguments):
+    for name, x in _tensors(arguments, names):
         device = x.device if device is None else device
         why = _unreadable(x)
         if why is None and x.device != device:
             why = f"is on {x.device}, q on {device}"
         if why is not None:
             raise ValueError(f"{name}: {why}")
+
+
+def refuse_transforms(function):
+    """Raises: the function is not taken apart for `torch.func`."""
+    raise NotImplementedError(
+        f"{function} does not work under the transforms of torch.func (vmap, grad); hint: a batch is a dimension of q"
+    )
 
 
 def refuse_constant(q, k):

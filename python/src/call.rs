@@ -6,14 +6,17 @@ use std::ffi::c_void;
 
 use pyo3::prelude::*;
 use ropejit::{
-    Args, CuSeqlens, DType, Direction, Input, Layout, Offsets, Operand, PairStyle, PositionForm, PositionIds,
-    Positions, RopeSpec, Rounding, Stream, TableForm, TableWidth, Tables, Tensor,
+    Args, CuSeqlens, DType, Direction, Input, Layout, Operand, PairStyle, PositionIds, Positions, RopeSpec, Rounding,
+    Stream, TableForm, TableWidth, Tables, Tensor,
 };
 
+use crate::cache;
 use crate::dlpack::{Device, Element, View};
 use crate::engines;
 use crate::errors::{raise, wrong};
+use crate::norm;
 use crate::overlap;
+use crate::place::{self, Place};
 
 /// How q and k are laid out.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -43,24 +46,27 @@ pub fn rounding(text: &str) -> PyResult<Rounding> {
     }
 }
 
+/// `half_split`, `interleaved` or `deinterleave`.
+pub fn style(text: &str) -> PyResult<PairStyle> {
+    match text {
+        "half_split" => Ok(PairStyle::HalfSplit),
+        "interleaved" => Ok(PairStyle::Interleaved),
+        "deinterleave" => Ok(PairStyle::Deinterleave),
+        _ => Err(wrong("style", format!("'{text}' is not one of 'half_split', 'interleaved' and 'deinterleave'"))),
+    }
+}
+
 /// What is asked for, besides tensors.
 #[derive(Clone, Copy)]
 pub struct Form {
     pub order: Order,
-    pub interleaved: bool,
+    pub style: PairStyle,
     /// As many elements of each head turn; `None`: all.
     pub rotary_dim: Option<u32>,
     pub rounding: Rounding,
     pub backward: bool,
-}
-
-/// Which rows of the tables a token gets.
-#[derive(Clone, Copy)]
-pub enum Place {
-    Offset(i64),
-    Offsets(View),
-    Ids(View),
-    Packed { cu_seqlens: View, offset: i64, offsets: Option<View> },
+    /// Heads are written whole, not only what turns of them.
+    pub whole: bool,
 }
 
 /// The tensors of a call; `None` for an output that is the input.
@@ -85,9 +91,11 @@ pub struct Call {
     rows: usize,
     table_strides: [i64; 2],
     place: Place,
+    pub norm: Option<norm::Beside>,
+    pub append: Option<cache::Beside>,
 }
 
-fn layout(name: &str, view: &View, order: Order) -> PyResult<Layout> {
+pub fn layout(name: &str, view: &View, order: Order) -> PyResult<Layout> {
     let (shape, strides) = (view.shape(), view.strides());
     let n = |axis: usize| shape[axis] as usize;
     let wanted = if order == Order::Thd { 3 } else { 4 };
@@ -106,14 +114,14 @@ fn layout(name: &str, view: &View, order: Order) -> PyResult<Layout> {
     })
 }
 
-fn float(name: &str, view: &View) -> PyResult<DType> {
+pub fn float(name: &str, view: &View) -> PyResult<DType> {
     match view.element {
-        Element::Float(dtype) => Ok(dtype),
+        Element::Float(dtype) if dtype != DType::E4M3 => Ok(dtype),
         _ => Err(wrong(name, format!("its elements must be float32, float16 or bfloat16, got {}", element(view)))),
     }
 }
 
-fn element(view: &View) -> String {
+pub fn element(view: &View) -> String {
     match view.element {
         Element::Float(dtype) => dtype.to_string(),
         Element::I32 => "int32".into(),
@@ -123,7 +131,7 @@ fn element(view: &View) -> String {
 }
 
 /// Whether integers are i64 rather than i32.
-fn wide(name: &str, view: &View) -> PyResult<bool> {
+pub fn wide(name: &str, view: &View) -> PyResult<bool> {
     match view.element {
         Element::I32 => Ok(false),
         Element::I64 => Ok(true),
@@ -155,7 +163,7 @@ impl Call {
         }
         here("cos", cos)?;
         here("sin", sin)?;
-        let (rows, table_strides, width) = tables(cos, sin, batch)?;
+        let (rows, table_strides, width) = place::tables(cos, sin, batch)?;
         let table = float("cos", cos)?;
         if table != DType::F32 && table != dtype {
             return Err(wrong("cos", format!("is {table}, f32 or the type of q ({dtype}) is needed")));
@@ -175,18 +183,23 @@ impl Call {
         let mut spec =
             RopeSpec::new(dtype, number(head_dim), number(heads), k_layout.map_or(0, |k| number(k.shape[2])));
         spec.rotary_dim = number(rotary_dim);
-        spec.style = if form.interleaved { PairStyle::Interleaved } else { PairStyle::HalfSplit };
+        spec.style = form.style;
         // In f32 the contracts are one: one kernel serves both.
         spec.rounding = if dtype == DType::F32 { Rounding::Once } else { form.rounding };
         spec.direction = if form.backward { Direction::Backward } else { Direction::Forward };
         spec.table = TableForm { dtype: table, width };
-        spec.positions = position_form(place, form.order, [batch, tokens], &here)?;
+        spec.positions = place::position_form(place, form.order, [batch, tokens], &here)?;
         if let (None, Some(k), Some(k_layout)) = (q_out, k, &k_layout) {
             let bytes = (k.address as i64).wrapping_sub(q.address as i64);
             let gap = bytes.div_euclid(dtype.size() as i64);
-            if overlap::meet(&q_layout, k_layout, gap, rotary_dim) {
-                let what = "shares elements with q, and in place they would be turned twice: rotate the tensor that holds \
-                            both as q, or pass a copy";
+            let widths = [head_dim, k_layout.shape[3]].map(|dim| if form.whole { dim } else { rotary_dim });
+            if overlap::meet(&q_layout, k_layout, gap, widths) {
+                let what = if form.whole {
+                    "shares elements with q, which is written in place: pass a copy"
+                } else {
+                    "shares elements with q, and in place they would be turned twice: rotate the tensor that holds both as \
+                     q, or pass a copy"
+                };
                 return Err(wrong("k", what));
             }
         }
@@ -208,30 +221,52 @@ impl Call {
             rows,
             table_strides,
             place: *place,
+            norm: None,
+            append: None,
         })
+    }
+
+    /// The shape of q: `[batch, tokens, heads, head_dim]`.
+    pub fn shape(&self) -> [usize; 4] {
+        self.q[0].1.shape
+    }
+
+    /// Raises for a tensor that is on another device than q.
+    pub fn here(&self, name: &str, view: &View) -> PyResult<()> {
+        if view.device == self.device {
+            return Ok(());
+        }
+        Err(wrong(name, format!("is on {}, q on {}", view.device, self.device)))
     }
 
     fn args(&self) -> Args<'static> {
         let dtype = self.spec.dtype;
-        let operand = |[input, output]: [(u64, Layout); 2]| {
-            // SAFETY: `Call::new`'s views are of live tensors of `device`, which the caller's frame holds until the launch;
-            // until the stream has passed it, the tensor library keeps freed memory for its own stream, the one launched on.
-            let written = unsafe { Tensor::from_raw(output.0 as *mut c_void, dtype, output.1) };
-            if self.in_place {
-                return Operand::in_place(written);
-            }
+        // SAFETY: `Call::new`'s views are of live tensors of `device`, which the caller's frame holds until the launch; until
+        // the stream has passed it, the tensor library keeps freed memory for its own stream, the one launched on.
+        let read = |(address, layout)| unsafe { Input::from_raw(address as *const c_void, dtype, layout) };
+        let operand = |[input, output]: [(u64, Layout); 2], dtype: DType| {
             // SAFETY: as above.
-            Operand::out_of_place(unsafe { Input::from_raw(input.0 as *const c_void, dtype, input.1) }, written)
+            let written = unsafe { Tensor::from_raw(output.0 as *mut c_void, dtype, output.1) };
+            if self.in_place { Operand::in_place(written) } else { Operand::out_of_place(read(input), written) }
+        };
+        let q_type = if self.spec.append.is_some_and(|append| append.q.is_some()) { DType::E4M3 } else { dtype };
+        let k = |k: [(u64, Layout); 2]| match self.append {
+            Some(_) => Operand::read_only(read(k[0])),
+            None => operand(k, dtype),
         };
         let mut tables = self.tables.map(|address| address as *const c_void);
         let mut rows = self.rows;
         let positions = match &self.place {
             Place::Offset(offset) => Positions::Offset(*offset),
             // SAFETY: as above; `position_form` has checked how many there are.
-            Place::Offsets(view) => Positions::Offsets(unsafe { offsets(view) }),
+            Place::Offsets(view) => Positions::Offsets(unsafe { place::offsets(view) }),
             // SAFETY: as above; `position_form` has checked the shape, which is that of q or repeats.
             Place::Ids(view) => Positions::Ids(unsafe {
-                PositionIds::from_raw(view.address as *const c_void, view.element == Element::I64, id_strides(view))
+                PositionIds::from_raw(
+                    view.address as *const c_void,
+                    view.element == Element::I64,
+                    place::id_strides(view),
+                )
             }),
             Place::Packed { cu_seqlens, offset, offsets: each } => {
                 // One offset for all sequences: as if the tables began there. `position_form` has checked its sign.
@@ -246,14 +281,21 @@ impl Call {
                         CuSeqlens::from_raw(at, wide, (cu_seqlens.len() - 1).max(0) as usize)
                     },
                     // SAFETY: as above.
-                    offsets: each.as_ref().map(|view| unsafe { offsets(view) }),
+                    offsets: each.as_ref().map(|view| unsafe { place::offsets(view) }),
                 }
             }
         };
         let (form, width) = (self.spec.table, self.spec.table_width() as usize);
         // SAFETY: as above; `tables` has checked that both have these rows and strides.
         let tables = unsafe { Tables::from_raw(tables[0], tables[1], form.dtype, rows, width, self.table_strides) };
-        Args { q: operand(self.q), k: self.k.map(operand), tables, positions, norm: None, append: None }
+        Args {
+            q: operand(self.q, q_type),
+            k: self.k.map(k),
+            tables,
+            positions,
+            norm: self.norm.as_ref().map(|norm| norm.args(&self.spec, self.shape())),
+            append: self.append.as_ref().map(|append| append.args(&self.spec, self.shape())),
+        }
     }
 
     /// Launches on the stream. Without the GIL where that may take long: where a kernel has to be found first, and on the
@@ -284,119 +326,6 @@ impl Call {
     }
 }
 
-/// # Safety
-/// The view is of a live tensor with one dimension.
-unsafe fn offsets(view: &View) -> Offsets<'static> {
-    // SAFETY: this function's contract.
-    unsafe { Offsets::from_raw(view.address as *const c_void, view.element == Element::I64) }
-}
-
 fn number(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
-}
-
-/// Rows, strides of sequence and row, and width of the tables.
-fn tables(cos: &View, sin: &View, batch: usize) -> PyResult<(usize, [i64; 2], usize)> {
-    if cos.shape() != sin.shape() || cos.element != sin.element {
-        let what = format!("is {:?} of {}, cos is {:?} of {}", sin.shape(), element(sin), cos.shape(), element(cos));
-        return Err(wrong("sin", what));
-    }
-    for (name, view) in [("cos", cos), ("sin", sin)] {
-        if !view.rows_are_contiguous() {
-            return Err(wrong(name, "its last dimension must be contiguous"));
-        }
-    }
-    let strides = |view: &View| match (view.shape(), view.strides()) {
-        (&[rows, _], &[row, _]) => Some([0, if rows > 1 { row } else { 0 }]),
-        (&[sequences, rows, _], &[sequence, row, _]) => {
-            Some([if sequences > 1 { sequence } else { 0 }, if rows > 1 { row } else { 0 }])
-        }
-        _ => None,
-    };
-    let Some(own) = strides(cos) else {
-        return Err(wrong("cos", format!("is {:?}, [rows, width] or [batch, rows, width] is needed", cos.shape())));
-    };
-    if strides(sin) != Some(own) {
-        return Err(wrong("sin", "has other strides than cos"));
-    }
-    let (sequences, rows, width) = match *cos.shape() {
-        [sequences, rows, width] => (sequences, rows, width),
-        [rows, width] => (1, rows, width),
-        _ => (1, 0, 0),
-    };
-    if sequences != 1 && sequences as usize != batch {
-        return Err(wrong("cos", format!("is for {sequences} sequences, q has {batch}")));
-    }
-    Ok((rows as usize, own, width as usize))
-}
-
-/// The form of positions, after their shape has been checked.
-fn position_form(
-    place: &Place,
-    order: Order,
-    [batch, tokens]: [usize; 2],
-    here: &dyn Fn(&str, &View) -> PyResult<()>,
-) -> PyResult<PositionForm> {
-    let dense = |name: &str, view: &View| {
-        here(name, view)?;
-        if view.rank == 1 && view.rows_are_contiguous() {
-            return Ok(());
-        }
-        Err(wrong(name, format!("is {:?}, contiguous numbers in one dimension are needed", view.shape())))
-    };
-    match place {
-        Place::Offset(_) => Ok(PositionForm::Implicit),
-        Place::Offsets(view) => {
-            dense("seqlen_offsets", view)?;
-            if view.len() as usize != batch {
-                return Err(wrong("seqlen_offsets", format!("{} numbers for {batch} sequences", view.len())));
-            }
-            Ok(if wide("seqlen_offsets", view)? { PositionForm::Offsets64 } else { PositionForm::Offsets32 })
-        }
-        Place::Ids(view) => {
-            here("position_ids", view)?;
-            let fits = match *view.shape() {
-                [t] => t as usize == tokens,
-                [b, t] => t as usize == tokens && (b == 1 || b as usize == batch),
-                _ => false,
-            };
-            if !fits {
-                let what = format!("is {:?}, [{tokens}], [1, {tokens}] or [{batch}, {tokens}] is needed", view.shape());
-                return Err(wrong("position_ids", what));
-            }
-            Ok(if wide("position_ids", view)? { PositionForm::Ids64 } else { PositionForm::Ids32 })
-        }
-        Place::Packed { cu_seqlens, offset, offsets } => {
-            if order != Order::Thd {
-                return Err(wrong("cu_seqlens", "packed sequences have the layout 'thd', [tokens, heads, head_dim]"));
-            }
-            dense("cu_seqlens", cu_seqlens)?;
-            let form =
-                if wide("cu_seqlens", cu_seqlens)? { PositionForm::CuSeqlens64 } else { PositionForm::CuSeqlens };
-            if cu_seqlens.len() == 0 {
-                return Err(wrong("cu_seqlens", "is empty: one number more than there are sequences is needed"));
-            }
-            if *offset < 0 {
-                return Err(wrong("seqlen_offsets", format!("{offset} is negative")));
-            }
-            if let Some(view) = offsets {
-                dense("seqlen_offsets", view)?;
-                wide("seqlen_offsets", view)?;
-                if view.len() + 1 != cu_seqlens.len() {
-                    let what = format!("{} numbers for {} sequences", view.len(), cu_seqlens.len() - 1);
-                    return Err(wrong("seqlen_offsets", what));
-                }
-            }
-            Ok(form)
-        }
-    }
-}
-
-/// Strides of axis, batch and token.
-fn id_strides(view: &View) -> [i64; 3] {
-    match (view.shape(), view.strides()) {
-        (&[_], &[token]) | (&[1, _], &[_, token]) => [0, 0, token],
-        (_, &[batch, token]) => [0, batch, token],
-        _ => [0; 3],
-    }
 }

@@ -69,6 +69,16 @@ impl View {
         self.rank > 0 && (self.shape[self.rank - 1] < 2 || self.strides[self.rank - 1] == 1)
     }
 
+    /// Whether its elements follow each other in memory.
+    pub fn is_contiguous(&self) -> bool {
+        let mut stride = 1;
+        self.shape().iter().zip(self.strides()).rev().all(|(&n, &s)| {
+            let fits = n < 2 || s == stride;
+            stride *= n;
+            fits
+        }) || self.len() == 0
+    }
+
     /// Elements in it.
     pub fn len(&self) -> i64 {
         self.shape().iter().product()
@@ -131,6 +141,7 @@ impl DlTensor {
             (2, 32, 1) => Element::Float(DType::F32),
             (2, 16, 1) => Element::Float(DType::F16),
             (4, 16, 1) => Element::Float(DType::BF16),
+            (10, 8, 1) => Element::Float(DType::E4M3),
             (0, 32, 1) => Element::I32,
             (0, 64, 1) => Element::I64,
             (code, bits, _) => Element::Other { code, bits },

@@ -2,7 +2,7 @@
 
 use pyo3::prelude::*;
 use pyo3::types::{PyInt, PySlice, PyTuple};
-use ropejit::{DType, Rounding};
+use ropejit::{DType, PairStyle, Rounding};
 
 use crate::call::{Form, Order, Tensors};
 use crate::dlpack::{Element, View};
@@ -76,18 +76,21 @@ pub fn drop_in<'py>(
                 Order::Thd => "thd",
             };
             let none = py.None();
-            let all = (q, k, cos, sin, &none, &none, &none, interleaved, rotary_dim, layout, word, false);
+            let style = if interleaved { "interleaved" } else { "half_split" };
+            let all = (q, k, cos, sin, &none, &none, &none, style, rotary_dim, layout, word, false);
             let function =
                 if is_watched { functions::operators(py, "apply")? } else { functions::recorded(py)?.clone() };
             return Ok(Some(function.call1(all)?.cast_into()?));
         }
-        let form = Form { order, interleaved, rotary_dim: Some(rotary_dim), rounding: contract, backward: false };
+        let style = if interleaved { PairStyle::Interleaved } else { PairStyle::HalfSplit };
+        let form =
+            Form { order, style, rotary_dim: Some(rotary_dim), rounding: contract, backward: false, whole: false };
         let o = Objects { cos, sin, ..o };
         if twice.is_some() {
             let Some(again) = views(torch, &o, false)? else { return Ok(None) };
             tensors = again;
         }
-        functions::rotate(torch, &o, &mut tensors, &form, false).map(Some)
+        functions::rotate(torch, &o, &mut tensors, &form, false, |_| Ok(())).map(Some)
     })
 }
 
@@ -132,6 +135,9 @@ fn fit(t: &Tensors, unsqueeze_dim: i64, tables: &str, partial: bool) -> Option<(
 /// The contract under which kernels compute what eager PyTorch would of these types.
 fn contract(t: &Tensors, rounding: &str) -> Option<Rounding> {
     let (Element::Float(dtype), Element::Float(table)) = (t.q.element, t.cos.element) else { return None };
+    if dtype == DType::E4M3 {
+        return None;
+    }
     match rounding {
         "per_op" | "promoted" if table == dtype => Some(Rounding::PerOp),
         "promoted" | "once" | "once_each" if table == DType::F32 || table == dtype => Some(Rounding::Once),

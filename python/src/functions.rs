@@ -14,7 +14,7 @@ use crate::objects::{Objects, kind, views};
 use crate::torch::{Kind, Torch};
 
 /// A copy whose last dimension is contiguous, where that of the tensor is not.
-fn dense<'py>(
+pub fn dense<'py>(
     torch: &Torch,
     name: &str,
     tensor: &Bound<'py, PyAny>,
@@ -34,23 +34,31 @@ fn contiguous<'py>(
     Ok(copy)
 }
 
-/// Rotates tensors of PyTorch; autograd is not told.
+/// Copies of cos and sin, where a kernel cannot read them as they lie.
+pub fn tables<'py>(torch: &Torch, o: &Objects<'_, 'py>, t: &mut Tensors) -> PyResult<[Option<Bound<'py, PyAny>>; 2]> {
+    let tables = [dense(torch, "cos", o.cos, &mut t.cos)?, dense(torch, "sin", o.sin, &mut t.sin)?];
+    if t.cos.strides() != t.sin.strides() && t.cos.shape() == t.sin.shape() {
+        let both = (contiguous(torch, "cos", o.cos, &mut t.cos)?, contiguous(torch, "sin", o.sin, &mut t.sin)?);
+        return Ok([Some(both.0), Some(both.1)]);
+    }
+    Ok(tables)
+}
+
+/// Rotates tensors of PyTorch; autograd is not told. `beside` adds what else the launch does.
 pub fn rotate<'py>(
     torch: &Torch,
     o: &Objects<'_, 'py>,
     t: &mut Tensors,
     form: &Form,
     inplace: bool,
+    beside: impl FnOnce(&mut Call) -> PyResult<()>,
 ) -> PyResult<Bound<'py, PyTuple>> {
     let py = o.py();
-    let mut tables = [dense(torch, "cos", o.cos, &mut t.cos)?, dense(torch, "sin", o.sin, &mut t.sin)?];
-    if t.cos.strides() != t.sin.strides() && t.cos.shape() == t.sin.shape() {
-        let both = (contiguous(torch, "cos", o.cos, &mut t.cos)?, contiguous(torch, "sin", o.sin, &mut t.sin)?);
-        tables = [Some(both.0), Some(both.1)];
-    }
+    let tables = tables(torch, o, t)?;
     if inplace {
         // A tensor that is written where it is cannot be a copy: the call itself refuses it if it must.
-        let call = Call::new(form, t)?;
+        let mut call = Call::new(form, t)?;
+        beside(&mut call)?;
         let results = match o.k {
             Some(k) => PyTuple::new(py, [o.q, k])?,
             None => PyTuple::new(py, [o.q])?,
@@ -74,7 +82,8 @@ pub fn rotate<'py>(
         (output, t.k_out) = like("k", k_copy.as_ref().unwrap_or(k))?;
         k_out = Some(output);
     }
-    let call = Call::new(form, t)?;
+    let mut call = Call::new(form, t)?;
+    beside(&mut call)?;
     call.launch(py, torch.stream(py, call.device)?)?;
     drop((q_copy, k_copy, tables)); // held until the launch
     (q_out, k_out).into_pyobject(py)
@@ -85,8 +94,8 @@ fn pair<'py>(py: Python<'py>, results: Bound<'py, PyTuple>) -> PyResult<Bound<'p
     if results.len() == 2 { Ok(results) } else { (results.get_item(0)?, py.None()).into_pyobject(py) }
 }
 
-/// Whether autograd has to know of the call.
-fn needs_grad(torch: &Torch, o: &Objects<'_, '_>) -> PyResult<bool> {
+/// Whether autograd has to know of the call; `weights` are what else has a gradient.
+pub fn needs_grad(torch: &Torch, o: &Objects<'_, '_>, weights: &[Option<&Bound<'_, PyAny>>]) -> PyResult<bool> {
     if !torch.is_grad_enabled(o.py())? {
         return Ok(false);
     }
@@ -95,7 +104,12 @@ fn needs_grad(torch: &Torch, o: &Objects<'_, '_>) -> PyResult<bool> {
             return Err(wrong(name, "requires a gradient, and none is computed for tables: pass a detached one"));
         }
     }
-    Ok(torch.requires_grad(o.q)? || o.k.map_or(Ok(false), |k| torch.requires_grad(k))?)
+    for x in [Some(o.q), o.k].iter().chain(weights).flatten() {
+        if torch.requires_grad(x)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// A function of the operators.
@@ -113,7 +127,7 @@ pub fn recorded(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
 /// `ropejit.apply`, but for tracing. `lenient`: in place under autograd, where PyTorch would refuse q, as flash-attn does.
 #[pyfunction]
 #[pyo3(signature = (
-    q, k, cos, sin, position_ids, cu_seqlens, offset, interleaved, rotary_dim, layout, rounding, inplace, lenient=false
+    q, k, cos, sin, position_ids, cu_seqlens, offset, style, rotary_dim, layout, rounding, inplace, lenient=false
 ))]
 #[allow(clippy::too_many_arguments, clippy::fn_params_excessive_bools)]
 pub fn apply<'py>(
@@ -124,7 +138,7 @@ pub fn apply<'py>(
     position_ids: Option<&Bound<'py, PyAny>>,
     cu_seqlens: Option<&Bound<'py, PyAny>>,
     offset: Option<&Bound<'py, PyAny>>,
-    interleaved: bool,
+    style: &Bound<'py, PyAny>,
     rotary_dim: Option<u32>,
     layout: &Bound<'py, PyAny>,
     rounding: &Bound<'py, PyAny>,
@@ -134,12 +148,12 @@ pub fn apply<'py>(
     guarded(|| {
         let py = q.py();
         let o = Objects { q, k, cos, sin, position_ids, cu_seqlens, offset };
-        let form = form(layout, rounding, interleaved, rotary_dim, false)?;
+        let form = form(layout, rounding, style, rotary_dim, false)?;
         let Some(torch) = Torch::get(py) else { return foreign::rotate(&o, &form, inplace) };
         let by = |function: Bound<'py, PyAny>| {
             // Tuples of so many different things end at twelve.
             let tensors = (q, k, cos, sin, position_ids, cu_seqlens, offset).into_pyobject(py)?;
-            let rest = (interleaved, rotary_dim, layout, rounding, inplace, lenient).into_pyobject(py)?;
+            let rest = (style, rotary_dim, layout, rounding, inplace, lenient).into_pyobject(py)?;
             let all = tensors.as_sequence().concat(rest.as_sequence())?.to_tuple()?;
             Ok(function.call1(all)?.cast_into::<PyTuple>()?)
         };
@@ -153,13 +167,13 @@ pub fn apply<'py>(
             return Err(PyNotImplementedError::new_err(what));
         }
         let is_watched = torch.is_watched(py)?;
-        if !is_watched && needs_grad(torch, &o)? {
+        if !is_watched && needs_grad(torch, &o, &[])? {
             return by(recorded(py)?.clone());
         }
         match views(torch, &o, inplace)? {
             None => by(operators(py, "of_any_tensors")?),
             Some(_) if is_watched => by(operators(py, "apply")?),
-            Some(mut tensors) => rotate(torch, &o, &mut tensors, &form, inplace),
+            Some(mut tensors) => rotate(torch, &o, &mut tensors, &form, inplace, |_| Ok(())),
         }
     })
 }
@@ -168,7 +182,7 @@ pub fn apply<'py>(
 /// in memory: what they do then differs.
 #[pyfunction]
 #[allow(clippy::too_many_arguments)]
-#[pyo3(signature = (q, k, cos, sin, position_ids, cu_seqlens, offset, interleaved, rotary_dim, layout, rounding, backward, inplace))]
+#[pyo3(signature = (q, k, cos, sin, position_ids, cu_seqlens, offset, style, rotary_dim, layout, rounding, backward, inplace))]
 pub fn rotate_plain<'py>(
     q: &Bound<'py, PyAny>,
     k: Option<&Bound<'py, PyAny>>,
@@ -177,7 +191,7 @@ pub fn rotate_plain<'py>(
     position_ids: Option<&Bound<'py, PyAny>>,
     cu_seqlens: Option<&Bound<'py, PyAny>>,
     offset: Option<&Bound<'py, PyAny>>,
-    interleaved: bool,
+    style: &Bound<'py, PyAny>,
     rotary_dim: Option<u32>,
     layout: &Bound<'py, PyAny>,
     rounding: &Bound<'py, PyAny>,
@@ -187,26 +201,43 @@ pub fn rotate_plain<'py>(
     guarded(|| {
         let Some(torch) = Torch::get(q.py()) else { return Err(wrong("q", "is no torch.Tensor")) };
         let o = Objects { q, k, cos, sin, position_ids, cu_seqlens, offset };
-        let form = form(layout, rounding, interleaved, rotary_dim, backward)?;
+        let form = form(layout, rounding, style, rotary_dim, backward)?;
         if let Kind::Foreign = kind(torch, &o) {
             return Err(wrong("q", "must be a torch.Tensor, and k, cos and sin as well"));
         }
-        views(torch, &o, inplace)?.map(|mut tensors| rotate(torch, &o, &mut tensors, &form, inplace)).transpose()
+        views(torch, &o, inplace)?
+            .map(|mut tensors| rotate(torch, &o, &mut tensors, &form, inplace, |_| Ok(())))
+            .transpose()
     })
 }
 
-fn form(
+/// A word that Python passes.
+pub fn word<'a>(name: &str, object: &'a Bound<'_, PyAny>) -> PyResult<&'a str> {
+    match object.cast::<PyString>() {
+        Ok(text) => text.to_str(),
+        Err(_) => Err(wrong(name, format!("must be a str, got {}", object.get_type()))),
+    }
+}
+
+/// How many elements of a head turn, as Python passes it.
+pub fn rotary_dim(object: &Bound<'_, PyAny>) -> PyResult<Option<u32>> {
+    let number = object.extract::<Option<u32>>();
+    number.map_err(|_| wrong("rotary_dim", format!("is {object}, an even number above 0 or None is needed")))
+}
+
+pub fn form(
     layout: &Bound<'_, PyAny>,
     rounding: &Bound<'_, PyAny>,
-    interleaved: bool,
+    style: &Bound<'_, PyAny>,
     rotary_dim: Option<u32>,
     backward: bool,
 ) -> PyResult<Form> {
-    let text = |name, object| -> PyResult<_> {
-        let object: &Bound<'_, PyAny> = object;
-        object.cast::<PyString>().map_err(|_| wrong(name, format!("must be a str, got {}", object.get_type())))
-    };
-    let order = Order::parse(text("layout", layout)?.to_str()?)?;
-    let rounding = call::rounding(text("rounding", rounding)?.to_str()?)?;
-    Ok(Form { order, interleaved, rotary_dim, rounding, backward })
+    Ok(Form {
+        order: Order::parse(word("layout", layout)?)?,
+        style: call::style(word("style", style)?)?,
+        rotary_dim,
+        rounding: call::rounding(word("rounding", rounding)?)?,
+        backward,
+        whole: false,
+    })
 }

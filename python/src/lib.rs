@@ -1,9 +1,13 @@
 //! The native part of the Python package: from tensors of a Python library to launches of [`ropejit`].
 //!
-//! `functions` is what Python calls, `objects` what it passes; `drop_in` stands for functions of models. `dlpack` and `torch`
-//! say what a tensor is, `call` checks and launches, `overlap` tells whether q and k share elements, `engines` keeps one engine a device, `service` is all that is
-//! not a rotation, `template` has kernels of the user's own. `unsafe` is in `dlpack`, `torch`, `call` and `template`.
+//! `functions` is what Python calls, `objects` what it passes; `drop_in` stands for functions of models. `norm` and `append` are
+//! rotations with what models do before and after, to a `cache`. `dlpack` and `torch` say what a tensor is, `place` where its tables and
+//! positions are, `call` checks and launches, `overlap` tells whether q and k share elements, `engines` keeps one engine a device,
+//! `service` is all that is not a rotation, `template` has kernels of the user's own. `unsafe` is in `dlpack`, `torch`, `call`,
+//! `place`, `norm`, `cache` and `template`.
 
+mod append;
+mod cache;
 mod call;
 mod dlpack;
 mod drop_in;
@@ -12,8 +16,10 @@ mod errors;
 mod foreign;
 mod functions;
 mod log;
+mod norm;
 mod objects;
 mod overlap;
+mod place;
 mod service;
 mod template;
 mod torch;
@@ -28,6 +34,11 @@ fn _ropejit(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("NotCachedError", module.py().get_type::<errors::NotCachedError>())?;
     module.add_function(wrap_pyfunction!(functions::apply, module)?)?;
     module.add_function(wrap_pyfunction!(functions::rotate_plain, module)?)?;
+    module.add_function(wrap_pyfunction!(norm::qk_norm_rope, module)?)?;
+    module.add_function(wrap_pyfunction!(norm::norm_plain, module)?)?;
+    module.add_function(wrap_pyfunction!(norm::norm_backward, module)?)?;
+    module.add_function(wrap_pyfunction!(append::rope_append, module)?)?;
+    module.add_function(wrap_pyfunction!(append::append_plain, module)?)?;
     module.add_function(wrap_pyfunction!(drop_in::drop_in, module)?)?;
     module.add_function(wrap_pyfunction!(service::prewarm, module)?)?;
     module.add_function(wrap_pyfunction!(service::read_config, module)?)?;

@@ -1,12 +1,14 @@
 //! The tensors of a call: as Python passes them, and what they are in memory.
 
+use pyo3::exceptions::PyTypeError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyInt;
+use pyo3::types::{PyInt, PyTuple};
 
-use crate::call::{Place, Tensors};
+use crate::call::Tensors;
 use crate::dlpack::View;
 use crate::errors::wrong;
+use crate::place::Place;
 use crate::torch::{Kind, Torch};
 
 /// The tensors of a call as Python passes them.
@@ -94,8 +96,13 @@ pub fn views(torch: &Torch, o: &Objects<'_, '_>, inplace: bool) -> PyResult<Opti
 
 /// What all tensors of q, k, cos and sin are.
 pub fn kind(torch: &Torch, o: &Objects<'_, '_>) -> Kind {
+    kind_of(torch, &o.rotated())
+}
+
+/// What all of these tensors are.
+pub fn kind_of(torch: &Torch, tensors: &[Option<&Bound<'_, PyAny>>]) -> Kind {
     let mut all = Kind::Plain;
-    for object in o.rotated().into_iter().flatten() {
+    for object in tensors.iter().flatten() {
         match torch.kind(object) {
             Kind::Plain => {}
             Kind::Subclass => all = Kind::Subclass,
@@ -103,4 +110,21 @@ pub fn kind(torch: &Torch, o: &Objects<'_, '_>) -> Kind {
         }
     }
     all
+}
+
+/// The arguments of a call, as many as its function has.
+pub fn fields<'a, 'py, const N: usize>(args: &'a Bound<'py, PyTuple>) -> PyResult<[Borrowed<'a, 'py, PyAny>; N]> {
+    if args.len() != N {
+        return Err(PyTypeError::new_err(format!("takes {N} arguments, got {}", args.len())));
+    }
+    let mut all = [args.get_borrowed_item(0)?; N];
+    for (i, field) in all.iter_mut().enumerate() {
+        *field = args.get_borrowed_item(i)?;
+    }
+    Ok(all)
+}
+
+/// An argument that may be None.
+pub fn optional<'a, 'py>(object: &'a Bound<'py, PyAny>) -> Option<&'a Bound<'py, PyAny>> {
+    (!object.is_none()).then_some(object)
 }

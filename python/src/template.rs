@@ -293,19 +293,10 @@ fn tensor<'py>(
             view
         }
     };
-    if !is_contiguous(&view) {
+    if !view.is_contiguous() {
         return Err(wrong(name, "is not contiguous\nhint: .contiguous() makes a copy that is"));
     }
     Ok(Value::Tensor(element(name, &view)?, view))
-}
-
-fn is_contiguous(view: &View) -> bool {
-    let mut stride = 1;
-    view.shape().iter().zip(view.strides()).rev().all(|(&n, &s)| {
-        let fits = n < 2 || s == stride;
-        stride *= n;
-        fits
-    }) || view.len() == 0
 }
 
 fn element(name: &str, view: &View) -> PyResult<Element> {
@@ -323,6 +314,9 @@ fn element(name: &str, view: &View) -> PyResult<Element> {
         dlpack::Element::Other { code: 1, bits: 16 } => Element::U16,
         dlpack::Element::Other { code: 1, bits: 32 } => Element::U32,
         dlpack::Element::Other { code: 1, bits: 64 } => Element::U64,
+        dlpack::Element::Float(DType::E4M3) => {
+            return Err(wrong(name, "has elements that no kernel takes (float8_e4m3fn)"));
+        }
         dlpack::Element::Other { code, bits } => {
             return Err(wrong(name, format!("has elements that no kernel takes (DLPack type {code} of {bits} bits)")));
         }

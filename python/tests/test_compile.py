@@ -13,7 +13,7 @@ def inputs(device, dtype=torch.float32, grad=True):
 
 def test_opcheck(device):
     q, k, cos, sin = inputs(device)
-    rest = (cos, sin, None, None, None, None, False, None, "bhsd", "once")
+    rest = (cos, sin, None, None, None, None, "half_split", None, "bhsd", "once")
     torch.library.opcheck(_ops.rotate, (q, k, *rest, False))
     torch.library.opcheck(_ops.rotate, (q.transpose(1, 2), k.transpose(1, 2), *rest[:8], "bshd", "once", True))
     torch.library.opcheck(_ops.rotate_one, (q, *rest, False))
@@ -23,7 +23,7 @@ def test_opcheck(device):
     ids = torch.randint(0, 5, (2, 5), device=device)
     torch.library.opcheck(_ops.rotate, (q, k, cos[0], sin[0], ids, *rest[3:], False))
     packed, cu = torch.randn(5, 4, 64, device=device), torch.tensor([0, 2, 5], dtype=torch.int32, device=device)
-    torch.library.opcheck(_ops.rotate_one, (packed, cos[0], sin[0], None, cu, None, None, False, None, "thd", "once", False))
+    torch.library.opcheck(_ops.rotate_one, (packed, cos[0], sin[0], None, cu, None, None, "half_split", None, "thd", "once", False))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
