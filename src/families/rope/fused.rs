@@ -4,7 +4,7 @@
 //! `lanes` threads share the slots of a head.
 
 use super::variant::{Abilities, Class, Hint, Variant, Why};
-use crate::rope::{Direction, RopeSpec};
+use crate::rope::{Direction, RopeSpec, Rounding};
 use crate::service::bucket::Bucket;
 use crate::service::device::Dialect;
 
@@ -48,10 +48,13 @@ pub(super) fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilitie
     let tiled = is_tiled(spec);
     let lanes = if host { 1 } else { lanes(spec, vec) };
     let fits = |threads: &u32| !tiled || lanes == 1 || shared_bytes(spec, vec, lanes, *threads) <= SHARED;
+    // With these, a thread fits so many registers that ten blocks stay; others share cos and sin between two heads.
+    let lean = spec.rounding == Rounding::PerOp && spec.dtype.size() == 2 && spec.append.is_none();
+    let two = !few && !tiled && !lean && spec.items().is_multiple_of(2);
     let default = Variant {
         threads: [128, 64, 32].into_iter().find(fits).unwrap_or(32) as u16,
         vec: vec as u8,
-        heads: 1,
+        heads: if two { 2 } else { 1 },
         lanes: lanes as u8,
         load: Hint::Default,
         store: if few || !tiled { Hint::Default } else { Hint::Streaming },
@@ -61,7 +64,7 @@ pub(super) fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilitie
         prefetch: few && can.overlap && !tiled,
         early: false,
         // Fewer registers than the compiler would take, for more rows that are on their way.
-        blocks: if few || tiled { 0 } else { 10 },
+        blocks: if few || tiled || !lean { 0 } else { 10 },
     };
     let mut all = vec![default];
     let mut push = |v: Variant| {

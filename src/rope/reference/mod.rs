@@ -13,4 +13,4 @@ mod pair;
 pub use append::{Place, fp8, slot_in_pages, slot_of};
 pub use head::{Backward, Forward, backward, forward, turn};
 pub use norm::{apply_weight, mean_of_squares, root, sum, weight_gradient};
-pub use pair::{Pair, first_turning, pair, rotate, rotate_f64, sequence_of};
+pub use pair::{Pair, first_turning, pair, pair_in, rotate, rotate_f64, sequence_of};

@@ -10,7 +10,7 @@ use crate::rope::{DType, Flavour, SumOrder};
 const LANES: usize = 32;
 /// Neighbours that PyTorch loads at once, each of which has a partial sum of its own.
 const VECTOR: usize = 4;
-/// Heads in a tile of the weight's gradient, and tiles that are interleaved ([`weight_tiles`](crate::rope::weight_tiles)).
+/// Heads in a tile of the weight's gradient ([`weight_tiles`](crate::rope::weight_tiles)).
 const TILE: usize = 32;
 
 /// Adds up numbers in f32: products that are rounded already, in the order of a head's elements.
@@ -87,9 +87,9 @@ pub fn apply_weight(flavour: Flavour, dtype: DType, x: f32, r: f32, w: f32) -> f
 /// Adds up what each head gives to the gradient of the weight ([`Backward::weight_terms`](super::Backward)), `dim` numbers a
 /// head, and rounds to the dtype.
 ///
-/// Heads are numbered `token · heads + head`, tokens through the whole batch. Of each 1024 of them, tile `t` of 32 has heads `t`,
-/// `t + 32`, …, which are added one after the other, from 0 on; then all tiles as [`SumOrder::Tree`]. `None` is a head of a token
-/// that stays as it is: it has a number, and gives nothing.
+/// Heads are numbered `token · heads + head`, tokens through the whole batch. In a tile of 32 of them they are added one after the
+/// other, from 0 on; tiles then as [`SumOrder::Tree`]. `None` is a head of a token that stays as it is: it has a number, and
+/// gives nothing.
 pub fn weight_gradient<T: AsRef<[f32]>>(
     dtype: DType,
     dim: usize,
@@ -97,12 +97,11 @@ pub fn weight_gradient<T: AsRef<[f32]>>(
 ) -> Vec<f32> {
     let mut tiles: Vec<Vec<f32>> = Vec::new();
     for (number, terms) in heads.into_iter().enumerate() {
-        let tile = number / (TILE * TILE) * TILE + number % TILE;
-        if tile == tiles.len() {
+        if number % TILE == 0 {
             tiles.push(vec![0.0; dim]);
         }
-        let Some(terms) = terms else { continue };
-        for (total, term) in tiles[tile].iter_mut().zip(terms.as_ref()) {
+        let (Some(tile), Some(terms)) = (tiles.last_mut(), terms) else { continue };
+        for (total, term) in tile.iter_mut().zip(terms.as_ref()) {
             *total += term;
         }
     }

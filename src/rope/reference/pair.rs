@@ -17,7 +17,7 @@ pub fn pair(spec: &RopeSpec, dim: u32, i: usize) -> Pair {
 }
 
 /// As [`pair`], in a direction that need not be the spec's.
-pub(super) fn pair_in(spec: &RopeSpec, direction: Direction, dim: usize, i: usize) -> Pair {
+pub fn pair_in(spec: &RopeSpec, direction: Direction, dim: usize, i: usize) -> Pair {
     let first = first_turning(spec, dim);
     let halves = (first + i, first + i + spec.rotary_dim as usize / 2);
     let neighbours = (first + 2 * i, first + 2 * i + 1);

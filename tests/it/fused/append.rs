@@ -198,10 +198,9 @@ fn scales_that_are_no_scales_do_as_the_formula_says() {
     }
 }
 
-/// A cache that is smaller than what its page tables say, and one without blocks: nothing is stored, and that is reported.
-#[test]
-fn a_cache_that_is_too_small_is_reported() {
-    let engine = crate::host::engine(Tuning::Never);
+/// A cache that is smaller than what its page tables say, and one without blocks: nothing is stored there, and that is reported.
+pub fn too_small() -> Vec<(Case, Data)> {
+    let mut all = Vec::new();
     for slots in [SlotForm::SlotMapping, SlotForm::Pages] {
         let spec = RopeSpec::new(DType::BF16, 64, 2, 1).with_append(Append { slots, ..Append::new(64) });
         for (blocks, block_size) in [(1, 3), (0, 4), (3, 0), (0, 0), (1, 1)] {
@@ -211,10 +210,18 @@ fn a_cache_that_is_too_small_is_reported() {
             // The tables of a larger cache.
             (case.cache.blocks, case.cache.block_size) = (blocks, block_size);
             for cache in data.cache.iter_mut().flatten() {
-                let layout = &mut cache.layout;
-                (layout.shape[0], layout.shape[1]) = (blocks, block_size);
+                (cache.layout.shape[0], cache.layout.shape[1]) = (blocks, block_size);
             }
-            assert_right(&engine, &case, &data);
+            all.push((case, data));
         }
+    }
+    all
+}
+
+#[test]
+fn a_cache_that_is_too_small_is_reported() {
+    let engine = crate::host::engine(Tuning::Never);
+    for (case, data) in too_small() {
+        assert_right(&engine, &case, &data);
     }
 }

@@ -207,7 +207,13 @@ impl Data {
         self.add(name, NumberType::I32, numbers.iter().flat_map(narrow).collect())
     }
 
-    fn add_elements(&mut self, name: &'static str, dtype: DType, len: usize, value: impl FnMut(usize) -> f32) -> usize {
+    pub fn add_elements(
+        &mut self,
+        name: &'static str,
+        dtype: DType,
+        len: usize,
+        value: impl FnMut(usize) -> f32,
+    ) -> usize {
         let mut bytes = vec![0; len * dtype.size()];
         (0..len).map(value).enumerate().for_each(|(i, x)| dtype.write(&mut bytes, i, x));
         self.add(name, NumberType::Element(dtype), bytes)

@@ -9,6 +9,7 @@ mod expected;
 mod faults;
 mod gradient;
 mod norm;
+mod reference;
 mod run;
 mod vectors;
 

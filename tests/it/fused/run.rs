@@ -10,7 +10,7 @@ use ropejit::args::{
 };
 use ropejit::device::Memory;
 use ropejit::rope::SlotForm;
-use ropejit::{DType, Engine, Origin, PositionForm, Stream};
+use ropejit::{DType, Engine, Origin, PositionForm, RopeSpec, Stream};
 
 use super::data::{Case, Data, View};
 use super::expected::{Expected, expected};
@@ -48,14 +48,12 @@ impl Uploaded<'_> {
 
     fn norm(&self, case: &Case) -> Option<NormArgs<'static>> {
         let data = self.data;
-        let norm = case.spec.norm?;
-        let has_k = case.spec.num_kv_heads > 0;
+        case.spec.norm?;
         let [q_weight, k_weight] = data.weight.map(|base| base.map(|base| self.numbers(base)));
         let rsqrt = data.rsqrt[0].map(|q| SavedRsqrt { q: self.vector(q), k: data.rsqrt[1].map(|k| self.vector(k)) });
-        assert_eq!(q_weight.is_some(), norm.has_weight());
         let gradient = case.is_backward().then(|| NormGradient {
             q: self.input(data.x[0].expect("there is q")),
-            k: has_k.then(|| self.input(data.x[1].expect("there is k"))),
+            k: data.x[1].map(|x| self.input(x)),
             q_weight: data.weight_gradient[0].map(|base| self.vector(base)),
             k_weight: data.weight_gradient[1].map(|base| self.vector(base)),
             workspace: data.workspace.map(|base| self.vector(base)),
@@ -113,8 +111,13 @@ impl Uploaded<'_> {
 
 /// Runs a call and returns all its memory.
 pub fn run(engine: &Engine, case: &Case, data: &Data) -> ropejit::Result<(Origin, Vec<Vec<u8>>)> {
+    run_as(engine, &case.spec, case, data)
+}
+
+/// Hands the arguments of a case to a spec that need not be its own.
+pub fn run_as(engine: &Engine, of: &RopeSpec, case: &Case, data: &Data) -> ropejit::Result<(Origin, Vec<Vec<u8>>)> {
     let (spec, device) = (&case.spec, engine.device());
-    let rope = engine.rope(spec)?;
+    let rope = engine.rope(of)?;
     let upload = |bytes: &[u8]| {
         let mut memory = device.alloc(bytes.len())?;
         memory.upload(0, bytes)?;
@@ -136,7 +139,7 @@ pub fn run(engine: &Engine, case: &Case, data: &Data) -> ropejit::Result<(Origin
     let width = spec.table_width() as usize;
     let args = Args {
         q: operand(0),
-        k: (spec.num_kv_heads > 0).then(|| operand(1)),
+        k: data.input[1].map(|_| operand(1)),
         tables: match &angles {
             Some((angles, len)) => angles.tables(*len)?,
             // SAFETY: the tables hold as many rows.
