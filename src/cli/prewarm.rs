@@ -226,13 +226,13 @@ impl Prewarm {
             let gradients = self.form.backward;
             let norm = one.norm.map(|flavour| Norm::new(flavour).with_rsqrt(root_of(engine)));
             let fused = norm.map(|norm| library.fused(&one.model_type, norm, &one.spec, gradients)).unwrap_or_default();
-            // What a projection gives, and what else is called with as many tokens only where they were asked for.
-            let mut done = engine.prewarm(&fused, &[tokens], false, tune)?;
-            if self.asked().contains(&Bucket::of(tokens)) {
-                let specs = library.specs(&one.model_type, &one.spec, gradients);
-                for &bhsd in library.head_major() {
-                    done.extend(engine.prewarm(&specs, &[tokens], bhsd, tune)?);
-                }
+            // What makes sure of an order only needs the norms.
+            let asked = self.asked().contains(&Bucket::of(tokens));
+            let plain = if asked { library.specs(&one.model_type, &one.spec, gradients) } else { Vec::new() };
+            let mut done = Vec::new();
+            for &bhsd in library.head_major() {
+                done.extend(engine.prewarm(&plain, &[tokens], bhsd, tune)?);
+                done.extend(engine.prewarm(&fused, &[tokens], bhsd, tune)?);
             }
             return Ok(done);
         }
