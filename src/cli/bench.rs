@@ -4,17 +4,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use ropejit::families::read_choice;
 use ropejit::store::Kind;
 use ropejit::tune::median;
-use ropejit::{DType, Engine, Error, Result, RopeSpec, Stream, Tuning};
+use ropejit::{Engine, Error, Result, RopeSpec, Stream, Tuning};
 use serde::Serialize;
 
 use super::bench_case::{Candidate, Case};
-use super::bench_shapes::Asked;
-use super::fused::FusedArgs;
-use super::spec::{self, Chosen, NumberArgs, RoundingArg};
+use super::bench_shapes::{Asked, ShapeArgs, Table};
+use super::spec::Chosen;
 use super::table;
 use super::workload::{self, Workload};
 use super::{bench_picture, output};
@@ -37,25 +36,8 @@ Examples:
   ropejit bench --fused append --cache fp8 --q-fp8   RoPE, k and v to an fp8 cache, q as fp8
   ropejit bench --json --picture bench.svg        everything, as JSON and as a picture")]
 pub struct Bench {
-    /// Element types [default: bf16,f16,f32; bf16 with --fused].
-    #[arg(long, value_delimiter = ',', value_parser = spec::parse::<DType>)]
-    pub dtype: Vec<DType>,
-    /// The cos/sin tables: in the type of q and k (as transformers passes them), in f32, or made by the engine.
-    #[arg(long, value_enum, default_value = "same")]
-    pub table: Table,
-    /// Only shapes whose name contains this, such as 1x8192 or 32/8.
-    #[arg(long, value_name = "TEXT")]
-    pub only: Option<String>,
     #[command(flatten)]
-    pub beside: FusedArgs,
-    /// With --fused: the gradient of the norm.
-    #[arg(long)]
-    pub backward: bool,
-    /// With --fused: where results are rounded [default: per-op for qk-norm of 16-bit types, as eager, else once].
-    #[arg(long, value_enum)]
-    pub rounding: Option<RoundingArg>,
-    #[command(flatten)]
-    pub numbers: NumberArgs,
+    shapes: ShapeArgs,
     /// Samples of each measurement.
     #[arg(long, default_value = "15", value_parser = clap::value_parser!(u64).range(3..=1000))]
     samples: u64,
@@ -65,16 +47,6 @@ pub struct Bench {
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
-}
-
-#[derive(ValueEnum, Clone, Copy, PartialEq)]
-pub enum Table {
-    /// In the type of q and k.
-    Same,
-    /// In f32.
-    F32,
-    /// By the engine, in f32; kernels that compute their angles compete with those that read.
-    Made,
 }
 
 #[derive(Serialize)]
@@ -92,7 +64,7 @@ impl Bench {
         let engine =
             Engine::builder().tuning(Tuning::BLOCKING).priors(false).on_progress(output::show_on(&bar)).build()?;
         let mut cases = Vec::new();
-        for Asked { chosen, size, forms } in self.asked(&engine)? {
+        for Asked { chosen, size, forms } in self.shapes.asked(&engine)? {
             for (head_major, in_place) in forms {
                 bar.set_message(format!("{} {}", chosen.name, chosen.spec.dtype));
                 cases.push(self.measure(&engine, &chosen, size, head_major, in_place)?);
@@ -102,7 +74,7 @@ impl Bench {
         let report = Report {
             device: engine.facts().name.clone(),
             driver: engine.facts().driver.clone(),
-            table: match self.table {
+            table: match self.shapes.table {
                 Table::Same => "the dtype of q and k".into(),
                 Table::F32 => "f32".into(),
                 Table::Made => "f32, made by the engine".into(),

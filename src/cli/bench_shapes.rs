@@ -1,11 +1,11 @@
 //! The shapes that a bench measures.
 
+use clap::{Args, ValueEnum};
 use ropejit::rope::scaling::{RopeParameters, TableMode};
 use ropejit::{DType, Engine, Error, Result, RopeSpec, TableWidth};
 
-use super::bench::{Bench, Table};
-use super::fused::Fused;
-use super::spec::{AnglesArg, Chosen, FormArgs, NumberArgs, PositionArg, RoundingArg, TableArg, WidthArg};
+use super::fused::{Fused, FusedArgs};
+use super::spec::{self, AnglesArg, Chosen, FormArgs, NumberArgs, PositionArg, RoundingArg, TableArg, WidthArg};
 
 /// batch, tokens, `num_heads`, `num_kv_heads`, `head_dim`.
 const SHAPES: [[u32; 5]; 8] = [
@@ -35,7 +35,41 @@ pub struct Asked {
     pub forms: Vec<(bool, bool)>,
 }
 
-impl Bench {
+/// Which shapes, and what is done with them.
+#[derive(Args)]
+pub struct ShapeArgs {
+    /// Element types [default: bf16,f16,f32; bf16 with --fused].
+    #[arg(long, value_delimiter = ',', value_parser = spec::parse::<DType>)]
+    pub dtype: Vec<DType>,
+    /// The cos/sin tables: in the type of q and k (as transformers passes them), in f32, or made by the engine.
+    #[arg(long, value_enum, default_value = "same")]
+    pub table: Table,
+    /// Only shapes whose name contains this, such as 1x8192 or 32/8.
+    #[arg(long, value_name = "TEXT")]
+    pub only: Option<String>,
+    #[command(flatten)]
+    pub beside: FusedArgs,
+    /// With --fused: the gradient of the norm.
+    #[arg(long)]
+    pub backward: bool,
+    /// With --fused: where results are rounded [default: per-op for qk-norm of 16-bit types, as eager, else once].
+    #[arg(long, value_enum)]
+    pub rounding: Option<RoundingArg>,
+    #[command(flatten)]
+    pub numbers: NumberArgs,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq)]
+pub enum Table {
+    /// In the type of q and k.
+    Same,
+    /// In f32.
+    F32,
+    /// By the engine, in f32; kernels that compute their angles compete with those that read.
+    Made,
+}
+
+impl ShapeArgs {
     /// What is to be measured, on an engine's device.
     pub fn asked(&self, engine: &Engine) -> Result<Vec<Asked>> {
         let fused = self.beside.fused;

@@ -100,7 +100,7 @@ pub struct NormArg {
 
 impl NormArg {
     fn parse(text: &str) -> std::result::Result<Self, String> {
-        let norm: Norm = super::spec::parse(text)?;
+        let norm: Norm = super::values::parse(text)?;
         if norm.after_rope {
             return Err("a norm after the rotation is said by --after-rope".into());
         }

@@ -28,6 +28,7 @@ mod spec;
 mod table;
 mod template;
 mod test;
+mod values;
 mod workload;
 
 use std::ffi::OsString;

@@ -13,6 +13,7 @@ use ropejit::{
 };
 
 use super::fused::{Fused, FusedArgs, OfModel, root_of};
+pub use super::values::{parse, tokens};
 
 /// Which RoPE.
 #[derive(Args, Clone)]
@@ -333,20 +334,4 @@ pub fn load(argument: &str, model: &str) -> Result<ModelConfig> {
 fn about(argument: &str, model: &str, e: Error) -> Error {
     let place = [Some(argument), Some(model), e.subject()].into_iter().flatten().collect::<Vec<_>>().join(": ");
     e.subject_is(place)
-}
-
-/// An option's value, or what is wrong with it.
-pub fn parse<T: std::str::FromStr<Err = Error>>(text: &str) -> std::result::Result<T, String> {
-    text.parse().map_err(|e: Error| {
-        let hint = e.advice().map_or_else(String::new, |hint| format!("; {hint}"));
-        format!("{}{hint}", e.message())
-    })
-}
-
-/// A token count.
-pub fn tokens(text: &str) -> std::result::Result<u64, String> {
-    match text.trim().parse::<u64>() {
-        Ok(n) if (1..=1 << 30).contains(&n) => Ok(n),
-        _ => Err(format!("'{text}' is not a number of tokens from 1 to 2^30")),
-    }
 }

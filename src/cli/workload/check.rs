@@ -282,8 +282,8 @@ mod tests {
     use clap::Parser as _;
     use ropejit::{DeviceChoice, Engine};
 
-    use crate::cli::spec::SpecArgs;
-    use crate::cli::workload::Workload;
+    use super::super::super::spec::SpecArgs;
+    use super::super::super::workload::Workload;
 
     #[derive(clap::Parser)]
     struct Only {

@@ -16,7 +16,7 @@ use ropejit::args::{
 };
 use ropejit::device::{Memory, TimedLaunch, Timer};
 use ropejit::{Direction, Engine, Error, ErrorKind, Origin, PositionForm, Result, Rope, RopeSpec, Stream};
-use shared::{EPS, F32, Neighbours, Shared};
+use shared::{EPS, F32, Neighbours, Shared, random};
 
 use super::spec::Chosen;
 
@@ -33,14 +33,6 @@ pub struct Workload {
     output: Box<dyn Memory>,
     /// What the calls of one model share.
     shared: Arc<Shared>,
-}
-
-/// The next of repeatable numbers from 0 up to 1 (xorshift64, Marsaglia 2003).
-fn random(state: &mut u64) -> f32 {
-    *state ^= *state << 13;
-    *state ^= *state >> 7;
-    *state ^= *state << 17;
-    (*state >> 40) as f32 / (1u64 << 24) as f32
 }
 
 /// Fills memory with repetitions of a block, copied on by the device.

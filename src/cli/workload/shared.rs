@@ -11,8 +11,8 @@ use ropejit::rope::scaling::{TableMode, cos_sin_table};
 use ropejit::rope::{Fp8, ScaleUse, SlotForm};
 use ropejit::{Angles, DType, Direction, Engine, Error, PositionForm, Result, RopeSpec};
 
+use super::super::spec::Chosen;
 use super::parts::BLOCK;
-use crate::cli::spec::Chosen;
 
 /// Where a vector starts.
 const STARTS: usize = 256;
@@ -21,6 +21,14 @@ pub const F32: NumberType = NumberType::Element(DType::F32);
 
 /// The norm's ε of most models.
 pub const EPS: f32 = 1e-6;
+
+/// The next of repeatable numbers from 0 up to 1 (xorshift64, Marsaglia 2003).
+pub fn random(state: &mut u64) -> f32 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    (*state >> 40) as f32 / (1u64 << 24) as f32
+}
 
 pub struct Shared {
     /// cos, sin, and position ids.
@@ -119,7 +127,7 @@ impl Bytes {
 impl Neighbours {
     fn new(engine: &Engine, spec: &RopeSpec, tokens: usize) -> Result<Self> {
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut near_one = || 0.5 + super::random(&mut state);
+        let mut near_one = || 0.5 + random(&mut state);
         let mut bytes = Bytes::default();
         let weight = spec.head_dim as usize * spec.dtype.size();
         let weights = [(); 2].map(|()| {
