@@ -3,6 +3,7 @@
 
 mod append;
 mod arguments;
+mod cache;
 mod data;
 mod division;
 mod expected;
