@@ -1,4 +1,4 @@
-//! Compiles the portable kernels for all architectures and writes them to `cache/`, or with `--check` says whether what is
+//! Compiles the kernels that are shipped for all architectures and writes them to `cache/`, or with `--check` says whether what is
 //! there is what comes out. `make kernels` runs it with the NVRTC that the project pins: another one makes other bytes.
 
 use std::fmt::Write as _;
@@ -10,13 +10,13 @@ use flate2::write::DeflateEncoder;
 use rayon::prelude::*;
 use ropejit::Error;
 use ropejit::device::{Device as _, Target, nvrtc_version};
-use ropejit::jit::portable::{ARCHS, PTX_ARCH, Portable, render_portable, sources_digest};
-use ropejit::jit::render::{Dialect, source};
 
-fn packed(arch: &str, portable: Portable) -> Result<Vec<u8>, Error> {
+use ropejit::jit::render::{Dialect, source};
+use ropejit::jit::shipped::{ARCHS, PTX_ARCH, Shipped, sources_digest};
+
+fn packed(arch: &str, shipped: Shipped) -> Result<Vec<u8>, Error> {
     let ptx = arch == PTX_ARCH;
-    let binary =
-        Target::new(&arch.replace("compute_", "sm_"))?.compile(&source(render_portable(Dialect::Cuda, &portable)))?;
+    let binary = Target::new(&arch.replace("compute_", "sm_"))?.compile(&source(shipped.render(Dialect::Cuda)))?;
     let code = if ptx { binary.ptx() } else { binary.image() };
     let mut packer = DeflateEncoder::new(Vec::new(), Compression::best());
     packer
@@ -27,18 +27,18 @@ fn packed(arch: &str, portable: Portable) -> Result<Vec<u8>, Error> {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let check = std::env::args().nth(1).is_some_and(|a| a == "--check");
-    let work: Vec<(&str, Portable)> =
-        ARCHS.into_iter().chain([PTX_ARCH]).flat_map(|arch| Portable::all().map(move |p| (arch, p))).collect();
+    let work: Vec<(&str, Shipped)> =
+        ARCHS.into_iter().chain([PTX_ARCH]).flat_map(|arch| Shipped::all().map(move |p| (arch, p))).collect();
     let all: Vec<Vec<u8>> = work.par_iter().map(|&(arch, p)| packed(arch, p)).collect::<Result<_, Error>>()?;
     let (_, compiler) = nvrtc_version()?;
     let mut index = format!(
-        "# Kernels for all shapes, compiled ahead of time from templates/: where each lies in kernels.bin, and its length there.\n\
+        "# Kernels compiled ahead of time from templates/: where each lies in kernels.bin, and its length there.\n\
          # Written by `make kernels`.\ncompiler = {compiler}\nsources = {}\n",
         sources_digest()
     );
     let mut kernels = Vec::new();
-    for ((arch, portable), code) in work.iter().zip(&all) {
-        let _ = writeln!(index, "{arch} {portable} = {} {}", kernels.len(), code.len());
+    for ((arch, shipped), code) in work.iter().zip(&all) {
+        let _ = writeln!(index, "{arch} {shipped} = {} {}", kernels.len(), code.len());
         kernels.extend_from_slice(code);
     }
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cache");

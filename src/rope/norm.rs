@@ -21,6 +21,18 @@ pub enum Flavour {
     NoWeight,
 }
 
+impl Flavour {
+    /// Its name: `weight_after`, …
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::WeightAfter => "weight_after",
+            Self::OnePlusWeight => "one_plus_weight",
+            Self::WeightF32 => "weight_f32",
+            Self::NoWeight => "no_weight",
+        }
+    }
+}
+
 /// The order in which the squares of a head are added, in f32. Part of the spec, because it decides bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -84,12 +96,7 @@ impl Norm {
 impl fmt::Display for Norm {
     /// Such as `weight_after/torch/approx`, with `/after_rope` where the rotation comes first.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let flavour = match self.flavour {
-            Flavour::WeightAfter => "weight_after",
-            Flavour::OnePlusWeight => "one_plus_weight",
-            Flavour::WeightF32 => "weight_f32",
-            Flavour::NoWeight => "no_weight",
-        };
+        let flavour = self.flavour.name();
         let order = match self.order {
             SumOrder::Torch => "torch",
             SumOrder::Tree => "tree",

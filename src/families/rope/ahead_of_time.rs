@@ -1,4 +1,4 @@
-//! The kernels for all shapes, compiled ahead of time: those that are loaded are few, and shared by all specs.
+//! The kernels that are compiled ahead of time: those that are loaded are few, and shared by all specs.
 
 #![allow(unsafe_code)] // hands a launch on, with one argument more
 
@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::params::ShapeParams;
-use super::portable::{PTX_ARCH, Portable, arch_for, render_portable};
 use super::render::{Dialect, ENTRY, source};
+use super::shipped::{PTX_ARCH, Shipped, arch_for};
 use super::variant::{Class, Variant};
 use crate::error::Result;
 use crate::rope::RopeSpec;
@@ -16,28 +16,29 @@ use crate::service::device::{AheadOfTime, Binary, Device, Geometry, Kernel, Laun
 
 /// Those of one engine.
 #[derive(Default)]
-pub(crate) struct Loaded(Mutex<Vec<(Portable, Arc<dyn Kernel>)>>);
+pub(crate) struct Loaded(Mutex<Vec<(Shipped, Arc<dyn Kernel>)>>);
 
-/// Whether there are any for a device.
-pub(crate) fn serves(device: &dyn Device) -> bool {
-    match device.ahead_of_time() {
+/// Whether there is one for a spec and layout class on a device.
+pub(crate) fn serves(device: &dyn Device, spec: &RopeSpec, class: Class) -> bool {
+    let for_device = match device.ahead_of_time() {
         None => false,
         Some(AheadOfTime::Cubin) => arch_for(device.facts().compute_capability).is_some(),
         Some(AheadOfTime::Ptx | AheadOfTime::Text) => true,
-    }
+    };
+    for_device && Shipped::of(spec, class).is_some()
 }
 
 /// The compiled kernel for a device; `None` if none is shipped for it.
-fn binary(portable: Portable, device: &dyn Device) -> Result<Option<Binary>> {
+fn binary(shipped: Shipped, device: &dyn Device) -> Result<Option<Binary>> {
     let arch = match device.ahead_of_time() {
         None => return Ok(None),
         Some(AheadOfTime::Text) => {
-            return device.compile(&source(render_portable(Dialect::Host, &portable))).map(Some);
+            return device.compile(&source(shipped.render(Dialect::Host))).map(Some);
         }
         Some(AheadOfTime::Ptx) => Some(PTX_ARCH),
         Some(AheadOfTime::Cubin) => arch_for(device.facts().compute_capability),
     };
-    let code = arch.and_then(|arch| portable.code(arch));
+    let code = arch.and_then(|arch| shipped.code(arch));
     Ok(code.map(|code| match arch {
         Some(PTX_ARCH) => Binary { ptx: code, image: Vec::new() },
         _ => Binary { ptx: Vec::new(), image: code },
@@ -52,23 +53,23 @@ impl Loaded {
         spec: &RopeSpec,
         class: Class,
     ) -> Result<Option<(Arc<dyn Kernel>, Variant)>> {
-        let portable = Portable::of(spec, class);
+        let Some(shipped) = Shipped::of(spec, class) else { return Ok(None) };
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let inner = match all.iter().find(|(p, _)| *p == portable) {
+        let inner = match all.iter().find(|(s, _)| *s == shipped) {
             Some((_, kernel)) => Arc::clone(kernel),
             None => {
                 let started = Instant::now();
-                let Some(binary) = binary(portable, device)? else { return Ok(None) };
+                let Some(binary) = binary(shipped, device)? else { return Ok(None) };
                 let unpacked = started.elapsed();
                 let kernel = load(device, &binary, ENTRY, &LaunchAttrs::default())?;
-                tracing::debug!("{portable}: unpacked in {unpacked:?}, loaded after {:?}", started.elapsed());
-                all.push((portable, Arc::clone(&kernel)));
+                tracing::debug!("{shipped}: unpacked in {unpacked:?}, loaded after {:?}", started.elapsed());
+                all.push((shipped, Arc::clone(&kernel)));
                 kernel
             }
         };
-        let variant = portable.variant();
+        let variant = shipped.variant();
         let shape = ShapeParams::of(spec, class, variant);
-        Ok(Some((Arc::new(Shaped { inner, shape }), variant)))
+        Ok(Some((Arc::new(Shaped { inner, shape, at: if spec.is_fused() { 3 } else { 2 } }), variant)))
     }
 }
 
@@ -76,13 +77,17 @@ impl Loaded {
 struct Shaped {
     inner: Arc<dyn Kernel>,
     shape: ShapeParams,
+    /// Which parameter it is: the third, of fused kernels the fourth.
+    at: usize,
 }
 
 impl Kernel for Shaped {
     unsafe fn launch(&self, stream: Stream<'_>, geometry: &Geometry, args: &[*const c_void]) -> Result<()> {
-        let args = [args[0], args[1], std::ptr::from_ref(&self.shape).cast()];
-        // SAFETY: this function's contract; the third parameter is the shape.
-        unsafe { self.inner.launch(stream, geometry, &args) }
+        let mut all = [std::ptr::null(); 4];
+        all[..args.len().min(4)].copy_from_slice(&args[..args.len().min(4)]);
+        all[self.at] = std::ptr::from_ref(&self.shape).cast();
+        // SAFETY: this function's contract; that parameter is the shape.
+        unsafe { self.inner.launch(stream, geometry, &all) }
     }
 
     fn keep(&self) {

@@ -17,6 +17,7 @@ pub mod prior;
 mod problem;
 mod reference_kernel;
 pub mod render;
+pub mod shipped;
 pub(crate) mod text;
 mod trial;
 pub mod variant;

@@ -109,13 +109,10 @@ impl Problem for RopeProblem {
     }
 
     fn has_ahead_of_time(&self, device: &dyn Device) -> bool {
-        !self.spec.is_fused() && ahead_of_time::serves(device)
+        ahead_of_time::serves(device, &self.spec, self.class)
     }
 
     fn ahead_of_time(&self, device: &dyn Device) -> Result<Option<(Arc<dyn Kernel>, Config)>> {
-        if self.spec.is_fused() {
-            return Ok(None);
-        }
         let found = self.kept.ahead_of_time.get(device, &self.spec, self.class)?;
         Ok(found.map(|(kernel, variant)| (kernel, Stated::of(&variant))))
     }

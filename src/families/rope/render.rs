@@ -102,44 +102,48 @@ pub fn render(dialect: Dialect, spec: &RopeSpec, class: Class, v: Variant) -> St
         ("PREFETCH", &u8::from(v.prefetch)),
     ]);
     if is_fused {
-        let backward = spec.direction == Direction::Backward;
-        let pairs =
-            |there: bool| spec.style == PairStyle::Interleaved || (spec.style == PairStyle::Deinterleave && there);
-        let norm = spec.norm.unwrap_or(Norm::new(Flavour::NoWeight));
-        let append = spec.append.unwrap_or(Append::new(0));
-        let scale_use = |fp8: Option<Fp8>| match fp8.map(|fp8| fp8.scale) {
-            None => 0,
-            Some(ScaleUse::Divide) => 1,
-            Some(ScaleUse::Multiply) => 2,
-        };
-        let per_head = |fp8: Option<Fp8>| u8::from(fp8.is_some_and(|fp8| fp8.per_head));
-        all(&[
-            ("EARLY", &u8::from(v.early)),
-            ("BLOCKS", &v.blocks),
-            ("IN_PAIRS", &u8::from(pairs(!backward))),
-            ("OUT_PAIRS", &u8::from(pairs(backward))),
-            ("LAST", &u8::from(spec.part == RotaryPart::Last)),
-            ("K_DIM", &spec.k_dim()),
-            ("V_DIM", &append.v_head_dim),
-            ("NORM", &u8::from(spec.norm.is_some())),
-            ("FLAVOUR", &flavour_code(norm.flavour)),
-            ("TREE", &u8::from(norm.order == SumOrder::Tree)),
-            ("IEEE", &u8::from(norm.rsqrt == Rsqrt::Ieee)),
-            ("AFTER", &u8::from(norm.after_rope)),
-            ("APPEND", &u8::from(spec.append.is_some())),
-            ("PAGES", &u8::from(append.slots == SlotForm::Pages)),
-            ("CACHE_FP8", &scale_use(append.cache)),
-            ("CACHE_PER_HEAD", &per_head(append.cache)),
-            ("Q_FP8", &scale_use(append.q)),
-            ("Q_PER_HEAD", &per_head(append.q)),
-        ]);
+        prelude.extend(fused_prelude(spec, v));
     }
-    let prelude: Vec<(&str, &dyn std::fmt::Display)> = prelude.iter().map(|(n, v)| (*n, v as _)).collect();
     assemble(dialect, &prelude, is_fused)
 }
 
+/// What the prelude of a fused kernel has beside: whatever stands beside the rotation.
+pub(super) fn fused_prelude(spec: &RopeSpec, v: Variant) -> Vec<(&'static str, String)> {
+    let backward = spec.direction == Direction::Backward;
+    let pairs = |there: bool| spec.style == PairStyle::Interleaved || (spec.style == PairStyle::Deinterleave && there);
+    let norm = spec.norm.unwrap_or(Norm::new(Flavour::NoWeight));
+    let append = spec.append.unwrap_or(Append::new(0));
+    let scale_use = |fp8: Option<Fp8>| match fp8.map(|fp8| fp8.scale) {
+        None => 0,
+        Some(ScaleUse::Divide) => 1,
+        Some(ScaleUse::Multiply) => 2,
+    };
+    let per_head = |fp8: Option<Fp8>| u32::from(fp8.is_some_and(|fp8| fp8.per_head));
+    let all = [
+        ("EARLY", u32::from(v.early)),
+        ("BLOCKS", v.blocks.into()),
+        ("IN_PAIRS", u32::from(pairs(!backward))),
+        ("OUT_PAIRS", u32::from(pairs(backward))),
+        ("LAST", u32::from(spec.part == RotaryPart::Last)),
+        ("K_DIM", spec.k_dim()),
+        ("V_DIM", append.v_head_dim),
+        ("NORM", u32::from(spec.norm.is_some())),
+        ("FLAVOUR", flavour_code(norm.flavour)),
+        ("TREE", u32::from(norm.order == SumOrder::Tree)),
+        ("IEEE", u32::from(norm.rsqrt == Rsqrt::Ieee)),
+        ("AFTER", u32::from(norm.after_rope)),
+        ("APPEND", u32::from(spec.append.is_some())),
+        ("PAGES", u32::from(append.slots == SlotForm::Pages)),
+        ("CACHE_FP8", scale_use(append.cache)),
+        ("CACHE_PER_HEAD", per_head(append.cache)),
+        ("Q_FP8", scale_use(append.q)),
+        ("Q_PER_HEAD", per_head(append.q)),
+    ];
+    all.into_iter().map(|(name, value)| (name, value.to_string())).collect()
+}
+
 /// The number that `templates/params.h` gives a flavour.
-fn flavour_code(flavour: Flavour) -> u8 {
+fn flavour_code(flavour: Flavour) -> u32 {
     match flavour {
         Flavour::WeightAfter => 0,
         Flavour::OnePlusWeight => 1,
@@ -149,7 +153,7 @@ fn flavour_code(flavour: Flavour) -> u8 {
 }
 
 /// The prelude, then the templates.
-pub(super) fn assemble(dialect: Dialect, prelude: &[(&str, &dyn std::fmt::Display)], is_fused: bool) -> String {
+pub(super) fn assemble(dialect: Dialect, prelude: &[(&str, String)], is_fused: bool) -> String {
     let mut text = String::with_capacity(16 << 10);
     // Writing to a String cannot fail.
     for (name, value) in prelude {
