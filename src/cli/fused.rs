@@ -6,7 +6,7 @@ use ropejit::rope::model::Latent;
 use ropejit::rope::{Append, Flavour, Fp8, Norm, RotaryPart, Rsqrt, ScaleUse, SlotForm};
 use ropejit::{Engine, Error, PairStyle, Result, RopeSpec};
 
-/// Elements of a latent row (kv_lora_rank) where nothing says how many: DeepSeek's.
+/// Elements of a latent row (`kv_lora_rank`) where nothing says how many: DeepSeek's.
 const LATENT: u32 = 512;
 
 /// What one launch does beside the rotation.
@@ -16,9 +16,9 @@ pub struct FusedArgs {
     /// (append of a latent row and of the k that all heads share).
     #[arg(long, value_enum, value_name = "WHAT")]
     pub fused: Option<Fused>,
-    /// The norm of q and k, also beside an append: how the weight is applied (weight_after, one_plus_weight, weight_f32,
-    /// no_weight), the order of the sum (torch, tree), the reciprocal root (approx on a GPU, ieee) [default: the model's, else
-    /// weight_after; torch; approx on a GPU, ieee on the processor].
+    /// The norm of q and k, also beside an append: how the weight is applied (`weight_after`, `one_plus_weight`, `weight_f32`,
+    /// `no_weight`), the order of the sum (torch, tree), the reciprocal root (approx on a GPU, ieee) [default: the model's, else
+    /// `weight_after`; torch; approx on a GPU, ieee on the processor].
     #[arg(long, value_name = "FLAVOUR[/ORDER[/ROOT]]", requires = "fused", value_parser = NormArg::parse)]
     pub norm: Option<NormArg>,
     /// The norm comes after the rotation, as in Llama 4.
@@ -42,7 +42,7 @@ pub struct FusedArgs {
     /// What says where tokens are stored: a slot for each (vLLM), or page tables (FlashInfer) [default: slot-mapping].
     #[arg(long, value_enum, requires = "fused")]
     pub slots: Option<SlotsArg>,
-    /// Elements of a head of v; 0 for no v [default: as many as q has; mla: the model's kv_lora_rank, else 512].
+    /// Elements of a head of v; 0 for no v [default: as many as q has; mla: the model's `kv_lora_rank`, else 512].
     #[arg(long, value_name = "D", requires = "fused")]
     pub v_head_dim: Option<u32>,
 }

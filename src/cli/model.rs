@@ -2,6 +2,7 @@
 
 use clap::Args;
 use ropejit::rope::model::SHIPPED;
+use ropejit::rope::{Flavour, Norm};
 use ropejit::{DType, Result};
 
 use super::{output, spec};
@@ -50,6 +51,10 @@ impl Model {
             ("dtype", dtype),
             ("heads", format!("{} q, {} kv", report.num_heads, report.num_kv_heads)),
             ("head_dim", format!("{}, of which {} turn", report.head_dim, report.rotary_dim)),
+            (
+                "norm",
+                report.qk_norm.map_or_else(|| "none of q and k".into(), |of| format!("{} of q and k", flavour(of))),
+            ),
             ("longest", format!("{} tokens", report.max_position_embeddings)),
             ("spec", config.spec().map_or_else(|e| e.message().to_owned(), |spec| spec.to_string())),
         ] {
@@ -81,4 +86,10 @@ impl Model {
         }
         Ok(())
     }
+}
+
+/// Its name in a spec.
+fn flavour(flavour: Flavour) -> String {
+    let norm = Norm::new(flavour).to_string();
+    norm.split('/').next().unwrap_or_default().to_owned()
 }

@@ -36,6 +36,8 @@ Examples:
   ropejit prewarm --model llama-3.1-8b --arch sm_80,sm_90 --no-tune
   ropejit prewarm --for transformers --model config.json   what ropejit.patch(...) serves
   ropejit prewarm --head-dim 128 --num-heads 32 --num-kv-heads 8 --tokens 8192 --dtype f16
+  ropejit prewarm --model config.json --fused append --cache fp8 --q-fp8 --positions ids64
+                                           RoPE, and k and v to a paged cache
   ropejit prewarm --model config.json --lock rope.lock     tune here, commit the file
   ROPEJIT_LOCK=rope.lock ropejit prewarm --model config.json --arch sm_90
                                            compile what it names where there is no GPU
@@ -57,7 +59,7 @@ pub struct Prewarm {
     #[command(flatten)]
     form: FormArgs,
     /// Prepare what the calls of this library need, in place of the options that say how the program calls it: transformers (what
-    /// `ropejit.patch("transformers")` serves), unsloth, flash-attn. With --backward also what gradients need.
+    /// `ropejit.patch("transformers")` serves, the model's norms of q and k included), unsloth, flash-attn. With --backward also what gradients need.
     #[arg(
         long = "for",
         value_name = "LIBRARY",
@@ -224,13 +226,13 @@ impl Prewarm {
             let gradients = self.form.backward;
             let norm = one.norm.map(|flavour| Norm::new(flavour).with_rsqrt(root_of(engine)));
             let fused = norm.map(|norm| library.fused(&one.model_type, norm, &one.spec, gradients)).unwrap_or_default();
-            // What a projection gives, and what else is called with as many tokens only where they were asked for.
-            let mut done = engine.prewarm(&fused, &[tokens], false, tune)?;
-            if self.asked().contains(&Bucket::of(tokens)) {
-                let specs = library.specs(&one.model_type, &one.spec, gradients);
-                for &bhsd in library.head_major() {
-                    done.extend(engine.prewarm(&specs, &[tokens], bhsd, tune)?);
-                }
+            // What makes sure of an order only needs the norms.
+            let asked = self.asked().contains(&Bucket::of(tokens));
+            let plain = if asked { library.specs(&one.model_type, &one.spec, gradients) } else { Vec::new() };
+            let mut done = Vec::new();
+            for &bhsd in library.head_major() {
+                done.extend(engine.prewarm(&plain, &[tokens], bhsd, tune)?);
+                done.extend(engine.prewarm(&fused, &[tokens], bhsd, tune)?);
             }
             return Ok(done);
         }

@@ -25,6 +25,10 @@ use super::workload::{self, Workload};
 Examples:
   ropejit run --model llama-3.1-8b --tokens 8192
   ropejit run --model llama-3.1-8b --tuning frozen       proves that a prewarm was complete
+  ropejit run --head-dim 128 --num-heads 32 --num-kv-heads 8 --fused qk-norm --rounding per-op
+                                           norm and RoPE in one launch, with eager's bits
+  ropejit run --head-dim 128 --num-heads 32 --num-kv-heads 8 --fused append --cache fp8 --q-fp8
+                                           RoPE, k and v to an fp8 cache, q as fp8
   ropejit run --head-dim 64 --num-heads 4 --num-kv-heads 2 --tokens 32 --tuning blocking"
 )]
 pub struct Run {

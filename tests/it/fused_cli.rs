@@ -104,7 +104,7 @@ fn a_prewarm_for_transformers_prepares_the_norms_of_a_model() {
         let again = shell.json(&prewarm);
         assert_eq!((stat(&again, "compiles"), stat(&again, "tunings")), (0, 0), "{model_type}");
         let call = ["--fused", "qk-norm", "--table", "same", "--table-width", "full", "--rounding", "per-op"];
-        for direction in [&[][..], &["--backward"]] {
+        for direction in [&[][..], &["--bhsd"], &["--backward"], &["--backward", "--bhsd"]] {
             for tokens in ["64", "1", "13", "700"] {
                 let run = ["run", "--model", &model, "--tokens", tokens, "--tuning", "frozen"];
                 let report = shell.json(&[&run[..], &call, direction].concat());
@@ -117,6 +117,8 @@ fn a_prewarm_for_transformers_prepares_the_norms_of_a_model() {
         assert_eq!(missing.code, 1, "{}", missing.stdout);
         missing.says(&["not in the cache", "--fused qk-norm", &format!("--norm {norm}/torch/ieee")]);
     }
+    let page = shell.ok(&["model", &config(&shell, "qwen3", &json!({}))]).stdout;
+    assert!(page.contains("weight_after of q and k"), "{page}");
     // Where it is an option, and where pairs leave as halves.
     let prepares = |model: &str| {
         let done = shell.json(&["prewarm", "--for", "transformers", "--model", model, "--tokens", "8", "--no-tune"]);

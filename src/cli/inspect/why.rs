@@ -31,6 +31,7 @@ use super::verdict::sureness;
 Examples:
   ropejit inspect why --model llama-3.1-8b --tokens 8192
   ropejit inspect why --head-dim 128 --num-heads 32 --num-kv-heads 8 --arch sm_90
+  ropejit inspect why --model config.json --fused qk-norm --rounding per-op --table same
   ropejit inspect why --template add_rmsnorm.toml --spec hidden=4096,dtype=bf16 --size rows=64
   ropejit inspect why --model config.json --json | jq -e .hit"
 )]

@@ -1,7 +1,8 @@
 //! The f64 reference of a call, and how far its results are from it.
 
-use ropejit::rope::{Flavour, Norm, ScaleUse, reference};
-use ropejit::{DType, Direction, Result, Rounding};
+use ropejit::rope::reference::{self, Pair};
+use ropejit::rope::{Flavour, Norm, ScaleUse};
+use ropejit::{DType, Direction, Result, RopeSpec, Rounding};
 
 use super::Workload;
 use super::parts::{BLOCK, Part};
@@ -57,6 +58,14 @@ struct Bytes {
     cos: Vec<u8>,
     sin: Vec<u8>,
     beside: Vec<u8>,
+}
+
+impl Bytes {
+    /// A head of an input.
+    fn head(&self, part: &Part, at: [usize; 3]) -> Vec<f64> {
+        let at = part.at(at);
+        (0..part.layout.shape[3]).map(|i| f64::from(part.dtype.read(&self.input, at + i))).collect()
+    }
 }
 
 impl Workload {
@@ -134,12 +143,12 @@ impl Workload {
         let mut compared = Compared::new();
         for [b, s] in self.tokens_to_see() {
             for h in 0..input.layout.shape[2] {
-                let x = self.head(bytes, input, [b, s, h]);
+                let x = bytes.head(input, [b, s, h]);
                 let want = match (spec.norm, spec.direction) {
                     (None, _) => self.turned(bytes, &x, s, spec.direction == Direction::Backward),
                     (Some(norm), Direction::Forward) => self.forward(bytes, norm, which, &x, s),
                     (Some(norm), Direction::Backward) => {
-                        let taken = self.head(bytes, &self.parts.inputs[2 + which], [b, s, h]);
+                        let taken = bytes.head(&self.parts.inputs[2 + which], [b, s, h]);
                         self.backward(bytes, norm, which, &x, &taken, [b, s, h]).0
                     }
                 };
@@ -162,7 +171,7 @@ impl Workload {
         for [b, s] in self.tokens_to_see() {
             for h in 0..input.layout.shape[2] {
                 let at = self.out_at(output, true, [b, s, h]);
-                for (i, want) in self.head(bytes, input, [b, s, h]).into_iter().enumerate() {
+                for (i, want) in bytes.head(input, [b, s, h]).into_iter().enumerate() {
                     compared.add(self.stored(bytes, output, at + i, 2, h), want);
                 }
             }
@@ -185,7 +194,7 @@ impl Workload {
             let (mut want, mut terms) = (vec![0.0; dim], vec![0.0; dim]);
             for (b, s) in (0..self.batch).flat_map(|b| (0..self.tokens).map(move |s| (b, s))) {
                 for h in 0..input.layout.shape[2] {
-                    let [dy, x] = [input, taken].map(|part| self.head(bytes, part, [b, s, h]));
+                    let [dy, x] = [input, taken].map(|part| bytes.head(part, [b, s, h]));
                     let (_, parts) = self.backward(bytes, norm, which, &dy, &x, [b, s, h]);
                     for (i, part) in parts.into_iter().enumerate() {
                         want[i] += part;
@@ -202,22 +211,17 @@ impl Workload {
         })
     }
 
-    fn head(&self, bytes: &Bytes, part: &Part, at: [usize; 3]) -> Vec<f64> {
-        let at = part.at(at);
-        (0..part.layout.shape[3]).map(|i| f64::from(part.dtype.read(&bytes.input, at + i))).collect()
-    }
-
     /// The rotation of a head, or `back`.
     fn turned(&self, bytes: &Bytes, x: &[f64], token: usize, back: bool) -> Vec<f64> {
-        let spec = &self.spec;
         let direction = if back { Direction::Backward } else { Direction::Forward };
+        let spec = RopeSpec { direction, ..self.spec.clone() };
         let mut out = x.to_vec();
-        for pair in 0..spec.rotary_dim as usize / 2 {
-            let entry = token * spec.table_width() as usize + pair;
+        for i in 0..spec.rotary_dim as usize / 2 {
+            let entry = token * spec.table_width() as usize + i;
             let cs = [&bytes.cos, &bytes.sin].map(|t| f64::from(spec.table.dtype.read(t, entry)));
-            let place = reference::pair_in(spec, direction, x.len(), pair);
-            let read = (x[place.input.0], x[place.input.1]);
-            (out[place.output.0], out[place.output.1]) = reference::rotate_f64(direction, read, cs.into());
+            let Pair { input, output } = reference::pair(&spec, x.len() as u32, i);
+            let turned = reference::rotate_f64(direction, (x[input.0], x[input.1]), (cs[0], cs[1]));
+            (out[output.0], out[output.1]) = turned;
         }
         out
     }

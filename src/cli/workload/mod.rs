@@ -75,19 +75,19 @@ impl Workload {
             ));
         }
         let parts = Parts::of(spec, batch, tokens, head_major);
-        Self::with(engine, spec, [batch, tokens], parts, || Shared::new(engine, chosen, batch, tokens).map(Arc::new))
+        Self::with(engine, spec, [batch, tokens], &parts, || Shared::new(engine, chosen, batch, tokens).map(Arc::new))
     }
 
     /// Other tensors of the same shapes, with the same tables: another layer of the model.
     pub fn another(&self, engine: &Engine) -> Result<Self> {
-        Self::with(engine, &self.spec, [self.batch, self.tokens], self.parts, || Ok(Arc::clone(&self.shared)))
+        Self::with(engine, &self.spec, [self.batch, self.tokens], &self.parts, || Ok(Arc::clone(&self.shared)))
     }
 
     fn with(
         engine: &Engine,
         spec: &RopeSpec,
         [batch, tokens]: [usize; 2],
-        parts: Parts,
+        parts: &Parts,
         shared: impl FnOnce() -> Result<Arc<Shared>>,
     ) -> Result<Self> {
         let device = engine.device();
@@ -106,7 +106,7 @@ impl Workload {
         // NaN of every type, so that what is not written shows; and so its pages are there when time is taken.
         let poison = vec![0xff; output.bytes().min(8 << 20)];
         fill(engine, output.as_mut(), &poison)?;
-        Ok(Self { spec: spec.clone(), batch, tokens, parts, input, output, shared })
+        Ok(Self { spec: spec.clone(), batch, tokens, parts: *parts, input, output, shared })
     }
 
     /// Copies inputs over outputs on the device: as many bytes as an application reads and writes.

@@ -1,8 +1,8 @@
 //! What a model's attention does to q and k beside the rotation: norms of heads, latent heads, pairs that leave as halves.
 //!
 //! Source: the texts of the attention modules and of their norms in transformers 5.24. Listed are norms of each head by itself
-//! that come directly before the rotation; not those over the row of all heads (OLMo 2 and 3, MiniMax-M2), nor other norms than
-//! RMS norms (Cohere, Persimmon, Phi, StableLM).
+//! that come directly before the rotation; not those over the row of all heads (`OLMo` 2 and 3, `MiniMax-M2`), nor other norms than
+//! RMS norms (Cohere, Persimmon, Phi, `StableLM`).
 
 use serde::Serialize;
 
