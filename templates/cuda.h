@@ -11,6 +11,8 @@ ROPE_INLINE float sub(float a, float b) { return __fsub_rn(a, b); }
 ROPE_INLINE float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 ROPE_INLINE float divided(float a, float b) { return __fdiv_rn(a, b); }
 ROPE_INLINE float root(float x) { return __fsqrt_rn(x); }
+ROPE_INLINE float absolute(float x) { return fabsf(x); }
+ROPE_INLINE float float_max(float a, float b) { return fmaxf(a, b); }
 ROPE_INLINE double mul(double a, double b) { return __dmul_rn(a, b); }
 ROPE_INLINE double add(double a, double b) { return __dadd_rn(a, b); }
 ROPE_INLINE double sub(double a, double b) { return __dadd_rn(a, -b); }
@@ -213,7 +215,7 @@ ROPE_INLINE float rsqrt_approx(float x) {
 #endif
 
 #define FUSED_ENTRY                                                                                                   \
-    extern "C" __global__ void __launch_bounds__(ROPE_THREADS) rope_kernel(FUSED_ARGUMENTS) {                         \
+    extern "C" __global__ void __launch_bounds__(ROPE_THREADS, ROPE_BLOCKS) rope_kernel(FUSED_ARGUMENTS) {                         \
         let_next_start();                                                                                             \
         fused_thread(p, f, ROPE_ANGLES(angles), ROPE_SHAPE(shape), blockIdx.x, threadIdx.x);                          \
     }

@@ -42,7 +42,7 @@ template <bool PAIRED> ROPE_INLINE Place place_of(u32 slot, u32 dim) {
 
 typedef Piece<Element, VEC, ROPE_WORD> ElementPiece;
 typedef unsigned char Byte;
-constexpr u32 BYTE_WORD = ROPE_WORD / sizeof(Element) < 1 ? 1 : ROPE_WORD / sizeof(Element);
+typedef Piece<Byte, VEC, (ROPE_WORD / sizeof(Element) < 1 ? 1 : ROPE_WORD / sizeof(Element))> BytePiece;
 
 template <typename P> ROPE_INLINE Two two_of(const P& piece, u32 word) {
 #if ROPE_DTYPE == ROPE_F32
@@ -97,6 +97,14 @@ template <bool PAIRED> ROPE_INLINE void load_slot(Slot& slot, const Element* hea
     else gather<false>(slot, a, b);
 }
 
+// Neighbours, in their order: of v, where nothing turns.
+ROPE_INLINE void load_resting(Slot& slot, const Element* at) {
+    ElementPiece a, b;
+    load(a, at);
+    load(b, at + VEC);
+    gather<false>(slot, a, b);
+}
+
 // The number of a thread's n-th slot, and whether a head of so many slots has it.
 ROPE_INLINE u32 number_of(u32 lane, u32 n) { return n * LANES + lane; }
 ROPE_INLINE bool has(u32 number, u32 slots) { return EVEN && slots == SLOTS ? true : number < slots; }
@@ -115,15 +123,16 @@ ROPE_INLINE void load_angle(Angle& angle, const RopeParams& p, const Angles& ang
 #if ROPE_PER_OP && !ROPE_TABLE_F32 && !ROPE_TABLELESS && ROPE_ONE_AXIS
     // As they stand in the table.
     const i64 row = table_row(p, shape, at, 0), entry = at.batch * p.table_batch_stride + row * p.table_row_stride + number * VEC;
+    const bool outside = shape.positions != ROPE_IMPLICIT && row < 0;
     Piece<TableElement, VEC, ROPE_TABLE_WORD> c, s;
-    if (row >= 0) {
+    if (!outside) {
         load_entries(c, (const TableElement*)p.cos_table + entry);
         load_entries(s, (const TableElement*)p.sin_table + entry);
     }
     const float nan = bits_float(0x7fffffffu);
     ROPE_UNROLL for (u32 i = 0; i < WORDS; ++i) {
-        angle.c[i] = row < 0 ? narrow_two(nan, nan) : two_of(c, i);
-        angle.s[i] = row < 0 ? narrow_two(nan, nan) : two_of(s, i);
+        angle.c[i] = outside ? narrow_two(nan, nan) : two_of(c, i);
+        angle.s[i] = outside ? narrow_two(nan, nan) : two_of(s, i);
         if (shape.backward) angle.s[i] = negated(angle.s[i]);
     }
 #else
@@ -448,32 +457,79 @@ ROPE_INLINE CacheSlot cache_slot(const RopeParams& p, const FusedParams& f, cons
 
 #endif
 
-// x / scale, rounded once. Between 2^-60 and 2^60, by the reciprocal and one step of correction (Markstein, "IA-64 and
-// elementary functions", 2000, 8.3): right where the quotient is no smaller than fp8 sees; larger ones saturate either way.
+// x / scale, rounded once: by the reciprocal and one step of correction (Markstein, "IA-64 and elementary functions", 2000, 8.3),
+// which is right where fp8 sees the quotient. A scale below 2^-60 or above 2^60 is multiplied by `factor`, and so is x; an
+// infinite one is taken for zero times infinity.
 struct Scale {
-    float scale, reciprocal;
-    bool plain;
+    float scale, reciprocal, factor;
 };
 
 template <u32 USE> ROPE_INLINE Scale scale_of(const float* scales, u32 at) {
-    Scale scale = {1.0f, 1.0f, false};
-    if (USE == ROPE_AS_IT_IS) return scale;
-    scale.scale = scales[at];
-    if (USE == ROPE_DIVIDE) {
-        const float magnitude = bits_float(float_bits(scale.scale) & 0x7fffffffu);
-        scale.plain = magnitude > 8.7e-19f && magnitude < 1.15e18f;
-        scale.reciprocal = divided(1.0f, scale.scale);
-    }
-    return scale;
+    Scale by = {1.0f, 1.0f, 1.0f};
+    if (USE == ROPE_AS_IT_IS) return by;
+    by.scale = scales[at];
+    if (USE == ROPE_MULTIPLY) return by;
+    const float magnitude = absolute(by.scale);
+    if (magnitude < 8.7e-19f) by.factor = 1.2676506e30f;   // 2^-60, 2^100
+    if (magnitude > 1.15e18f) by.factor = 7.888609e-31f;   // 2^60, 2^-100
+    by.scale = mul(by.scale, by.factor);
+    by.reciprocal = divided(1.0f, by.scale);
+    if (magnitude == bits_float(0x7f800000u)) by.scale = 0.0f;
+    return by;
 }
 
-template <u32 USE> ROPE_INLINE float scaled(float x, const Scale& by) {
+// That of a head.
+ROPE_INLINE Scale scale_for(const FusedParams& f, bool is_k, bool is_v, u32 head) {
+    if (is_k || is_v) return scale_of<ROPE_CACHE_FP8>(is_v ? f.v_scale : f.k_scale, ROPE_CACHE_PER_HEAD ? head : 0);
+    return scale_of<ROPE_Q_FP8>(f.q_scale, ROPE_Q_PER_HEAD ? head : 0);
+}
+
+// The correction of −0 is +0.
+ROPE_INLINE float with_sign_of(float sign, float x) { return bits_float(float_bits(x) | (float_bits(sign) & 0x80000000u)); }
+
+// `plain`: no factor, and quotients that f32 has.
+template <u32 USE> ROPE_INLINE float scaled(float x, const Scale& by, bool plain) {
     if (USE == ROPE_MULTIPLY) return mul(x, by.scale);
-    if (!by.plain) return divided(x, by.scale);
-    const float q = mul(x, by.reciprocal);
-    const float corrected = fused(fused(-q, by.scale, x), by.reciprocal, q);
-    // Between 0 and 1024, where it matters: a correction of -0 would be 0.
-    return (float_bits(q) & 0x7fffffffu) - 1u < 0x447fffffu ? corrected : q;
+    if (plain) {
+        const float q = mul(x, by.reciprocal);
+        return with_sign_of(q, fused(fused(-q, by.scale, x), by.reciprocal, q));
+    }
+    const float most = 1099511627776.0f;  // fp8 sees no difference above
+    x = mul(x, by.factor);
+    float q = mul(x, by.reciprocal);
+    q = q > most ? most : q < -most ? -most : q;
+    return with_sign_of(q, fused(fused(-q, by.scale, x), by.reciprocal, q));
+}
+
+ROPE_INLINE bool is_plain(const ElementPiece& a, const ElementPiece& b, const Scale& by) {
+    Two largest = two_of(a, 0);
+    ROPE_UNROLL for (u32 i = 0; i < WORDS; ++i) {
+        largest = larger(largest, two_of(a, i));
+        largest = larger(largest, two_of(b, i));
+    }
+    const float most = float_max(absolute(low(largest)), absolute(high(largest)));
+    return by.factor == 1.0f && mul(most, absolute(by.reciprocal)) < 1099511627776.0f;
+}
+
+template <u32 USE>
+ROPE_INLINE void to_bytes(BytePiece& c, BytePiece& d, const ElementPiece& a, const ElementPiece& b, const Scale& by, bool plain) {
+    u32 x[WORDS], y[WORDS];  // two bytes each
+    ROPE_UNROLL for (u32 i = 0; i < WORDS; ++i) {
+        const Two p = two_of(a, i), q = two_of(b, i);
+        x[i] = two_e4m3(scaled<USE>(low(p), by, plain), scaled<USE>(high(p), by, plain));
+        y[i] = two_e4m3(scaled<USE>(low(q), by, plain), scaled<USE>(high(q), by, plain));
+    }
+    if (VEC >= 4) {
+        ROPE_UNROLL for (u32 i = 0; i < VEC / 4; ++i) {
+            c.pairs[i] = low_halves(x[2 * i], x[(2 * i + 1) % WORDS]);
+            d.pairs[i] = low_halves(y[2 * i], y[(2 * i + 1) % WORDS]);
+        }
+        return;
+    }
+    ROPE_UNROLL for (u32 i = 0; i < VEC; ++i) {
+        c.elements[i] = (Byte)(x[0] >> 8 * i);
+        d.elements[i] = (Byte)(y[0] >> 8 * i);
+    }
 }
 
 // Stores two pieces: as they are, or as fp8.
@@ -484,24 +540,17 @@ template <u32 USE> ROPE_INLINE void put_pieces(void* to, i64 at_a, i64 at_b, con
         store((Element*)to + at_b, b);
         return;
     }
-    Piece<Byte, VEC, BYTE_WORD> c, d;
-    ROPE_UNROLL for (u32 i = 0; i < VEC; i += 2) {
-        const u32 j = VEC == 1 ? 0 : i + 1;
-        const u16 x = two_e4m3(scaled<USE>(widen(a.elements[i]), by), scaled<USE>(widen(a.elements[j]), by));
-        const u16 y = two_e4m3(scaled<USE>(widen(b.elements[i]), by), scaled<USE>(widen(b.elements[j]), by));
-        c.elements[i] = (Byte)x;
-        d.elements[i] = (Byte)y;
-        c.elements[j] = (Byte)(VEC == 1 ? x : x >> 8);
-        d.elements[j] = (Byte)(VEC == 1 ? y : y >> 8);
-    }
+    BytePiece c, d;
+    if (USE == ROPE_MULTIPLY || is_plain(a, b, by)) to_bytes<USE>(c, d, a, b, by, true);
+    else to_bytes<USE>(c, d, a, b, by, false);
     store((Byte*)to + at_a, c);
     store((Byte*)to + at_b, d);
 }
 
-template <u32 USE, bool PAIRED> ROPE_INLINE void put(void* to, i64 head, const Slot& slot, u32 number, u32 dim, const Scale& by) {
-    const Place at = place_of<PAIRED>(number, dim);
+// Stores a slot: in pairs or not, or neighbours in their order.
+template <u32 USE> ROPE_INLINE void put(void* to, i64 head, const Place& at, const Slot& slot, bool paired, const Scale& by) {
     ElementPiece a, b;
-    if (turns(number)) scatter<PAIRED>(slot, a, b);
+    if (paired) scatter<true>(slot, a, b);
     else scatter<false>(slot, a, b);
     put_pieces<USE>(to, head + at.a, head + at.b, a, b, by);
 }
@@ -563,14 +612,23 @@ ROPE_INLINE void fused_unit(const RopeParams& p, const FusedParams& f, const Ang
 
     Slot slots[HEADS][OWN] = {};
     ROPE_UNROLL for (u32 h = 0; h < HEADS; ++h) {
-        if (is_v[h]) continue;
-        const u32 dim = is_k[h] ? ROPE_K_DIM : DIM;
+        const u32 dim = is_v[h] ? ROPE_V_DIM : is_k[h] ? ROPE_K_DIM : DIM;
         ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
-            if (has(number_of(lane, n), dim / 2 / VEC)) load_slot<IN_PAIRS>(slots[h][n], in[h], number_of(lane, n), dim);
+            const u32 number = number_of(lane, n);
+            if (!has(number, dim / 2 / VEC)) continue;
+            if (is_v[h]) load_resting(slots[h][n], in[h] + 2 * VEC * number);
+            else load_slot<IN_PAIRS>(slots[h][n], in[h], number, dim);
         }
     }
 #if ROPE_APPEND
-    const CacheSlot cache = cache_slot(p, f, at);
+    bool stored = false;
+    ROPE_UNROLL for (u32 h = 0; h < HEADS; ++h) stored |= is_k[h] || is_v[h];
+    CacheSlot cache = {false, 0, 0};
+    if (stored) cache = cache_slot(p, f, at);
+    Scale scales[HEADS];
+    ROPE_UNROLL for (u32 h = 0; h < HEADS; ++h) {
+        if (ROPE_EARLY) scales[h] = scale_for(f, is_k[h], is_v[h], head[h]);
+    }
 #endif
     // A token of no packed sequence stays as it is: copied out of place, not written in place.
     const bool stays = is_packed(shape) && !find_sequence(p, shape, at);
@@ -581,7 +639,7 @@ ROPE_INLINE void fused_unit(const RopeParams& p, const FusedParams& f, const Ang
     }
     ROPE_UNROLL for (u32 h = 0; h < HEADS; ++h) {
         Slot(&slot)[OWN] = slots[h];
-        const u32 dim = is_k[h] ? ROPE_K_DIM : DIM, count = dim / 2 / VEC;
+        const u32 dim = is_v[h] ? ROPE_V_DIM : is_k[h] ? ROPE_K_DIM : DIM, count = dim / 2 / VEC;
 #if ROPE_NORM
         // Early, weights are there when the sum is; late, they do not stand in line with what comes from memory meanwhile, and
         // more of that is on its way.
@@ -591,7 +649,7 @@ ROPE_INLINE void fused_unit(const RopeParams& p, const FusedParams& f, const Ang
             if (ROPE_EARLY && has(number_of(lane, n), count)) load_weight(weight[n], weights, number_of(lane, n));
         }
 #endif
-        if (ROPE_AFTER || !ROPE_NORM) turn_all(slot, angle, lane, count, stays);
+        if (ROPE_AFTER || !ROPE_NORM) turn_all(slot, angle, lane, count, stays || is_v[h]);
 #if ROPE_NORM
         // All threads of a warp are here, whatever their heads are of.
         Wide wide[OWN];
@@ -608,51 +666,50 @@ ROPE_INLINE void fused_unit(const RopeParams& p, const FusedParams& f, const Ang
                 normalise(slot[n], weight[n], r);
             }
         }
-        if (!ROPE_AFTER) turn_all(slot, angle, lane, count, stays);
+        if (!ROPE_AFTER) turn_all(slot, angle, lane, count, stays || is_v[h]);
 #endif
         // Pairs that move are written where other threads have read.
         if (IN_PAIRS != OUT_PAIRS) meet_lanes();
         if (!is) continue;
+        // Where the head goes.
+        void* to = is_k[h] ? p.k.out : p.q.out;
+        const bool in_place = to == (is_k[h] ? p.k.in : p.q.in);
+        i64 start;
+        Scale by = {1.0f, 1.0f, 1.0f};
 #if ROPE_APPEND
-        if (is_v[h]) {
-            if (!cache.is) continue;
-            const Scale by = scale_of<ROPE_CACHE_FP8>(f.v_scale, ROPE_CACHE_PER_HEAD ? head[h] : 0);
-            const i64 to = offset(f.v_cache_stride, cache.block, cache.slot, head[h]);
-            // Nothing of it turns: pieces are neighbours.
-            for (u32 number = lane; number < ROPE_V_DIM / 2 / VEC; number += LANES) {
-                ElementPiece a, b;
-                load(a, in[h] + 2 * VEC * number);
-                load(b, in[h] + 2 * VEC * number + VEC);
-                put_pieces<ROPE_CACHE_FP8>(f.v_cache, to + 2 * VEC * number, to + 2 * VEC * number + VEC, a, b, by);
-            }
-            continue;
+        const bool appended = is_k[h] || is_v[h];
+        if (appended && !cache.is) continue;
+        if (appended) {
+            to = is_v[h] ? f.v_cache : f.k_cache;
+            start = is_v[h] ? offset(f.v_cache_stride, cache.block, cache.slot, head[h])
+                            : offset(f.k_cache_stride, cache.block, cache.slot, head[h]);
+        } else {
+            start = offset(p.q.out_stride, at.batch, at.token, head[h]);
         }
+        by = ROPE_EARLY ? scales[h] : scale_for(f, is_k[h], is_v[h], head[h]);
+#else
+        const bool appended = false;
+        start = is_k[h] ? offset(p.k.out_stride, at.batch, at.token, head[h])
+                        : offset(p.q.out_stride, at.batch, at.token, head[h]);
 #endif
-#if ROPE_APPEND
-        if (is_k[h]) {
-            if (!cache.is) continue;
-            const Scale by = scale_of<ROPE_CACHE_FP8>(f.k_scale, ROPE_CACHE_PER_HEAD ? head[h] : 0);
-            const i64 to = offset(f.k_cache_stride, cache.block, cache.slot, head[h]);
-            ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
-                const u32 number = number_of(lane, n);
-                if (!has(number, count)) continue;
-                if (stays) put<ROPE_CACHE_FP8, IN_PAIRS>(f.k_cache, to, slot[n], number, dim, by);
-                else put<ROPE_CACHE_FP8, OUT_PAIRS>(f.k_cache, to, slot[n], number, dim, by);
-            }
-            continue;
-        }
-#endif
-        const Scale by = scale_of<ROPE_Q_FP8>(f.q_scale, ROPE_Q_PER_HEAD ? head[h] : 0);
-        void* const out = is_k[h] ? p.k.out : p.q.out;
-        const bool in_place = out == (is_k[h] ? p.k.in : p.q.in);
-        if (stays && in_place) continue;
-        const i64 to = is_k[h] ? offset(p.k.out_stride, at.batch, at.token, head[h])
-                               : offset(p.q.out_stride, at.batch, at.token, head[h]);
+        if (stays && in_place && !appended) continue;
         ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
             const u32 number = number_of(lane, n);
-            if (!has(number, count) || (!ROPE_NORM && in_place && !turns(number))) continue;
-            if (stays) put<ROPE_Q_FP8, IN_PAIRS>(out, to, slot[n], number, dim, by);
-            else put<ROPE_Q_FP8, OUT_PAIRS>(out, to, slot[n], number, dim, by);
+            const bool moves = turns(number) && !is_v[h];
+            if (!has(number, count) || (!ROPE_NORM && in_place && !appended && !moves)) continue;
+            const Place place = is_v[h]  ? Place{2 * VEC * number, 2 * VEC * number + VEC}
+                                : stays ? place_of<IN_PAIRS>(number, dim)
+                                        : place_of<OUT_PAIRS>(number, dim);
+            const bool paired = moves && (stays ? IN_PAIRS : OUT_PAIRS);
+            if (ROPE_Q_FP8 == ROPE_CACHE_FP8 || !appended) put<ROPE_Q_FP8>(to, start, place, slot[n], paired, by);
+            else put<ROPE_CACHE_FP8>(to, start, place, slot[n], paired, by);
+        }
+        // Where heads of v are longer.
+        if (!is_v[h]) continue;
+        for (u32 number = number_of(lane, OWN); number < ROPE_V_DIM / 2 / VEC; number += LANES) {
+            Slot more;
+            load_resting(more, in[h] + 2 * VEC * number);
+            put<ROPE_CACHE_FP8>(to, start, Place{2 * VEC * number, 2 * VEC * number + VEC}, more, false, by);
         }
     }
 }
@@ -780,7 +837,7 @@ ROPE_INLINE Wide turned(const Slot& slot, const Angle& angle) {
 ROPE_INLINE void row_back(const Slot (&gradient)[OWN], const Slot (&own_x)[OWN], float r, Element* out, bool in_place,
                           const Angle (&angle)[OWN], bool stays, bool is, const Weight (&weight)[OWN], Wide (&sums)[OWN],
                           u32 lane, float* all) {
-    const Scale by = {1.0f, 1.0f, false};
+    const Scale by = {1.0f, 1.0f, 1.0f};
     const bool counts = is && !stays;
     // Of what was normalised: x, or what x was turned to.
     Wide x[OWN], inner[OWN];
@@ -843,7 +900,7 @@ ROPE_INLINE void row_back(const Slot (&gradient)[OWN], const Slot (&own_x)[OWN],
         const u32 number = number_of(lane, n);
         if (!has(number, SLOTS)) continue;
         if (stays) {
-            if (!in_place) put<ROPE_AS_IT_IS, IN_PAIRS>(out, 0, gradient[n], number, DIM, by);
+            if (!in_place) put<ROPE_AS_IT_IS>(out, 0, place_of<IN_PAIRS>(number, DIM), gradient[n], IN_PAIRS && turns(number), by);
             continue;
         }
         Slot result;
@@ -854,7 +911,7 @@ ROPE_INLINE void row_back(const Slot (&gradient)[OWN], const Slot (&own_x)[OWN],
             result.y[i] = narrow_two(add(mul(d.y[j], r), mul(of_mean, 2.0f * v.y[j])), add(mul(d.y[k], r), mul(of_mean, 2.0f * v.y[k])));
         }
         if (ROPE_AFTER && turns(number)) turn<false>(result, angle[n]);
-        put<ROPE_AS_IT_IS, OUT_PAIRS>(out, 0, result, number, DIM, by);
+        put<ROPE_AS_IT_IS>(out, 0, place_of<OUT_PAIRS>(number, DIM), result, OUT_PAIRS && turns(number), by);
     }
 }
 

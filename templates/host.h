@@ -12,6 +12,8 @@ ROPE_INLINE float sub(float a, float b) { return a - b; }
 ROPE_INLINE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 ROPE_INLINE float divided(float a, float b) { return a / b; }
 ROPE_INLINE float root(float x) { return __builtin_sqrtf(x); }
+ROPE_INLINE float absolute(float x) { return __builtin_fabsf(x); }
+ROPE_INLINE float float_max(float a, float b) { return __builtin_fmaxf(a, b); }
 ROPE_INLINE double mul(double a, double b) { return a * b; }
 ROPE_INLINE double add(double a, double b) { return a + b; }
 ROPE_INLINE double sub(double a, double b) { return a - b; }

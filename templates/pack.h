@@ -110,6 +110,21 @@ ROPE_INLINE Two sub(Two a, Two b) {
 #endif
 }
 
+// The larger of two magnitudes, its sign being of no meaning; NaN only where both are.
+ROPE_INLINE Two larger(Two a, Two b) {
+#if PACKED && __CUDA_ARCH__ >= 860
+    Two x;
+#if ROPE_DTYPE == ROPE_F16
+    asm("max.xorsign.abs.f16x2 %0, %1, %2;" : "=r"(x.bits) : "r"(a.bits), "r"(b.bits));
+#else
+    asm("max.xorsign.abs.bf16x2 %0, %1, %2;" : "=r"(x.bits) : "r"(a.bits), "r"(b.bits));
+#endif
+    return x;
+#else
+    return narrow_two(float_max(absolute(low(a)), absolute(low(b))), float_max(absolute(high(a)), absolute(high(b))));
+#endif
+}
+
 // fp8, e4m3fn: to nearest, ties to even; saturating; NaN is 0x7f.
 ROPE_INLINE u32 f32_to_e4m3(float x) {
     const u32 bits = float_bits(x), magnitude = bits & 0x7fffffffu, sign = bits >> 24 & 0x80u;

@@ -133,7 +133,8 @@ ROPE_INLINE i64 table_row(const RopeParams& p, const Shape& shape, const Token& 
 // cos and sin of the thread's pairs in one row, or at the position that would be its number.
 ROPE_INLINE void load_row(const RopeParams& p, const Angles& angles, const Shape& shape, u32 batch, i64 row, u32 lane,
                           float (&c)[PAIRS], float (&s)[PAIRS]) {
-    if (row < 0) {
+    // An implicit position has been checked by the host.
+    if (shape.positions != ROPE_IMPLICIT && row < 0) {
         ROPE_UNROLL for (u32 i = 0; i < PAIRS; ++i) c[i] = s[i] = bits_float(0x7fffffffu);
         return;
     }

@@ -6,14 +6,15 @@ use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 use ropejit::families::read_choice;
-use ropejit::rope::scaling::{RopeParameters, TableMode};
 use ropejit::store::Kind;
 use ropejit::tune::median;
-use ropejit::{DType, Engine, Error, Result, RopeSpec, Stream, TableWidth, Tuning};
+use ropejit::{DType, Engine, Error, Result, RopeSpec, Stream, Tuning};
 use serde::Serialize;
 
 use super::bench_case::{Candidate, Case};
-use super::spec::{self, Chosen};
+use super::bench_shapes::Asked;
+use super::fused::FusedArgs;
+use super::spec::{self, Chosen, NumberArgs, RoundingArg};
 use super::table;
 use super::workload::{self, Workload};
 use super::{bench_picture, output};
@@ -23,22 +24,38 @@ use super::{bench_picture, output};
 /// Every shape is tuned among all candidates if it is not in the cache, then timed: launches recorded into a graph and replayed, over buffers
 /// that are rotated past the last-level cache (one table serves all of them, as it serves all layers of a model), kernel
 /// and copy in turn, medians. 1.00 is the speed of the copy.
+///
+/// --fused measures launches that do more than turn q and k, for one attention (Qwen3-8B's 32/8/128, or the one that --head-dim and
+/// others say) over five numbers of tokens. Their bytes are those of all tensors and caches that they read and write.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   ropejit bench --dtype bf16 --only 1x512         one element type and shape: both layouts, in and
                                                   out of place
+  ropejit bench --fused qk-norm                   norm and RoPE of q and k, with eager's bits
+  ropejit bench --fused qk-norm --backward        their gradient
+  ropejit bench --fused append --cache fp8 --q-fp8   RoPE, k and v to an fp8 cache, q as fp8
   ropejit bench --json --picture bench.svg        everything, as JSON and as a picture")]
 pub struct Bench {
-    /// Element types.
-    #[arg(long, value_delimiter = ',', value_parser = spec::parse::<DType>, default_value = "bf16,f16,f32")]
-    dtype: Vec<DType>,
+    /// Element types [default: bf16,f16,f32; bf16 with --fused].
+    #[arg(long, value_delimiter = ',', value_parser = spec::parse::<DType>)]
+    pub dtype: Vec<DType>,
     /// The cos/sin tables: in the type of q and k (as transformers passes them), in f32, or made by the engine.
     #[arg(long, value_enum, default_value = "same")]
-    table: Table,
+    pub table: Table,
     /// Only shapes whose name contains this, such as 1x8192 or 32/8.
     #[arg(long, value_name = "TEXT")]
-    only: Option<String>,
+    pub only: Option<String>,
+    #[command(flatten)]
+    pub beside: FusedArgs,
+    /// With --fused: the gradient of the norm.
+    #[arg(long)]
+    pub backward: bool,
+    /// With --fused: where results are rounded [default: per-op for qk-norm of 16-bit types, as eager, else once].
+    #[arg(long, value_enum)]
+    pub rounding: Option<RoundingArg>,
+    #[command(flatten)]
+    pub numbers: NumberArgs,
     /// Samples of each measurement.
     #[arg(long, default_value = "15", value_parser = clap::value_parser!(u64).range(3..=1000))]
     samples: u64,
@@ -51,27 +68,13 @@ pub struct Bench {
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq)]
-enum Table {
+pub enum Table {
+    /// In the type of q and k.
     Same,
+    /// In f32.
     F32,
     /// By the engine, in f32; kernels that compute their angles compete with those that read.
     Made,
-}
-
-/// batch, tokens, `num_heads`, `num_kv_heads`, `head_dim`.
-const SHAPES: [[u32; 5]; 8] = [
-    [1, 8192, 32, 32, 128],
-    [1, 8192, 32, 8, 128],
-    [4, 4096, 32, 8, 128],
-    [8, 2048, 32, 8, 64],
-    [1, 8192, 16, 8, 256],
-    [1, 512, 32, 8, 128],
-    [128, 1, 32, 8, 128],
-    [1, 1, 32, 8, 128],
-];
-
-fn name_of([batch, tokens, heads, kv_heads, dim]: &[u32; 5]) -> String {
-    format!("{batch}×{tokens} {heads}/{kv_heads}/{dim}")
 }
 
 #[derive(Serialize)]
@@ -89,38 +92,13 @@ impl Bench {
         let engine =
             Engine::builder().tuning(Tuning::BLOCKING).priors(false).on_progress(output::show_on(&bar)).build()?;
         let mut cases = Vec::new();
-        for &dtype in &self.dtype {
-            for shape in SHAPES {
-                let [batch, tokens, heads, kv_heads, dim] = shape;
-                let name = name_of(&shape);
-                if self.only.as_ref().is_some_and(|only| !name.contains(&only.replace('x', "×"))) {
-                    continue;
-                }
-                let table = if self.table == Table::Same { dtype } else { DType::F32 };
-                let mut spec = RopeSpec::new(dtype, dim, heads, kv_heads).with_table(table, TableWidth::Half);
-                spec.angles = (self.table == Table::Made).then_some(TableMode::Accurate);
-                let parameters = RopeParameters::new(10_000.0, dim);
-                let chosen = Chosen {
-                    name: name.clone(),
-                    model_type: String::new(),
-                    spec,
-                    frequencies: parameters.frequencies(None)?,
-                    parameters,
-                };
-                for head_major in [false, true] {
-                    for in_place in [false, true] {
-                        bar.set_message(format!("{name} {dtype}"));
-                        cases.push(self.measure(&engine, &chosen, [batch, tokens], head_major, in_place)?);
-                    }
-                }
+        for Asked { chosen, size, forms } in self.asked(&engine)? {
+            for (head_major, in_place) in forms {
+                bar.set_message(format!("{} {}", chosen.name, chosen.spec.dtype));
+                cases.push(self.measure(&engine, &chosen, size, head_major, in_place)?);
             }
         }
         bar.finish_and_clear();
-        if cases.is_empty() {
-            let names: Vec<String> = SHAPES.iter().map(name_of).collect();
-            return Err(Error::argument("--only", "no shape's name contains that")
-                .hint(format!("the shapes are {}", names.join(", "))));
-        }
         let report = Report {
             device: engine.facts().name.clone(),
             driver: engine.facts().driver.clone(),
@@ -186,12 +164,13 @@ impl Bench {
         let (kernel_ns, copy_ns) = (median(&kernel_ns).unwrap_or(0.0), median(&copy_ns).unwrap_or(0.0));
         let host_us = host_time(engine, || works[0].apply_to(&rope, Stream::DEFAULT, in_place).map(|_| ()))?;
         let bare = works[0].bare_launch(&rope, head_major && tokens > 1)?;
-        let bare_us = host_time(engine, bare)?;
+        let bare_us = bare.map(|bare| host_time(engine, bare)).transpose()?;
         let serving = rope.serving(u64::from(batch) * u64::from(tokens), head_major && tokens > 1);
         let (landscape, tuning_ms) = landscape(engine, &chosen.spec, batch * tokens, head_major && tokens > 1)?;
         Ok(Case {
             shape: chosen.name.clone(),
             dtype: chosen.spec.dtype,
+            spec: chosen.spec.to_string(),
             layout: if head_major { "bhsd" } else { "bshd" },
             in_place,
             bytes,
@@ -262,7 +241,7 @@ fn print(report: &Report) -> Result<()> {
             format!("{:.3}", c.ratio),
             if worst.is_finite() { format!("{worst:.3}") } else { "–".into() },
             format!("{:.2}", c.host_us),
-            format!("{:.2}", c.bare_us),
+            c.bare_us.map_or_else(|| "–".into(), |us| format!("{us:.2}")),
         ]
     });
     let header = ["shape", "dtype", "form", "variant", "MB", "µs", "ratio", "worst", "host µs", "bare µs"];

@@ -8,9 +8,10 @@ use serde::Serialize;
 pub struct Case {
     pub shape: String,
     pub dtype: DType,
+    pub spec: String,
     pub layout: &'static str,
     pub in_place: bool,
-    /// Bytes of q and k read and written.
+    /// Bytes of tensors and caches read and written.
     pub bytes: usize,
     pub copy_us: f64,
     pub device_us: f64,
@@ -19,8 +20,8 @@ pub struct Case {
     pub variant: String,
     /// Host time of one call.
     pub host_us: f64,
-    /// Host time of one launch of the same kernel by the driver alone.
-    pub bare_us: f64,
+    /// Host time of one launch of the same kernel by the driver alone; none for the gradient of a norm, which is two.
+    pub bare_us: Option<f64>,
     /// The tuning run's candidates, as a ratio of its copy.
     pub landscape: Vec<Candidate>,
     /// How long tuning took, compiling included, when it was done.

@@ -79,6 +79,7 @@ mod tests {
         let case = |ratio| Case {
             shape: "1×8 <2>".into(),
             dtype: DType::BF16,
+            spec: String::new(),
             layout: "bshd",
             in_place: false,
             bytes: 1,
@@ -87,7 +88,7 @@ mod tests {
             ratio,
             variant: String::new(),
             host_us: 0.0,
-            bare_us: 0.0,
+            bare_us: None,
             landscape: vec![
                 Candidate { variant: "t128".into(), ratio: 0.5 },
                 Candidate { variant: "t64".into(), ratio },

@@ -5,10 +5,12 @@ use std::collections::BTreeSet;
 use clap::Args;
 use ropejit::families::rope::Prewarmed;
 use ropejit::jit::{Bucket, Class};
+use ropejit::rope::Norm;
 use ropejit::rope::library::Library;
 use ropejit::system::environment;
 use ropejit::{Engine, Error, Result};
 
+use super::fused::root_of;
 use super::lock::{self, Writer};
 use super::output;
 use super::prewarm_template::TemplateArgs;
@@ -60,7 +62,7 @@ pub struct Prewarm {
         long = "for",
         value_name = "LIBRARY",
         value_parser = spec::parse::<Library>,
-        conflicts_with_all = ["rounding", "table", "table_width", "angles", "positions", "bhsd", "layout"]
+        conflicts_with_all = ["rounding", "table", "table_width", "angles", "positions", "fused", "bhsd", "layout"]
     )]
     library: Option<Library>,
     /// Token counts (over the whole batch), each rounded up to a power of two.
@@ -170,14 +172,13 @@ impl Prewarm {
         bar: &indicatif::ProgressBar,
         mut writer: Option<&mut Writer>,
     ) -> Result<Report> {
-        // Counts that are rounded to the same power of two are one.
-        let tokens: BTreeSet<Bucket> = self.tokens.iter().map(|&tokens| Bucket::of(tokens)).collect();
         let mut report = Report::new(engines);
         for engine in engines {
             for one in chosen {
-                for tokens in tokens.iter().map(|bucket| bucket.tokens()) {
+                let one = one.clone().on(engine)?;
+                for tokens in self.buckets(&one).into_iter().map(Bucket::tokens) {
                     bar.set_message(format!("{}, {tokens} tokens, {}", one.name, engine.facts().arch));
-                    let done = self.one(engine, one, tokens)?;
+                    let done = self.one(engine, &one, tokens)?;
                     if let Some(writer) = &mut writer {
                         for done in &done {
                             writer.add(engine, done);
@@ -204,13 +205,34 @@ impl Prewarm {
 }
 
 impl Prewarm {
+    /// Counts that are rounded to the same power of two are one.
+    fn asked(&self) -> BTreeSet<Bucket> {
+        self.tokens.iter().map(|&tokens| Bucket::of(tokens)).collect()
+    }
+
+    /// What is asked for, and what a library computes by itself to compare.
+    fn buckets(&self, one: &Chosen) -> BTreeSet<Bucket> {
+        let compares = self.library == Some(Library::Transformers) && one.norm.is_some();
+        let compared = Library::COMPARED.iter().filter(|_| compares).map(|&tokens| Bucket::of(tokens));
+        self.asked().into_iter().chain(compared).collect()
+    }
+
     /// What one model's calls with this many tokens need.
     fn one(&self, engine: &Engine, one: &Chosen, tokens: u64) -> Result<Vec<Prewarmed>> {
         let (specs, tune) = (std::slice::from_ref(&one.spec), !self.no_tune);
         if let Some(library) = self.library {
-            let specs = library.specs(&one.model_type, &one.spec, self.form.backward);
-            let done = library.head_major().iter().map(|&bhsd| engine.prewarm(&specs, &[tokens], bhsd, tune));
-            return Ok(done.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect());
+            let gradients = self.form.backward;
+            let norm = one.norm.map(|flavour| Norm::new(flavour).with_rsqrt(root_of(engine)));
+            let fused = norm.map(|norm| library.fused(&one.model_type, norm, &one.spec, gradients)).unwrap_or_default();
+            // What a projection gives, and what else is called with as many tokens only where they were asked for.
+            let mut done = engine.prewarm(&fused, &[tokens], false, tune)?;
+            if self.asked().contains(&Bucket::of(tokens)) {
+                let specs = library.specs(&one.model_type, &one.spec, gradients);
+                for &bhsd in library.head_major() {
+                    done.extend(engine.prewarm(&specs, &[tokens], bhsd, tune)?);
+                }
+            }
+            return Ok(done);
         }
         if self.layout.is_empty() {
             return engine.prewarm(specs, &[tokens], self.bhsd, tune);
@@ -260,7 +282,7 @@ mod tests {
                 0 if spec.angles.is_some() => 0,
                 word => least(word.max(2), spec.table.dtype.size()),
             },
-            copy_rest: class.copy_rest && spec.rotary_dim < spec.head_dim,
+            copy_rest: class.copy_rest && spec.rotary_dim < spec.head_dim && !spec.is_fused(),
             ..class
         }
     }

@@ -122,6 +122,7 @@ impl Run {
         }
         let engine = builder.build()?;
         let open_ms = millis(opened);
+        let chosen = chosen.on(&engine)?;
         let work = Arc::new(Workload::new(&engine, &chosen, self.batch as usize, self.tokens as usize, self.bhsd)?);
         engine.device().synchronize()?;
 

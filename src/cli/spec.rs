@@ -5,10 +5,14 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use ropejit::rope::model::{ModelConfig, SHIPPED};
 use ropejit::rope::scaling::{Frequencies, Mrope, RopeParameters, TableMode};
+use ropejit::rope::{Flavour, RotaryPart, Rsqrt};
 use ropejit::system::read_config;
 use ropejit::{
-    DType, Direction, Error, ErrorKind, PairStyle, PositionForm, Result, RopeSpec, Rounding, TableForm, TableWidth,
+    DType, Direction, Engine, Error, ErrorKind, PairStyle, PositionForm, Result, RopeSpec, Rounding, TableForm,
+    TableWidth,
 };
+
+use super::fused::{Fused, FusedArgs, OfModel, root_of};
 
 /// Which RoPE.
 #[derive(Args, Clone)]
@@ -23,7 +27,7 @@ pub struct SpecArgs {
 }
 
 /// A RoPE without a model's configuration.
-#[derive(Args, Clone)]
+#[derive(Args, Clone, Default)]
 pub struct NumberArgs {
     /// Instead of a model: elements per head.
     #[arg(long, value_name = "D", requires = "num_heads")]
@@ -31,15 +35,21 @@ pub struct NumberArgs {
     /// Heads of q.
     #[arg(long, value_name = "H", requires = "head_dim")]
     pub num_heads: Option<u32>,
-    /// Heads of k; 0 for none [default: as many as q].
+    /// Heads of k; 0 for none [default: as many as q; 1 for --fused mla].
     #[arg(long, value_name = "K", requires = "head_dim")]
     pub num_kv_heads: Option<u32>,
     /// Elements of a head that turn; the rest stays [default: all].
     #[arg(long, value_name = "R", requires = "head_dim")]
     pub rotary_dim: Option<u32>,
-    /// Which elements turn together [default: half-split].
+    /// Which elements turn together [default: half-split; deinterleave for --fused mla].
     #[arg(long, value_enum, requires = "head_dim")]
     pub style: Option<StyleArg>,
+    /// Which part of a head turns, where not all does: the first elements, or the last [default: first; last for --fused mla].
+    #[arg(long, value_enum, requires = "rotary_dim")]
+    pub part: Option<PartArg>,
+    /// Elements of a head of k, where they are not as many as q has: --rotary-dim [default for --fused mla].
+    #[arg(long, value_name = "D", requires = "rotary_dim")]
+    pub k_head_dim: Option<u32>,
     /// Pairs of the temporal, height and width axes of positions, such as 16/24/24 or 24/20/20/interleaved.
     #[arg(long, value_name = "T/H/W", requires = "head_dim", value_parser = parse::<Mrope>)]
     pub mrope: Option<Mrope>,
@@ -69,6 +79,8 @@ pub struct FormArgs {
     /// The gradient: turns the other way.
     #[arg(long)]
     pub backward: bool,
+    #[command(flatten)]
+    pub beside: FusedArgs,
 }
 
 #[derive(ValueEnum, Clone, Copy)]
@@ -77,6 +89,16 @@ pub enum StyleArg {
     HalfSplit,
     /// Elements 2i and 2i + 1, as in GPT-J.
     Interleaved,
+    /// Elements 2i and 2i + 1, which leave as i and i + R/2, as in DeepSeek V3.
+    Deinterleave,
+}
+
+#[derive(ValueEnum, Clone, Copy)]
+pub enum PartArg {
+    /// The first elements of a head.
+    First,
+    /// The last ones.
+    Last,
 }
 
 #[derive(ValueEnum, Clone, Copy)]
@@ -130,6 +152,7 @@ pub enum PositionArg {
 }
 
 /// A RoPE to run: a name for people, what is computed, and its frequencies.
+#[derive(Clone)]
 pub struct Chosen {
     pub name: String,
     /// The model's type; empty for one given by numbers.
@@ -137,6 +160,29 @@ pub struct Chosen {
     pub spec: RopeSpec,
     pub frequencies: Frequencies,
     pub parameters: RopeParameters,
+    /// The norm of each head of q and k that the model has.
+    pub norm: Option<Flavour>,
+    /// The spec's reciprocal root is the device's to say.
+    pub root_is_open: bool,
+}
+
+impl Chosen {
+    /// As it is on an engine's device: with the reciprocal root that it has, where none was asked for.
+    ///
+    /// # Errors
+    /// Where one was asked for that it does not have.
+    pub fn on(mut self, engine: &Engine) -> Result<Self> {
+        let Some(norm) = self.spec.norm.as_mut() else { return Ok(self) };
+        let root = root_of(engine);
+        if self.root_is_open {
+            norm.rsqrt = root;
+        }
+        if (root, norm.rsqrt) == (Rsqrt::Ieee, Rsqrt::Approx) {
+            return Err(Error::argument("--norm", "the root 'approx' is a GPU's own, and this is the processor")
+                .hint("give ieee, or leave the root out: weight_after/torch"));
+        }
+        Ok(self)
+    }
 }
 
 impl SpecArgs {
@@ -151,7 +197,8 @@ impl SpecArgs {
 
 impl NumberArgs {
     /// What cannot stand beside `--model`.
-    pub const NAMES: [&str; 6] = ["head_dim", "num_heads", "num_kv_heads", "rotary_dim", "style", "mrope"];
+    pub const NAMES: [&str; 8] =
+        ["head_dim", "num_heads", "num_kv_heads", "rotary_dim", "style", "part", "k_head_dim", "mrope"];
 
     /// The RoPE that the numbers say.
     pub fn choose(&self, form: &FormArgs, tokens: u64) -> Result<Chosen> {
@@ -159,19 +206,31 @@ impl NumberArgs {
             return Err(Error::argument("--model", "is missing, and so are --head-dim and --num-heads")
                 .hint(format!("give --model with a config.json or one of {}", SHIPPED.join(", "))));
         };
-        let mut spec = RopeSpec::new(DType::BF16, head_dim, num_heads, self.num_kv_heads.unwrap_or(num_heads));
+        let is_mla = form.beside.fused == Some(Fused::Mla);
+        let num_kv_heads = self.num_kv_heads.unwrap_or(if is_mla { 1 } else { num_heads });
+        let mut spec = RopeSpec::new(DType::BF16, head_dim, num_heads, num_kv_heads);
         spec.rotary_dim = self.rotary_dim.unwrap_or(head_dim);
         spec.style = match self.style {
+            None if is_mla => PairStyle::Deinterleave,
             None | Some(StyleArg::HalfSplit) => PairStyle::HalfSplit,
             Some(StyleArg::Interleaved) => PairStyle::Interleaved,
+            Some(StyleArg::Deinterleave) => PairStyle::Deinterleave,
         };
         spec.mrope = self.mrope;
-        let spec = form.apply(spec);
+        let mut spec = form.apply(spec, None)?;
+        match self.part {
+            Some(PartArg::First) => spec.part = RotaryPart::First,
+            Some(PartArg::Last) => spec.part = RotaryPart::Last,
+            None => {}
+        }
+        // As many as q has is what none says.
+        spec.k_head_dim = self.k_head_dim.or(spec.k_head_dim).filter(|dim| *dim != head_dim);
         spec.validate().map_err(as_typed)?;
         let mut parameters = RopeParameters::new(10_000.0, head_dim);
         parameters.rotary_dim = spec.rotary_dim;
         let frequencies = parameters.frequencies(Some(tokens)).map_err(as_typed)?;
-        Ok(Chosen { name: "custom".into(), model_type: String::new(), spec, frequencies, parameters })
+        let (name, model_type, root_is_open) = ("custom".into(), String::new(), form.beside.root_is_open());
+        Ok(Chosen { name, model_type, spec, frequencies, parameters, norm: None, root_is_open })
     }
 }
 
@@ -179,8 +238,11 @@ impl NumberArgs {
 pub fn as_typed(e: Error) -> Error {
     let field = |s: &&str| s.starts_with(|c: char| c.is_ascii_lowercase());
     match e.subject().filter(field).filter(|_| e.kind() == ErrorKind::InvalidArgument) {
+        Some("append") => e.subject_is("--fused append"),
+        Some("append.v_head_dim") => e.subject_is("--v-head-dim"),
         Some(subject) => {
-            let typed = format!("--{}", subject.replace('_', "-"));
+            let field = subject.split('.').next().unwrap_or(subject);
+            let typed = format!("--{}", field.replace('_', "-"));
             e.subject_is(typed)
         }
         None => e,
@@ -188,7 +250,7 @@ pub fn as_typed(e: Error) -> Error {
 }
 
 impl FormArgs {
-    fn apply(&self, mut spec: RopeSpec) -> RopeSpec {
+    fn apply(&self, mut spec: RopeSpec, of_model: Option<&OfModel>) -> Result<RopeSpec> {
         if let Some(dtype) = self.dtype {
             spec.dtype = dtype;
         }
@@ -224,7 +286,7 @@ impl FormArgs {
             PositionArg::CuSeqlens => PositionForm::CuSeqlens,
             PositionArg::CuSeqlens64 => PositionForm::CuSeqlens64,
         };
-        spec
+        self.beside.apply(spec, of_model)
     }
 }
 
@@ -233,15 +295,17 @@ pub fn of_model(model: &str, form: &FormArgs, tokens: u64) -> Result<Vec<Chosen>
     let mut config = load("--model", model)?;
     // What the caller says of q and k comes before what the file says of the weights.
     config.dtype = form.dtype.or(config.dtype);
+    let of_model = OfModel { norm: config.qk_norm, latent: config.latent };
     let mut all: Vec<Chosen> = Vec::new();
     for (layer, parameters) in &config.layers {
         let named = |e: Error| about("--model", model, e);
-        let spec = form.apply(config.layer_spec(layer).map_err(named)?);
+        let spec = form.apply(config.layer_spec(layer).map_err(named)?, Some(&of_model))?;
         spec.validate().map_err(named)?;
         let name = if config.layers.len() > 1 { format!("{model}/{layer}") } else { model.to_owned() };
         let frequencies = parameters.frequencies(Some(tokens)).map_err(named)?;
-        let model_type = config.model_type.clone();
-        all.push(Chosen { name, model_type, spec, frequencies, parameters: parameters.clone() });
+        let (model_type, root_is_open) = (config.model_type.clone(), form.beside.root_is_open());
+        let (parameters, norm) = (parameters.clone(), config.qk_norm);
+        all.push(Chosen { name, model_type, spec, frequencies, parameters, norm, root_is_open });
     }
     Ok(all)
 }

@@ -3,8 +3,12 @@
 //! A library hands over cos and sin of a form of its own, rounds where its own code rounds, and asks for gradients of q and k
 //! together or of one alone. transformers has a function per model; most are Llama's, and the others are listed here.
 
-use super::{DType, Direction, PositionForm, RopeSpec, Rounding, TableWidth};
+use super::model::attention::deinterleaves;
+use super::{DType, Direction, Norm, PairStyle, PositionForm, RopeSpec, Rounding, TableWidth};
 use crate::error::{Error, Result};
+
+/// Elements of a head at most that are normalised: beyond, PyTorch's order of a sum follows the number of rows.
+const NORMALISED: u32 = 256;
 
 /// A library whose calls can be prepared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,12 +28,15 @@ impl Library {
         [(Self::Transformers, "transformers"), (Self::Unsloth, "unsloth"), (Self::FlashAttn, "flash-attn")];
 
     /// What its calls compute for a model whose RoPE is `spec`, of which types, dimensions, heads and pair style are taken;
-    /// with `gradients`, their backward passes too.
+    /// with `gradients`, their backward passes too. What is fused ([`fused`](Self::fused)) is not among them.
     pub fn specs(self, model_type: &str, spec: &RopeSpec, gradients: bool) -> Vec<RopeSpec> {
         let mut base = spec.clone();
         // One row of the tables per token: where positions have three axes, the model has resolved them.
         (base.mrope, base.angles, base.direction) = (None, None, Direction::Forward);
         base.positions = PositionForm::Implicit;
+        if self == Self::Transformers && base.style == PairStyle::Interleaved && deinterleaves(model_type) {
+            base.style = PairStyle::Deinterleave;
+        }
         let of = |rounding: Rounding, table: DType, width: TableWidth| {
             // In f32 the contracts are one.
             let rounding = if spec.dtype == DType::F32 { Rounding::Once } else { rounding };
@@ -81,14 +88,27 @@ impl Library {
             let back: Vec<RopeSpec> = forward.iter().flat_map(gradients_of).collect();
             all.extend(back);
         }
-        let mut once: Vec<RopeSpec> = Vec::new();
-        for spec in all {
-            if !once.contains(&spec) {
-                once.push(spec);
-            }
-        }
-        once
+        each_once(all)
     }
+
+    /// Its calls that normalise q and k and turn them in one launch, for a model that has this norm before the rotation: what
+    /// `ropejit.patch("transformers")` calls, with the bits of the model's own functions. Arguments as of
+    /// [`specs`](Self::specs).
+    pub fn fused(self, model_type: &str, norm: Norm, spec: &RopeSpec, gradients: bool) -> Vec<RopeSpec> {
+        if self != Self::Transformers || spec.head_dim > NORMALISED {
+            return Vec::new();
+        }
+        let forward: Vec<RopeSpec> =
+            self.specs(model_type, spec, false).into_iter().map(|s| s.with_norm(norm)).collect();
+        // Their norms take a power of −0.5, whose gradient is another.
+        let gradients = gradients && !model_type.starts_with("gemma3n") && !model_type.starts_with("gemma4");
+        let back = forward.iter().filter(|_| gradients).flat_map(gradients_of).collect::<Vec<_>>();
+        each_once(forward.into_iter().chain(back))
+    }
+
+    /// Token counts of [`fused`](Self::fused) calls that are computed once beside those of the program: by them
+    /// `ropejit.patch` makes sure that PyTorch adds up squares in the kernels' order.
+    pub const COMPARED: [u64; 3] = [1, 13, 700];
 
     /// In which orders its tensors lie in memory: `[B,H,S,D]`, or not.
     pub fn head_major(self) -> &'static [bool] {
@@ -126,6 +146,16 @@ pub fn gradients_of(spec: &RopeSpec) -> Vec<RopeSpec> {
     all
 }
 
+fn each_once(specs: impl IntoIterator<Item = RopeSpec>) -> Vec<RopeSpec> {
+    let mut once: Vec<RopeSpec> = Vec::new();
+    for spec in specs {
+        if !once.contains(&spec) {
+            once.push(spec);
+        }
+    }
+    once
+}
+
 /// q alone, and k alone where there is one and it has other heads.
 fn each_alone(spec: &RopeSpec) -> Vec<RopeSpec> {
     let alone = |num_heads| RopeSpec { num_heads, num_kv_heads: 0, ..spec.clone() };
@@ -139,6 +169,7 @@ fn each_alone(spec: &RopeSpec) -> Vec<RopeSpec> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rope::Flavour;
 
     fn texts(library: &str, model_type: &str, spec: &RopeSpec, gradients: bool) -> Vec<String> {
         let library: Library = library.parse().expect("known");
@@ -188,6 +219,53 @@ mod tests {
             ["f32 d128 h4/4 half_split once table=f32/full pos=implicit"]
         );
         assert_eq!(texts("transformers", "llama", &f32, true).len(), 3, "q alone is k alone");
+    }
+
+    #[test]
+    fn norms_are_of_the_functions_contract() {
+        let norm = Norm::new(Flavour::WeightAfter);
+        let texts = |model_type: &str, spec: &RopeSpec, gradients: bool| {
+            let specs = Library::Transformers.fused(model_type, norm, spec, gradients);
+            assert!(specs.iter().all(|spec| spec.validate().is_ok()));
+            specs.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let spec = RopeSpec::new(DType::BF16, 128, 32, 8);
+        assert_eq!(
+            texts("qwen3", &spec, false),
+            ["bf16 d128 h32/8 half_split per_op table=bf16/full pos=implicit norm=weight_after/torch/approx"]
+        );
+        let trained = texts("qwen3", &spec, true);
+        assert_eq!(trained.len(), 4);
+        assert_eq!(
+            trained[1],
+            "bf16 d128 h32/8 half_split per_op backward table=bf16/full pos=implicit norm=weight_after/torch/approx"
+        );
+        let f32 = RopeSpec { dtype: DType::F32, ..spec.clone() };
+        assert_eq!(
+            texts("qwen3", &f32, false),
+            ["f32 d128 h32/8 half_split once table=f32/full pos=implicit norm=weight_after/torch/approx"]
+        );
+        assert_eq!(texts("gemma4_text", &spec, true).len(), 2, "q and k alone, and no gradients");
+        assert!(texts("qwen3", &RopeSpec::new(DType::BF16, 512, 8, 8), false).is_empty());
+        assert!(Library::Unsloth.fused("qwen3", norm, &spec, false).is_empty());
+    }
+
+    #[test]
+    fn pairs_leave_as_halves_where_transformers_text_says_so() {
+        let mut spec = RopeSpec::new(DType::BF16, 64, 128, 1);
+        spec.style = PairStyle::Interleaved;
+        for (model_type, style) in [
+            ("deepseek_v3", "deinterleave"),
+            ("kimi_k2", "deinterleave"),
+            ("glm_moe_dsa", "deinterleave"),
+            ("deepseek_v2", "interleaved"),
+        ] {
+            let line = format!("bf16 d64 h128/1 {style} per_op table=bf16/full pos=implicit");
+            assert_eq!(texts("transformers", model_type, &spec, false), [line]);
+        }
+        spec.style = PairStyle::HalfSplit;
+        let halves = texts("transformers", "deepseek_v3", &spec, false);
+        assert_eq!(halves, ["bf16 d64 h128/1 half_split per_op table=bf16/full pos=implicit"]);
     }
 
     #[test]

@@ -73,37 +73,96 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::rope::scaling::{Mrope, TableMode};
-    use crate::rope::{DType, PairStyle, PositionForm, Rounding, TableWidth};
+    use crate::rope::{
+        Append, DType, Flavour, Fp8, Norm, PairStyle, PositionForm, RotaryPart, Rounding, Rsqrt, ScaleUse, SlotForm,
+        SumOrder, TableWidth,
+    };
 
     /// Every spec that is valid: each form of each field.
     pub fn specs() -> impl Strategy<Value = RopeSpec> {
         use PositionForm::{CuSeqlens, CuSeqlens64, Ids32, Ids64, Implicit, Offsets32, Offsets64};
         let pick = |n: usize| 0..n;
         let dims = (1u32..=256, 1u32..=256, 1u32..100, 0u32..100);
-        (dims, pick(3), pick(7), pick(3), any::<[bool; 6]>()).prop_map(|(dims, dtype, positions, angles, is)| {
-            let mut spec = RopeSpec::new(DType::ALL[dtype], 2 * dims.0, dims.2, dims.3);
-            spec.rotary_dim = 2 * dims.1.min(dims.0);
-            spec.positions = [Implicit, Ids32, Ids64, Offsets32, Offsets64, CuSeqlens, CuSeqlens64][positions];
-            spec.angles = [None, Some(TableMode::F32), Some(TableMode::Accurate)][angles];
-            if is[0] {
-                spec.style = PairStyle::Interleaved;
+        let plain =
+            (dims, pick(3), pick(7), pick(3), any::<[bool; 6]>()).prop_map(|(dims, dtype, positions, angles, is)| {
+                let mut spec = RopeSpec::new(DType::ALL[dtype], 2 * dims.0, dims.2, dims.3);
+                spec.rotary_dim = 2 * dims.1.min(dims.0);
+                spec.positions = [Implicit, Ids32, Ids64, Offsets32, Offsets64, CuSeqlens, CuSeqlens64][positions];
+                spec.angles = [None, Some(TableMode::F32), Some(TableMode::Accurate)][angles];
+                if is[0] {
+                    spec.style = PairStyle::Interleaved;
+                }
+                if is[1] {
+                    spec.rounding = Rounding::PerOp;
+                }
+                if is[2] {
+                    spec.direction = Direction::Backward;
+                }
+                if spec.angles.is_none() {
+                    spec.table.dtype = if is[3] { spec.dtype } else { DType::F32 };
+                    spec.table.width = if is[4] { TableWidth::Full } else { TableWidth::Half };
+                }
+                if matches!(spec.positions, Ids32 | Ids64) && is[5] {
+                    let t = spec.rotary_dim / 2;
+                    spec.mrope = Some(Mrope { sections: [t / 2, t - t / 2, 0], interleaved: is[0] });
+                }
+                spec
+            });
+        (plain, neighbours()).prop_map(|(spec, beside)| beside.beside(spec))
+    }
+
+    /// What stands beside a rotation.
+    #[derive(Debug, Clone)]
+    struct Neighbours {
+        moves: bool,
+        last: bool,
+        own_k_dim: bool,
+        norm: Option<Norm>,
+        append: Option<Append>,
+    }
+
+    fn neighbours() -> impl Strategy<Value = Neighbours> {
+        let norm = (0..4usize, any::<[bool; 3]>()).prop_map(|(flavour, is)| Norm {
+            flavour: [Flavour::WeightAfter, Flavour::OnePlusWeight, Flavour::WeightF32, Flavour::NoWeight][flavour],
+            order: if is[0] { SumOrder::Tree } else { SumOrder::Torch },
+            rsqrt: if is[1] { Rsqrt::Ieee } else { Rsqrt::Approx },
+            after_rope: is[2],
+        });
+        let fp8 = || {
+            prop::option::of(any::<[bool; 2]>()).prop_map(|is| {
+                is.map(|is| Fp8 { scale: if is[0] { ScaleUse::Divide } else { ScaleUse::Multiply }, per_head: is[1] })
+            })
+        };
+        let append = (any::<bool>(), 0u32..=256, fp8(), fp8()).prop_map(|(pages, v, cache, q)| Append {
+            slots: if pages { SlotForm::Pages } else { SlotForm::SlotMapping },
+            v_head_dim: 2 * v,
+            cache,
+            q,
+        });
+        (any::<[bool; 3]>(), prop::option::of(norm), prop::option::of(append))
+            .prop_map(|(is, norm, append)| Neighbours { moves: is[0], last: is[1], own_k_dim: is[2], norm, append })
+    }
+
+    impl Neighbours {
+        /// As much of it as a spec can have.
+        fn beside(self, mut spec: RopeSpec) -> RopeSpec {
+            if self.moves && spec.style == PairStyle::Interleaved {
+                spec.style = PairStyle::Deinterleave;
             }
-            if is[1] {
-                spec.rounding = Rounding::PerOp;
+            let partial = spec.rotary_dim < spec.head_dim;
+            if self.last && partial {
+                spec.part = RotaryPart::Last;
             }
-            if is[2] {
-                spec.direction = Direction::Backward;
+            if self.own_k_dim && partial && spec.num_kv_heads > 0 {
+                spec.k_head_dim = Some(spec.rotary_dim);
             }
-            if spec.angles.is_none() {
-                spec.table.dtype = if is[3] { spec.dtype } else { DType::F32 };
-                spec.table.width = if is[4] { TableWidth::Full } else { TableWidth::Half };
-            }
-            if matches!(spec.positions, Ids32 | Ids64) && is[5] {
-                let t = spec.rotary_dim / 2;
-                spec.mrope = Some(Mrope { sections: [t / 2, t - t / 2, 0], interleaved: is[0] });
+            spec.norm = self.norm.filter(|_| spec.k_head_dim.is_none());
+            spec.append = self.append.filter(|_| spec.num_kv_heads > 0 && spec.direction == Direction::Forward);
+            if let Some(append) = spec.append.as_mut().filter(|_| spec.dtype == DType::F32) {
+                (append.cache, append.q) = (None, None);
             }
             spec
-        })
+        }
     }
 
     proptest! {

@@ -222,7 +222,7 @@ impl Data {
                     }
                     let pairs = if stays { 0 } else { spec.rotary_dim as usize / 2 };
                     for pair in 0..pairs {
-                        let (first, second) = reference::pair(spec, pair);
+                        let (first, second) = reference::pair(spec, spec.head_dim, pair).input;
                         let (first, second) = (at(first), at(second));
                         let ab = (spec.dtype.read(&input, first), spec.dtype.read(&input, second));
                         let axis = spec.mrope.map_or(0, |m| m.axis(pair as u32));

@@ -263,7 +263,7 @@ pub fn last_tokens(engine: &Engine, spec: &RopeSpec, layout: Layout) {
         let mut got = head.clone();
         data.download(head_at(t, h), &mut got).expect("copied");
         for pair in 0..half {
-            let (i, j) = ropejit::rope::reference::pair(spec, pair);
+            let (i, j) = ropejit::rope::reference::pair(spec, spec.head_dim, pair).input;
             let entry = t % rows * half + pair;
             let cs = (DType::F32.read(&cos, entry), DType::F32.read(&sin, entry));
             let ab = (spec.dtype.read(&head, i), spec.dtype.read(&head, j));

@@ -12,6 +12,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use ropejit::engine::{Builder, ChoiceMeta};
 use ropejit::jit::Bucket;
+use ropejit::rope::Rsqrt;
 use ropejit::rope::scaling::TableMode;
 use ropejit::store::Kind;
 use ropejit::{DType, DeviceChoice, Engine, ErrorKind, Layout, Origin, PositionForm, RopeSpec, Tuning};
@@ -169,6 +170,15 @@ fn every_candidate_of_every_tuning_is_bit_equal_and_the_winner_is_right() {
             assert_eq!(c.bit_equal, Some(true), "{} for {}: {:?}", c.config, meta.spec, c.dropped);
             assert!(!c.samples_ns.is_empty(), "{} was not measured", c.config);
         }
+    }
+}
+
+#[test]
+fn fused_specs_are_tuned() {
+    let _beside = beside();
+    for root in [Rsqrt::Approx, Rsqrt::Ieee] {
+        let Some(engine) = engine("fused_specs_are_tuned", Tuning::BLOCKING) else { return };
+        crate::fused_tuning::tunes(&engine, root);
     }
 }
 

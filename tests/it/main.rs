@@ -16,6 +16,10 @@ mod faults;
 mod fleet;
 #[cfg(unix)]
 mod fork;
+mod fused;
+#[cfg(all(feature = "cli", unix))]
+mod fused_cli;
+mod fused_tuning;
 mod gpu;
 #[cfg(all(feature = "cli", unix))]
 mod hints;

@@ -107,7 +107,7 @@ fn unsafe_has_one_home() {
     let homes = [
         "service/device/",
         "families/rope/launch.rs",
-        "families/rope/reference_kernel.rs",
+        "families/rope/reference_kernel/",
         "families/rope/ahead_of_time.rs",
         "families/template/call.rs",
     ];

@@ -115,6 +115,7 @@ impl Why {
         }
         let chosen = if self.templates.is_empty() { self.spec.choose(self.tokens)? } else { Vec::new() };
         for chosen in chosen {
+            let chosen = chosen.on(&engine)?;
             for class in self.classes(&chosen.spec) {
                 let bucket = Bucket::of(self.tokens);
                 let arch = self.arch.as_ref().map_or_else(String::new, |arch| format!(" --arch {arch}"));

@@ -4,7 +4,7 @@
 //! `lanes` threads share the slots of a head.
 
 use super::variant::{Abilities, Class, Hint, Variant, Why};
-use crate::rope::{Direction, RopeSpec};
+use crate::rope::{Direction, RopeSpec, Rounding};
 use crate::service::bucket::Bucket;
 use crate::service::device::Dialect;
 
@@ -14,7 +14,7 @@ const WARP: u32 = 32;
 const SHARED: u32 = 48 << 10;
 
 /// Pairs in the widest slot: pieces of 16 bytes where all dimensions allow.
-fn widest_slot(spec: &RopeSpec) -> u32 {
+pub(super) fn widest_slot(spec: &RopeSpec) -> u32 {
     let rest = (spec.head_dim - spec.rotary_dim) / 2;
     let v = spec.append.map_or(0, |append| append.v_head_dim / 2);
     let widest = 16 / spec.dtype.size() as u32;
@@ -27,7 +27,7 @@ fn is_tiled(spec: &RopeSpec) -> bool {
 }
 
 /// Threads that share a head when each has one slot of it.
-fn lanes(spec: &RopeSpec, vec: u32) -> u32 {
+pub(super) fn lanes(spec: &RopeSpec, vec: u32) -> u32 {
     (spec.head_dim / 2 / vec).next_power_of_two().min(WARP)
 }
 
@@ -48,10 +48,13 @@ pub(super) fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilitie
     let tiled = is_tiled(spec);
     let lanes = if host { 1 } else { lanes(spec, vec) };
     let fits = |threads: &u32| !tiled || lanes == 1 || shared_bytes(spec, vec, lanes, *threads) <= SHARED;
+    // With these, a thread fits so many registers that ten blocks stay; others share cos and sin between two heads.
+    let lean = spec.rounding == Rounding::PerOp && spec.dtype.size() == 2 && spec.append.is_none();
+    let two = !few && !tiled && !lean && spec.items().is_multiple_of(2);
     let default = Variant {
         threads: [128, 64, 32].into_iter().find(fits).unwrap_or(32) as u16,
         vec: vec as u8,
-        heads: 1,
+        heads: if two { 2 } else { 1 },
         lanes: lanes as u8,
         load: Hint::Default,
         store: if few || !tiled { Hint::Default } else { Hint::Streaming },
@@ -60,6 +63,8 @@ pub(super) fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilitie
         overlap: can.overlap,
         prefetch: few && can.overlap && !tiled,
         early: false,
+        // Fewer registers than the compiler would take, for more rows that are on their way.
+        blocks: if few || tiled || !lean { 0 } else { 10 },
     };
     let mut all = vec![default];
     let mut push = |v: Variant| {
@@ -79,26 +84,27 @@ pub(super) fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilitie
         }
         return all;
     }
+    // What stands here has won on some shape (benches/NOTES.md).
     if few {
         let prefetch = can.overlap;
-        for (threads, prefetch) in [(64, prefetch), (256, prefetch), (128, false), (256, false)] {
-            push(Variant { threads, prefetch, ..default });
+        for (threads, prefetch, early) in [
+            (64, prefetch, false),
+            (128, prefetch, true),
+            (64, prefetch, true),
+            (32, prefetch, true),
+            (256, prefetch, false),
+            (128, false, false),
+        ] {
+            push(Variant { threads, prefetch, early, ..default });
         }
-        if spec.norm.is_some() && heads_of_all <= 1 << 12 {
-            push(Variant { threads: 32, early: true, ..default });
-            push(Variant { threads: 64, early: true, ..default });
-        }
+        push(Variant { prefetch: false, blocks: 10, ..default });
         return all;
     }
-    for (threads, heads, store) in [
-        (128, 1, Hint::Streaming),
-        (256, 1, Hint::Default),
-        (256, 1, Hint::Streaming),
-        (128, 2, Hint::Default),
-        (256, 2, Hint::Streaming),
-        (192, 1, Hint::Default),
-    ] {
-        push(Variant { threads, heads, store, ..default });
+    for (threads, heads, blocks) in
+        [(128, 1, 0), (128, 1, 9), (128, 2, 0), (128, 2, 8), (256, 1, 5), (160, 1, 8), (64, 2, 0)]
+    {
+        push(Variant { threads, heads, blocks, ..default });
+        push(Variant { threads, heads, blocks, store: Hint::Streaming, ..default });
     }
     all
 }
@@ -115,8 +121,8 @@ pub(super) fn check(spec: &RopeSpec, v: Variant) -> Result<(), Why> {
     if lanes > (spec.head_dim / 2 / vec).next_power_of_two() {
         return Err(("lanes", "must be no more than there are slots in a head"));
     }
-    if v.early && spec.norm.is_none() {
-        return Err(("early", "is of kernels with a norm only"));
+    if u32::from(v.blocks) * u32::from(v.threads) > 2048 {
+        return Err(("blocks", "must be fewer: a multiprocessor has 2048 threads"));
     }
     if !is_tiled(spec) {
         return Ok(());

@@ -47,7 +47,7 @@ fn expected(
         };
         let row = usize::try_from(position(b, t)).ok().filter(|&row| row < ROWS);
         for pair in 0..spec.rotary_dim as usize / 2 {
-            let (first, second) = reference::pair(spec, pair);
+            let (first, second) = reference::pair(spec, spec.head_dim, pair).input;
             let turned = row.map_or((f32::NAN, f32::NAN), |row| {
                 let angle = (cos[row * width + pair], sin[row * width + pair]);
                 reference::rotate(spec, (q[at(first)], q[at(second)]), angle)

@@ -91,6 +91,7 @@ impl Portable {
             tableless: self.table.is_none(),
             prefetch: false,
             early: false,
+            blocks: 0,
         }
     }
 

@@ -11,7 +11,10 @@
 //!   on an H200, they move no choice by more than 0.7 %;
 //! - below twice the L2's bytes, tokens and heads are equal: how the blocks fill the GPU decides there, and 32 heads in place
 //!   of 40 have cost 17 %. What streams from memory is alike, if it has as many heads within a factor of two: they
-//!   share a token's row of the tables.
+//!   share a token's row of the tables;
+//! - what stands beside the rotation is equal: a norm and its side, a cache and its types, direction, the part that turns. How
+//!   a weight is applied, the order of a sum, the reciprocal root and what a scale does are not compared: they cost the same.
+//!   A fused spec and one that only turns are never near, and neither orders the other's candidates.
 //!
 //! The nearest one whose variant is in today's space wins. Choices of other templates than this program's only order.
 
@@ -19,10 +22,12 @@ use std::collections::BTreeMap;
 
 use once_cell::race::OnceBox;
 
+use super::fused;
 use super::render::templates_digest;
+use super::trial::bytes_per_token;
 use super::variant::{Abilities, Bucket, Class, Hint, Variant, may_compute, space, widest_piece};
 use crate::error::{Error, Result};
-use crate::rope::{PairStyle, PositionForm, RopeSpec, Rounding};
+use crate::rope::{Direction, PairStyle, PositionForm, RopeSpec, RotaryPart, Rounding, SlotForm};
 use crate::service::device::Identity;
 use crate::service::family::{Families, Line};
 use crate::service::lock::Lock;
@@ -145,8 +150,13 @@ impl Priors {
         let distance = |known: &&Known| distance(&known.model, device);
         let known = self.known.iter().filter(alike).min_by(|a, b| distance(a).total_cmp(&distance(b)))?;
         let (wanted, l2) = (Work::of(spec, class, bucket), device.l2_bytes as f64);
-        let mut choices: Vec<(f64, &Choice)> =
-            known.choices.iter().map(|choice| (choice.work.distance(&wanted, l2), choice)).collect();
+        let same_kernel = |choice: &&Choice| choice.work.beside.is_some() == wanted.beside.is_some();
+        let mut choices: Vec<(f64, &Choice)> = known
+            .choices
+            .iter()
+            .filter(same_kernel)
+            .map(|choice| (choice.work.distance(&wanted, l2), choice))
+            .collect();
         choices.sort_by(|a, b| a.0.total_cmp(&b.0));
         let all = space(spec, class, bucket, can);
         let mut few = vec![all[0]];
@@ -213,32 +223,86 @@ struct Work {
     per_op: bool,
     reads_positions: bool,
     heads: f64,
-    /// Bytes that one launch reads from and writes to q and k.
+    /// Bytes that one launch reads and writes.
     bytes: f64,
     /// Elements of the widest piece.
     widest: u8,
+    /// Threads that share a head of the default; 0 unless the spec is fused.
+    lanes: u8,
+    /// Of fused specs.
+    beside: Option<Beside>,
+}
+
+/// What stands beside the rotation, without what costs nothing.
+#[derive(Debug, PartialEq)]
+struct Beside {
+    /// Whether the norm comes after the rotation.
+    norm: Option<bool>,
+    append: Option<Stored>,
+    direction: Direction,
+    part: RotaryPart,
+    k_head_dim: Option<u32>,
+}
+
+/// What goes to a cache.
+#[derive(Debug, PartialEq)]
+struct Stored {
+    slots: SlotForm,
+    v_head_dim: u32,
+    cache_fp8: bool,
+    q_fp8: bool,
+}
+
+impl Beside {
+    fn of(spec: &RopeSpec) -> Self {
+        Self {
+            norm: spec.norm.map(|norm| norm.after_rope),
+            append: spec.append.map(|append| Stored {
+                slots: append.slots,
+                v_head_dim: append.v_head_dim,
+                cache_fp8: append.cache.is_some(),
+                q_fp8: append.q.is_some(),
+            }),
+            direction: spec.direction,
+            part: spec.part,
+            k_head_dim: spec.k_head_dim,
+        }
+    }
+
+    fn distance(&self, other: &Self) -> f64 {
+        let unless = |same: bool, weight: f64| if same { 0.0 } else { weight };
+        let gradient = |b: &Self| b.norm.is_some() && b.direction == Direction::Backward;
+        unless(gradient(self) == gradient(other), 8.0)
+            + unless(self.norm.is_some() == other.norm.is_some(), 2.0)
+            + unless(self.norm == other.norm, 0.5)
+            + unless(self.append.is_some() == other.append.is_some(), 2.0)
+            + unless(self.append == other.append, 1.0)
+            + unless(self.part == other.part && self.k_head_dim == other.k_head_dim, 0.5)
+    }
 }
 
 /// A variant relative to its call, without what only some GPUs can do: the same idea on another GPU or element type.
-type Form = (u16, u8, u8, Hint, Hint, bool, bool);
+type Form = (u16, u8, u8, u8, Hint, Hint, bool, bool);
 
 impl Work {
     fn of(spec: &RopeSpec, class: Class, bucket: Bucket) -> Self {
-        let heads = f64::from(spec.num_heads) + f64::from(spec.num_kv_heads);
-        let size = spec.dtype.size();
+        let fused = spec.is_fused();
+        let widest = if fused { fused::widest_slot(spec) as u8 } else { widest_piece(spec, class) };
         Self {
-            size,
+            size: spec.dtype.size(),
             head_dim: spec.head_dim,
             rotary_dim: spec.rotary_dim,
             style: spec.style,
             table: if class.table_word == 0 { 0 } else { spec.table.dtype.size() },
-            computes: class.table_word == 0 || may_compute(spec),
+            computes: class.table_word == 0 || (!fused && may_compute(spec)),
             class,
             per_op: spec.rounding == Rounding::PerOp,
             reads_positions: spec.positions != PositionForm::Implicit,
-            heads,
-            bytes: 2.0 * bucket.tokens() as f64 * heads * f64::from(spec.head_dim) * size as f64,
-            widest: widest_piece(spec, class),
+            heads: f64::from(spec.items()),
+            bytes: bucket.tokens() as f64 * bytes_per_token(spec) as f64,
+            widest,
+            lanes: if fused { fused::lanes(spec, widest.into()) as u8 } else { 0 },
+            beside: fused.then(|| Beside::of(spec)),
         }
     }
 
@@ -253,7 +317,7 @@ impl Work {
         } else {
             (self.heads, self.bytes) == (other.heads, other.bytes)
         };
-        form(self) == form(other) && alike
+        form(self) == form(other) && self.beside == other.beside && alike
     }
 
     /// How many times the bytes differ, as a logarithm; those past the L2 do not.
@@ -279,10 +343,12 @@ impl Work {
             + unless(self.computes == other.computes, 2.0)
             + unless(self.table == other.table, 1.0)
             + unless((self.table == 0) == (other.table == 0), 8.0)
+            + self.beside.as_ref().zip(other.beside.as_ref()).map_or(0.0, |(a, b)| a.distance(b))
     }
 
     fn form(&self, v: Variant) -> Form {
-        (v.threads, self.widest / v.vec.max(1), v.heads, v.load, v.store, v.keep_tables, v.tableless)
+        let lanes = if v.lanes == 0 { 0 } else { self.lanes / v.lanes };
+        (v.threads, self.widest / v.vec.max(1), v.heads, lanes, v.load, v.store, v.keep_tables, v.tableless)
     }
 }
 

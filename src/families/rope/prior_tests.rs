@@ -168,3 +168,60 @@ fn the_shipped_ones_are_lock_files_of_devices() {
     }
     shipped();
 }
+
+#[test]
+fn fused_choices_serve_fused_calls_that_cost_the_same() {
+    use crate::rope::{Append, Flavour, Fp8, Norm, Rsqrt, ScaleUse, SumOrder};
+    let norm = Norm::new(Flavour::WeightAfter);
+    let spec = llama(DType::BF16).with_norm(norm);
+    let known = priors(H200, &[(&spec, 8192, 2)]);
+    let want = Some(candidates(&spec, 8192)[2]);
+    for same in [
+        Norm::new(Flavour::OnePlusWeight),
+        Norm::new(Flavour::NoWeight),
+        norm.with_order(SumOrder::Tree),
+        norm.with_rsqrt(Rsqrt::Ieee),
+    ] {
+        assert_eq!(exact(&known, H200, &llama(DType::BF16).with_norm(same), 8192), want, "{same}");
+    }
+    let fp8 = Some(Fp8::new(ScaleUse::Divide));
+    let appended = |append| llama(DType::BF16).with_append(append);
+    let mut backward = spec.clone();
+    backward.direction = Direction::Backward;
+    let mut moved = spec.clone();
+    moved.style = PairStyle::Deinterleave;
+    for other in [
+        llama(DType::BF16),
+        backward,
+        moved,
+        RopeSpec::new(DType::BF16, 64, 32, 8).with_norm(norm),
+        llama(DType::BF16).with_norm(Norm { after_rope: true, ..norm }),
+        spec.clone().with_append(Append::new(128)),
+        appended(Append::new(128)),
+    ] {
+        assert_eq!(exact(&known, H200, &other, 8192), None, "{other}");
+    }
+    let stored = appended(Append { cache: fp8, q: fp8, ..Append::new(128) });
+    let known = priors(H200, &[(&stored, 16384, 1)]);
+    let scaled = Some(Fp8 { scale: ScaleUse::Multiply, per_head: true });
+    let same = appended(Append { cache: scaled, q: scaled, ..Append::new(128) });
+    assert_eq!(exact(&known, H200, &same, 16384), Some(candidates(&stored, 16384)[1]));
+    for other in [Append::new(128), Append { cache: fp8, ..Append::new(128) }, Append { q: fp8, ..Append::new(128) }] {
+        assert_eq!(exact(&known, H200, &appended(other), 16384), None, "{other}");
+    }
+}
+
+#[test]
+fn fused_and_other_choices_do_not_order_each_other() {
+    use crate::rope::{Flavour, Norm};
+    let plain = llama(DType::BF16);
+    let fused = llama(DType::BF16).with_norm(Norm::new(Flavour::WeightAfter));
+    let b200 = "NVIDIA B200; cc 10.0; 148 multiprocessors; L2 132644864 B; bus 8192 bit; memory 3996000 kHz";
+    let of_both = priors(H200, &[(&plain, 8192, 2), (&fused, 8192, 3)]);
+    for (spec, index) in [(&plain, 2), (&fused, 3)] {
+        let all = candidates(spec, 8192);
+        assert_eq!(few(&of_both, b200, spec, 8192), Some(vec![all[0], all[index]]), "{spec}");
+    }
+    assert_eq!(few(&priors(H200, &[(&plain, 8192, 2)]), b200, &fused, 8192), None, "all are measured");
+    assert_eq!(few(&priors(H200, &[(&fused, 8192, 3)]), b200, &plain, 8192), None, "all are measured");
+}

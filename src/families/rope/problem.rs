@@ -121,8 +121,7 @@ impl Problem for RopeProblem {
     }
 
     fn fallback(&self, device: &dyn Device) -> Option<Arc<dyn Kernel>> {
-        (device.dialect() == Dialect::Host && !self.spec.is_fused())
-            .then(|| Arc::new(ReferenceKernel::new(&self.spec)) as _)
+        (device.dialect() == Dialect::Host).then(|| Arc::new(ReferenceKernel::new(&self.spec)) as _)
     }
 
     fn prior(&self, device: &dyn Device) -> Option<(String, Config)> {

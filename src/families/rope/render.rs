@@ -115,6 +115,7 @@ pub fn render(dialect: Dialect, spec: &RopeSpec, class: Class, v: Variant) -> St
         let per_head = |fp8: Option<Fp8>| u8::from(fp8.is_some_and(|fp8| fp8.per_head));
         all(&[
             ("EARLY", &u8::from(v.early)),
+            ("BLOCKS", &v.blocks),
             ("IN_PAIRS", &u8::from(pairs(!backward))),
             ("OUT_PAIRS", &u8::from(pairs(backward))),
             ("LAST", &u8::from(spec.part == RotaryPart::Last)),

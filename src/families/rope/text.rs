@@ -21,10 +21,11 @@ fn variant(s: &str) -> Option<Variant> {
     let mut words = s.split(' ').peekable();
     let mut number = |letter: char| words.next()?.strip_prefix(letter)?.parse::<u16>().ok();
     let (threads, vec, heads) = (number('t')?, number('v')?, number('h')?);
-    let lanes = match words.next_if(|word| word.starts_with('l')) {
-        None => 0,
-        Some(word) => word[1..].parse().ok().filter(|lanes| *lanes > 0)?,
+    let mut optional = |letter: char| match words.next_if(|word| word.starts_with(letter)) {
+        None => Some(0),
+        Some(word) => word[1..].parse::<u8>().ok().filter(|n| *n > 0),
     };
+    let (lanes, blocks) = (optional('l')?, optional('b')?);
     let (load, store) = words.next()?.split_once('/')?;
     let mut v = Variant {
         threads,
@@ -38,6 +39,7 @@ fn variant(s: &str) -> Option<Variant> {
         tableless: false,
         prefetch: false,
         early: false,
+        blocks,
     };
     for word in words {
         match word {
@@ -96,11 +98,12 @@ pub(crate) mod tests {
 
     pub fn variants() -> impl Strategy<Value = Variant> {
         let hint = || prop::sample::select(vec![Hint::Default, Hint::Streaming, Hint::EvictFirst]);
-        (any::<(u16, u8, u8, u8)>(), hint(), hint(), any::<[bool; 5]>()).prop_map(|(n, load, store, is)| Variant {
+        (any::<(u16, [u8; 4])>(), hint(), hint(), any::<[bool; 5]>()).prop_map(|(n, load, store, is)| Variant {
             threads: n.0,
-            vec: n.1,
-            heads: n.2,
-            lanes: n.3,
+            vec: n.1[0],
+            heads: n.1[1],
+            lanes: n.1[2],
+            blocks: n.1[3],
             load,
             store,
             keep_tables: is[0],

@@ -19,7 +19,7 @@ pub struct Class {
     pub table_word: u8,
     /// `[B,H,S,D]` rather than `[B,S,H,D]` in memory.
     pub head_major: bool,
-    /// Out of place with partial rotary: what does not turn is copied.
+    /// Out of place with partial rotary: what does not turn is copied. Never of fused specs, whose kernels see that themselves.
     pub copy_rest: bool,
 }
 
@@ -30,8 +30,9 @@ impl Class {
     /// Contiguous tensors, aligned as far as the spec's dimensions allow.
     pub fn contiguous(spec: &RopeSpec, head_major: bool, out_of_place: bool) -> Self {
         let aligned = |elements: u32, size: usize| 1u8 << (elements as usize * size).trailing_zeros().min(4);
+        let v_head_dim = spec.append.map_or(0, |append| append.v_head_dim);
         Self {
-            word: aligned(spec.head_dim, spec.dtype.size()),
+            word: aligned(spec.head_dim | spec.k_dim() | v_head_dim, spec.dtype.size()),
             table_word: aligned(spec.table_width(), spec.table.dtype.size()),
             head_major,
             copy_rest: out_of_place && spec.rotary_dim < spec.head_dim && !spec.is_fused(),
@@ -52,7 +53,7 @@ impl Class {
         } else if self.copy_rest && spec.rotary_dim == spec.head_dim {
             "the whole head turns, there is no rest to copy".into()
         } else if self.copy_rest && spec.is_fused() {
-            "its kernels see for themselves what has to be copied".into()
+            "a launch with a norm, a cache or pairs that move sees by itself what it has to copy".into()
         } else {
             return Ok(());
         };
@@ -143,9 +144,13 @@ pub struct Variant {
     /// With `overlap`: asks for its inputs to be brought into the L2 before it waits. The L2 is where memory is coherent,
     /// so what the kernel ahead still writes is seen.
     pub prefetch: bool,
-    /// Of kernels with a norm: asks for its weights before the sum that decides what they are multiplied with.
+    /// Of fused kernels: asks for weights and scales before what they are multiplied with is there.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub early: bool,
+    /// Of fused kernels: blocks that a multiprocessor has to hold, so that a thread gets no more registers than that leaves; 0: as
+    /// the compiler likes.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub blocks: u8,
 }
 
 impl Variant {
@@ -172,8 +177,10 @@ impl fmt::Display for Variant {
     /// the lanes of a fused kernel `t128 v8 h2 l8 cs/wb`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "t{} v{} h{}", self.threads, self.vec, self.heads)?;
-        if self.lanes > 0 {
-            write!(f, " l{}", self.lanes)?;
+        for (name, value) in [("l", self.lanes), ("b", self.blocks)] {
+            if value > 0 {
+                write!(f, " {name}{value}")?;
+            }
         }
         write!(f, " {}/{}", self.load.name(), self.store.name())?;
         for (name, on) in [
@@ -211,6 +218,7 @@ pub fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilities) -> V
         overlap: can.overlap,
         prefetch: few && can.overlap,
         early: false,
+        blocks: 0,
     };
     let mut all = vec![default];
     let mut push = |v: Variant| {
@@ -297,7 +305,10 @@ fn no_lanes(v: Variant) -> Result<(), Why> {
     if v.lanes != 0 {
         return Err(("lanes", "are of kernels with a norm or a cache only"));
     }
-    if v.early { Err(("early", "is of kernels with a norm only")) } else { Ok(()) }
+    if v.blocks != 0 {
+        return Err(("blocks", "are of kernels with a norm or a cache only"));
+    }
+    if v.early { Err(("early", "is of kernels with a norm or a cache only")) } else { Ok(()) }
 }
 
 /// Whether a variant is legal for a spec and class on a device.

@@ -6,6 +6,7 @@
 //!
 //! On purpose not here: which layers do not rotate at all (`no_rope_layers` and the like), vision towers, and any file.
 
+pub(in crate::rope) mod attention;
 mod families;
 mod json;
 mod keys;
@@ -23,12 +24,13 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
+pub use attention::Latent;
 pub use report::{LayerReport, ModelReport};
 pub use shipped::SHIPPED;
 
 use super::scaling::{Mrope, RopeParameters};
 use super::spec::MAX_HEADS;
-use super::{DType, PairStyle, PositionForm, RopeSpec};
+use super::{DType, Flavour, PairStyle, PositionForm, RopeSpec};
 use crate::error::{Error, ErrorKind, Result};
 use families::{Family, Form};
 use keys::{Asked, Keys};
@@ -70,6 +72,10 @@ pub struct ModelConfig {
     pub rotary_dim: u32,
     /// Which elements turn together.
     pub style: PairStyle,
+    /// The norm of each head of q and k before the rotation, where the model has one.
+    pub qk_norm: Option<Flavour>,
+    /// What multi-head latent attention has beside the slices that turn, where that is stated.
+    pub latent: Option<Latent>,
     /// Tokens of the longest context.
     pub max_position_embeddings: u64,
     /// The axes of positions, for models whose positions have three.
@@ -248,6 +254,8 @@ fn read(text: Keys<'_>, model_type: &str, family: &'static Family, dtype: Option
         head_dim: main.head_dim,
         rotary_dim: main.rotary_dim,
         style,
+        qk_norm: attention::norm(&text, family)?,
+        latent: attention::latent(&text, family)?,
         max_position_embeddings,
         mrope,
         layer_kv_heads: layer_kv_heads.filter(|(_, n)| *n != num_kv_heads).collect(),

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{ModelConfig, UnsupportedDtype};
+use super::{Latent, ModelConfig, UnsupportedDtype};
 use crate::error::Result;
 use crate::rope::scaling::{Frequencies, Mrope, RopeParameters};
-use crate::rope::{DType, PairStyle};
+use crate::rope::{DType, Flavour, PairStyle};
 
 /// A configuration as it was understood, with the frequencies of every layer type.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -29,6 +29,10 @@ pub struct ModelReport {
     pub rotary_dim: u32,
     /// Which elements turn together.
     pub style: PairStyle,
+    /// The norm of each head of q and k, where there is one.
+    pub qk_norm: Option<Flavour>,
+    /// What multi-head latent attention has beside.
+    pub latent: Option<Latent>,
     /// Tokens of the longest context.
     pub max_position_embeddings: u64,
     /// The axes of positions, for models whose positions have three.
@@ -71,6 +75,8 @@ impl ModelConfig {
             head_dim: self.head_dim,
             rotary_dim: self.rotary_dim,
             style: self.style,
+            qk_norm: self.qk_norm,
+            latent: self.latent,
             max_position_embeddings: self.max_position_embeddings,
             mrope: self.mrope,
             seq_len,

@@ -1,15 +1,39 @@
-//! RoPE in plain Rust: the truth that kernels are checked against, and what serves where nothing can be compiled.
-//!
-//! [`rotate_f64`] is the mathematics, [`rotate`] the two rounding contracts, operation by operation, so that a kernel's
-//! bits can be predicted.
+//! One pair: where it stands in a head and how it turns; and which packed sequence a token is in.
 
-use super::{Direction, PairStyle, RopeSpec, Rounding};
+use crate::rope::{Direction, PairStyle, RopeSpec, RotaryPart, Rounding};
 
-/// Indices, inside a head, of the two elements of pair `i`.
-pub fn pair(spec: &RopeSpec, i: usize) -> (usize, usize) {
-    match spec.style {
-        PairStyle::HalfSplit => (i, i + spec.rotary_dim as usize / 2),
-        PairStyle::Interleaved | PairStyle::Deinterleave => (2 * i, 2 * i + 1),
+/// Indices, inside a head, of the two elements of a pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pair {
+    /// Where they are read.
+    pub input: (usize, usize),
+    /// Where they are written: elsewhere where pairs move ([`PairStyle::Deinterleave`]).
+    pub output: (usize, usize),
+}
+
+/// Pair `i` of a head of `dim` elements: `head_dim`, or [`RopeSpec::k_dim`] of k.
+pub fn pair(spec: &RopeSpec, dim: u32, i: usize) -> Pair {
+    pair_in(spec, spec.direction, dim as usize, i)
+}
+
+/// As [`pair`], in a direction that need not be the spec's.
+pub fn pair_in(spec: &RopeSpec, direction: Direction, dim: usize, i: usize) -> Pair {
+    let first = first_turning(spec, dim);
+    let halves = (first + i, first + i + spec.rotary_dim as usize / 2);
+    let neighbours = (first + 2 * i, first + 2 * i + 1);
+    match (spec.style, direction) {
+        (PairStyle::HalfSplit, _) => Pair { input: halves, output: halves },
+        (PairStyle::Interleaved, _) => Pair { input: neighbours, output: neighbours },
+        (PairStyle::Deinterleave, Direction::Forward) => Pair { input: neighbours, output: halves },
+        (PairStyle::Deinterleave, Direction::Backward) => Pair { input: halves, output: neighbours },
+    }
+}
+
+/// The first element that turns, of a head of `dim` elements. `rotary_dim` of them turn.
+pub fn first_turning(spec: &RopeSpec, dim: usize) -> usize {
+    match spec.part {
+        RotaryPart::First => 0,
+        RotaryPart::Last => dim - spec.rotary_dim as usize,
     }
 }
 
@@ -20,16 +44,33 @@ pub fn rotate_f64(direction: Direction, (a, b): (f64, f64), (c, s): (f64, f64)) 
 }
 
 /// The same under the spec's rounding contract. Inputs are values of the dtype and of the table's dtype; so is the result.
-pub fn rotate(spec: &RopeSpec, (a, b): (f32, f32), (c, s): (f32, f32)) -> (f32, f32) {
-    let s = if spec.direction == Direction::Backward { -s } else { s };
+pub fn rotate(spec: &RopeSpec, ab: (f32, f32), cs: (f32, f32)) -> (f32, f32) {
+    rotate_in(spec, spec.direction, ab, cs)
+}
+
+/// As [`rotate`], in a direction that need not be the spec's.
+pub(super) fn rotate_in(spec: &RopeSpec, direction: Direction, (a, b): (f32, f32), (c, s): (f32, f32)) -> (f32, f32) {
     let fl = |x: f32| spec.dtype.round(x);
     match spec.rounding {
-        Rounding::Once => (fl(a * c - b * s), fl(b * c + a * s)),
+        Rounding::Once => {
+            let turned = rotate_f32(direction, (a, b), (c, s));
+            (fl(turned.0), fl(turned.1))
+        }
         Rounding::PerOp => {
-            let (c, s) = (fl(c), fl(s));
+            let (c, s) = (fl(c), signed(direction, fl(s)));
             (fl(fl(a * c) - fl(b * s)), fl(fl(b * c) + fl(a * s)))
         }
     }
+}
+
+/// In f32, not rounded to the dtype.
+pub(super) fn rotate_f32(direction: Direction, (a, b): (f32, f32), (c, s): (f32, f32)) -> (f32, f32) {
+    let s = signed(direction, s);
+    (a * c - b * s, b * c + a * s)
+}
+
+fn signed(direction: Direction, s: f32) -> f32 {
+    if direction == Direction::Backward { -s } else { s }
 }
 
 /// The packed sequence that a token is in, `begins(n)` being where sequence `n` begins and `begins(sequences)` where the last
