@@ -9,7 +9,7 @@ tests=$(cargo test --release --test it --no-run --message-format=json 2>/dev/nul
     python3 -c 'import json,sys; print([m["executable"] for m in map(json.loads, sys.stdin) if m.get("executable") and m["target"]["name"] == "it"][-1])')
 strip -o .gpu/it "$tests"
 strip -o .gpu/ropejit target/release/ropejit
-cp -r tests/data/eager_* tests/data/templates .gpu/data/
+cp -r tests/data/eager_* tests/data/fused_* tests/data/templates .gpu/data/
 cp scripts/gpu-run.sh .gpu/run.sh
 ROPEJIT_CACHE_DIR=.gpu/prewarmed target/release/ropejit prewarm --model llama-3.1-8b --arch sm_90 --no-tune --lock .gpu/rope.lock >/dev/null
 git rev-parse HEAD >.gpu/commit

@@ -892,7 +892,8 @@ ROPE_INLINE void row_back(const Slot (&gradient)[OWN], const Slot (&own_x)[OWN],
     }
     // Of r: its gradient, then that of the mean, of which each element has a part.
     constexpr bool EXACT = ROPE_FLAVOUR == ROPE_WEIGHT_AFTER && ROPE_PER_OP && ROPE_DTYPE != ROPE_F32;
-    const float of_r = sum(Products<EXACT>{inner, x}, all, lane);
+    // PyTorch's order begins with zero: a sum of nothing but -0 is 0.
+    const float products = sum(Products<EXACT>{inner, x}, all, lane), of_r = ROPE_TREE ? products : add(products, 0.0f);
     const float of_mean = mul(mul(mul(-0.5f, of_r), mul(mul(r, r), r)), 1.0f / DIM);
     if (IN_PAIRS != OUT_PAIRS) meet_lanes();
     if (!is) return;

@@ -1,6 +1,6 @@
 //! k and v appended to a paged cache in the launch that turns q and k.
 
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyNotImplementedError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyFloat, PyInt, PyTuple};
 use ropejit::rope::{RotaryPart, ScaleUse};
@@ -15,6 +15,9 @@ use crate::torch::{Kind, Torch};
 
 /// Arguments of [`rope_append`].
 const ARGUMENTS: usize = 29;
+/// Of [`Given::named`]: so many may want a gradient, and from here on there are scales.
+const INPUTS: usize = 10;
+const SCALE: usize = 15;
 type All<'a, 'py> = [Borrowed<'a, 'py, PyAny>; ARGUMENTS];
 
 /// The tensors among the arguments.
@@ -86,19 +89,25 @@ pub fn rope_append<'py>(args: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny
         let torch = torch_of(py)?;
         let by_operators = || py.import("ropejit._append_ops")?.getattr("append_to_any_tensors")?.call1(args);
         let named = given.named(&o);
-        for (name, number) in &named[15..] {
+        for (name, number) in &named[SCALE..] {
             refuse_number(name, *number)?;
         }
-        match kind_of(torch, &named.map(|(_, tensor)| tensor)) {
+        let tensors = named.map(|(_, tensor)| tensor);
+        match kind_of(torch, &tensors) {
             Kind::Plain => {}
             Kind::Subclass => return by_operators(),
             Kind::Foreign => only_torch(torch, &named)?,
+        }
+        if torch.any_tangent(py, &tensors[..INPUTS])? {
+            return Err(PyNotImplementedError::new_err(
+                "forward-mode differentiation of rope_append is not implemented",
+            ));
         }
         if torch.is_watched(py)? {
             return by_operators();
         }
         if torch.is_grad_enabled(py)? {
-            for (name, tensor) in &named[..10] {
+            for (name, tensor) in &named[..INPUTS] {
                 if let Some(tensor) = tensor
                     && torch.requires_grad(tensor)?
                 {
@@ -136,7 +145,7 @@ fn launch<'py>(
     let words: [&Bound<'py, PyAny>; 12] = std::array::from_fn(|i| &*all[17 + i]);
     let [eps, flavour, order, rsqrt, after_rope, style, rotary_dim, layout_word, rounding, scale_use, part, inplace] =
         words;
-    let form = norm::form([style, rotary_dim, layout_word, rounding], false)?;
+    let form = norm::form_of([style, rotary_dim, layout_word, rounding], false)?;
     let scale_use = scale_use_of(word("scale_use", scale_use)?)?;
     let part = part_of(word("part", part)?)?;
     let settings = match optional(eps) {

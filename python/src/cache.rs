@@ -1,68 +1,18 @@
 //! The cache that a call appends to: its tensors, slots and scales, checked and turned into what a launch is told.
 
-#![allow(unsafe_code)]
-
-use std::ffi::c_void;
-
 use pyo3::intern;
 use pyo3::prelude::*;
-use ropejit::args::{AppendArgs, NumberType, Slots, VectorInput};
 use ropejit::rope::{Append, Fp8, ScaleUse, SlotForm};
-use ropejit::{DType, Input, Layout, RopeSpec, Tensor};
+use ropejit::{DType, Layout};
 
-use crate::call::{Call, Form, Order, element, float, layout};
+use crate::beside::{self, Where};
+use crate::call::Call;
 use crate::dlpack::{Element, View};
 use crate::errors::wrong;
+use crate::form::{Form, Order, element, float, layout};
 use crate::norm::Object;
 use crate::overlap;
 use crate::torch::Torch;
-
-/// What a call tells its launch of the cache. Plain numbers, as in [`Call`].
-pub struct Beside {
-    v: Option<(u64, Layout)>,
-    k_cache: (u64, Layout),
-    v_cache: Option<(u64, Layout)>,
-    slots: Where,
-    /// Of q, k and v: where they are, and how many.
-    scales: [Option<(u64, usize)>; 3],
-}
-
-pub enum Where {
-    Mapping(u64),
-    /// `kv_indices`, `kv_indptr`, `batch_indices`, `positions`: where they are, and how many.
-    Pages([(u64, usize); 4]),
-}
-
-impl Beside {
-    pub fn args(&self, spec: &RopeSpec, [batch, tokens, ..]: [usize; 4]) -> AppendArgs<'static> {
-        let cached = if spec.append.is_some_and(|append| append.cache.is_some()) { DType::E4M3 } else { spec.dtype };
-        // SAFETY: as in `Call::args`.
-        let cache = |(address, layout)| unsafe { Tensor::from_raw(address as *mut c_void, cached, layout) };
-        let numbers = |(address, len): (u64, usize), number| {
-            // SAFETY: as in `Call::args`; `dense_numbers` has checked their number and type.
-            unsafe { VectorInput::from_raw(address as *const c_void, number, len) }
-        };
-        let [q_scale, k_scale, v_scale] =
-            self.scales.map(|scale| scale.map(|scale| numbers(scale, NumberType::Element(DType::F32))));
-        AppendArgs {
-            // SAFETY: as in `Call::args`.
-            v: self.v.map(|(at, layout)| unsafe { Input::from_raw(at as *const c_void, spec.dtype, layout) }),
-            k_cache: cache(self.k_cache),
-            v_cache: self.v_cache.map(cache),
-            slots: match self.slots {
-                Where::Mapping(slots) => Slots::Mapping(numbers((slots, batch * tokens), NumberType::I64)),
-                Where::Pages(pages) => {
-                    let [kv_indices, kv_indptr, batch_indices, positions] =
-                        pages.map(|page| numbers(page, NumberType::I32));
-                    Slots::Pages { kv_indices, kv_indptr, batch_indices, positions }
-                }
-            },
-            q_scale,
-            k_scale,
-            v_scale,
-        }
-    }
-}
 
 /// The tensors beside q, k and the tables, as Python passes them.
 pub struct Given<'a, 'py> {
@@ -173,7 +123,7 @@ pub fn add(
     append.slots = if matches!(slots, Where::Pages(_)) { SlotForm::Pages } else { SlotForm::SlotMapping };
     (append.cache, append.q) = (fp8(scales[1]), fp8(scales[0]));
     call.spec.append = Some(append);
-    call.append = Some(Beside { v, k_cache, v_cache, slots, scales });
+    call.append = Some(beside::Append { v, k_cache, v_cache, slots, scales });
     Ok(())
 }
 

@@ -4,9 +4,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyInt, PySlice, PyTuple};
 use ropejit::{DType, PairStyle, Rounding};
 
-use crate::call::{Form, Order, Tensors};
+use crate::call::Tensors;
 use crate::dlpack::{Element, View};
 use crate::errors::guarded;
+use crate::form::{Form, Order};
 use crate::functions;
 use crate::objects::{Objects, kind, views};
 use crate::torch::{Kind, Torch};

@@ -11,8 +11,9 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyTuple, PyType};
 
-use crate::call::{Call, Form, Tensors};
+use crate::call::{Call, Tensors};
 use crate::dlpack::{self, Borrowed, Exchange};
+use crate::form::Form;
 use crate::objects::Objects;
 
 /// The legacy default stream, for the driver and for `DLPack`, which has no stream 0.

@@ -6,10 +6,11 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyString, PyTuple};
 
-use crate::call::{self, Call, Form, Order, Tensors};
+use crate::call::{Call, Tensors};
 use crate::dlpack::View;
 use crate::errors::{guarded, wrong};
 use crate::foreign;
+use crate::form::{self, Form, Order};
 use crate::objects::{Objects, kind, views};
 use crate::torch::{Kind, Torch};
 
@@ -148,7 +149,7 @@ pub fn apply<'py>(
     guarded(|| {
         let py = q.py();
         let o = Objects { q, k, cos, sin, position_ids, cu_seqlens, offset };
-        let form = form(layout, rounding, style, rotary_dim, false)?;
+        let form = form_of(layout, rounding, style, rotary_dim, false)?;
         let Some(torch) = Torch::get(py) else { return foreign::rotate(&o, &form, inplace) };
         let by = |function: Bound<'py, PyAny>| {
             // Tuples of so many different things end at twelve.
@@ -201,7 +202,7 @@ pub fn rotate_plain<'py>(
     guarded(|| {
         let Some(torch) = Torch::get(q.py()) else { return Err(wrong("q", "is no torch.Tensor")) };
         let o = Objects { q, k, cos, sin, position_ids, cu_seqlens, offset };
-        let form = form(layout, rounding, style, rotary_dim, backward)?;
+        let form = form_of(layout, rounding, style, rotary_dim, backward)?;
         if let Kind::Foreign = kind(torch, &o) {
             return Err(wrong("q", "must be a torch.Tensor, and k, cos and sin as well"));
         }
@@ -225,7 +226,7 @@ pub fn rotary_dim(object: &Bound<'_, PyAny>) -> PyResult<Option<u32>> {
     number.map_err(|_| wrong("rotary_dim", format!("is {object}, an even number above 0 or None is needed")))
 }
 
-pub fn form(
+pub fn form_of(
     layout: &Bound<'_, PyAny>,
     rounding: &Bound<'_, PyAny>,
     style: &Bound<'_, PyAny>,
@@ -234,9 +235,9 @@ pub fn form(
 ) -> PyResult<Form> {
     Ok(Form {
         order: Order::parse(word("layout", layout)?)?,
-        style: call::style(word("style", style)?)?,
+        style: form::style(word("style", style)?)?,
         rotary_dim,
-        rounding: call::rounding(word("rounding", rounding)?)?,
+        rounding: form::rounding(word("rounding", rounding)?)?,
         backward,
         whole: false,
     })

@@ -1,12 +1,13 @@
 //! The native part of the Python package: from tensors of a Python library to launches of [`ropejit`].
 //!
 //! `functions` is what Python calls, `objects` what it passes; `drop_in` stands for functions of models. `norm` and `append` are
-//! rotations with what models do before and after, to a `cache`. `dlpack` and `torch` say what a tensor is, `place` where its tables and
-//! positions are, `call` checks and launches, `overlap` tells whether q and k share elements, `engines` keeps one engine a device,
-//! `service` is all that is not a rotation, `template` has kernels of the user's own. `unsafe` is in `dlpack`, `torch`, `call`,
-//! `place`, `norm`, `cache` and `template`.
+//! rotations with what models do before and after, to a `cache`. `dlpack` and `torch` say what a tensor is, `form` how it is laid out,
+//! `place` where tables and positions are, `call` and what is `beside` it are checked and launch, `overlap` tells whether tensors share
+//! elements, `engines` keeps one engine a device, `service` is all that is not a rotation, `template` has kernels of the user's
+//! own. `unsafe` is in `dlpack`, `torch`, `call`, `place`, `beside` and `template`.
 
 mod append;
+mod beside;
 mod cache;
 mod call;
 mod dlpack;
@@ -14,6 +15,7 @@ mod drop_in;
 mod engines;
 mod errors;
 mod foreign;
+mod form;
 mod functions;
 mod log;
 mod norm;

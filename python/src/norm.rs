@@ -1,20 +1,17 @@
 //! A norm of q and k in the launch that turns them, and its gradient.
 
-#![allow(unsafe_code)]
-
-use std::ffi::c_void;
-
 use pyo3::exceptions::{PyNotImplementedError, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
-use ropejit::args::{NormArgs, NormGradient, NumberType, SavedRsqrt, Vector, VectorInput};
 use ropejit::rope::{Flavour, Rsqrt, SumOrder};
-use ropejit::{DType, Input, Layout, Norm, RopeSpec};
+use ropejit::{DType, Norm};
 
-use crate::call::{Call, Form, element, float, layout};
+use crate::beside;
+use crate::call::Call;
 use crate::dlpack::{Device, View};
 use crate::errors::{guarded, wrong};
+use crate::form::{Form, element, float, layout};
 use crate::functions::{self, dense, word};
 use crate::objects::{Objects, fields, kind_of, optional, views};
 use crate::torch::{Kind, Torch};
@@ -23,62 +20,6 @@ use crate::torch::{Kind, Torch};
 pub type Object<'a, 'py> = Option<&'a Bound<'py, PyAny>>;
 
 const NAMES: [&str; 2] = ["q_weight", "k_weight"];
-
-/// What a call tells its launch of the norm. Plain numbers, as in [`Call`].
-pub struct Beside {
-    eps: f32,
-    /// Of q and of k.
-    weights: [Option<u64>; 2],
-    /// Where the reciprocal roots are written to, or read from.
-    saved: Option<u64>,
-    gradient: Option<Gradient>,
-}
-
-struct Gradient {
-    q: (u64, Layout),
-    k: Option<(u64, Layout)>,
-    weights: [Option<u64>; 2],
-    workspace: u64,
-}
-
-impl Beside {
-    pub fn args(&self, spec: &RopeSpec, [batch, tokens, ..]: [usize; 4]) -> NormArgs<'static> {
-        let element = NumberType::Element(spec.dtype);
-        let f32s = |address: u64, len: usize| {
-            // SAFETY: as in `Call::args`; `saved` has checked how many there are, or they were allocated as many.
-            unsafe { Vector::from_raw(address as *mut c_void, NumberType::Element(DType::F32), len) }
-        };
-        let dim = spec.head_dim as usize;
-        let weight = |address: Option<u64>| {
-            // SAFETY: as in `Call::args`; `weights` has checked their number and type.
-            address.map(|address| unsafe { VectorInput::from_raw(address as *const c_void, element, dim) })
-        };
-        let tokens = batch * tokens;
-        let saved = self.saved.map(|address| {
-            let q = tokens * spec.num_heads as usize;
-            let k = tokens * spec.num_kv_heads as usize;
-            SavedRsqrt { q: f32s(address, q), k: (spec.num_kv_heads > 0).then(|| f32s(address + 4 * q as u64, k)) }
-        });
-        let gradient = self.gradient.as_ref().map(|gradient| {
-            // SAFETY: as in `Call::args`.
-            let x = |(address, layout)| unsafe { Input::from_raw(address as *const c_void, spec.dtype, layout) };
-            let written = |address: Option<u64>| {
-                // SAFETY: as in `Call::args`; they were made like the weights.
-                address.map(|address| unsafe { Vector::from_raw(address as *mut c_void, element, dim) })
-            };
-            let workspace = spec.weight_workspace(tokens as u64) as usize;
-            NormGradient {
-                q: x(gradient.q),
-                k: gradient.k.map(x),
-                q_weight: written(gradient.weights[0]),
-                k_weight: written(gradient.weights[1]),
-                workspace: spec.norm.is_some_and(Norm::has_weight).then(|| f32s(gradient.workspace, workspace)),
-            }
-        });
-        let [q_weight, k_weight] = self.weights.map(weight);
-        NormArgs { eps: self.eps, q_weight, k_weight, rsqrt: saved, gradient }
-    }
-}
 
 /// What Python says of a norm, but for its weights.
 pub struct Settings<'a> {
@@ -174,7 +115,7 @@ impl<'a> Settings<'a> {
             addresses[i] = Some(view.address);
         }
         let saved = saved.map(|saved| address_of_saved(torch, call, saved)).transpose()?;
-        call.norm = Some(Beside { eps: self.eps, weights: addresses, saved, gradient: None });
+        call.norm = Some(beside::Norm { eps: self.eps, weights: addresses, saved, gradient: None });
         Ok(held)
     }
 }
@@ -212,8 +153,11 @@ pub fn torch_of(py: Python<'_>) -> PyResult<&'static Torch> {
 }
 
 /// What Python says of the rotation beside a norm.
-pub fn form([style, rotary_dim, layout, rounding]: [&Bound<'_, PyAny>; 4], backward: bool) -> PyResult<Form> {
-    Ok(Form { whole: true, ..functions::form(layout, rounding, style, functions::rotary_dim(rotary_dim)?, backward)? })
+pub fn form_of([style, rotary_dim, layout, rounding]: [&Bound<'_, PyAny>; 4], backward: bool) -> PyResult<Form> {
+    Ok(Form {
+        whole: true,
+        ..functions::form_of(layout, rounding, style, functions::rotary_dim(rotary_dim)?, backward)?
+    })
 }
 
 /// `ropejit.qk_norm_rope`, but for tracing: q, k, their weights, cos, sin, `position_ids`, `cu_seqlens`; eps, flavour, order,
@@ -283,7 +227,7 @@ fn launch<'py>(
 ) -> PyResult<Option<Bound<'py, PyTuple>>> {
     let [eps, flavour, order, rsqrt, after_rope, style, rotary_dim, layout, rounding] = *rest;
     let settings = Settings::parse([eps, flavour, order, rsqrt, after_rope])?;
-    let form = form([style, rotary_dim, layout, rounding], false)?;
+    let form = form_of([style, rotary_dim, layout, rounding], false)?;
     let Some(mut tensors) = views(torch, o, false)? else { return Ok(None) };
     let mut held = [None, None];
     let out = functions::rotate(torch, o, &mut tensors, &form, inplace, |call| {
@@ -325,7 +269,7 @@ pub fn norm_backward<'py>(args: &Bound<'py, PyTuple>) -> PyResult<Option<Bound<'
         let [dq, dk, q, k, q_weight, k_weight, cos, sin, ids, cu_seqlens, saved] = tensors;
         let [eps, flavour, order, rsqrt, after_rope, style, rotary_dim, layout_word, rounding] = rest(&all, 11);
         let settings = Settings::parse([eps, flavour, order, rsqrt, after_rope])?;
-        let form = form([style, rotary_dim, layout_word, rounding], true)?;
+        let form = form_of([style, rotary_dim, layout_word, rounding], true)?;
         let (position_ids, cu_seqlens) = (optional(ids), optional(cu_seqlens));
         let o = Objects { q: dq, k: optional(dk), cos, sin, position_ids, cu_seqlens, offset: None };
         let weights = [optional(q_weight), optional(k_weight)];
@@ -373,7 +317,7 @@ pub fn norm_backward<'py>(args: &Bound<'py, PyTuple>) -> PyResult<Option<Bound<'
                 held.push(buffer);
             }
             if let Some(norm) = &mut call.norm {
-                norm.gradient = Some(Gradient { q, k, weights: addresses, workspace });
+                norm.gradient = Some(beside::Gradient { q, k, weights: addresses, workspace });
             }
             Ok(())
         })?;

@@ -7,9 +7,9 @@ use std::ffi::c_void;
 use pyo3::prelude::*;
 use ropejit::{Offsets, PositionForm};
 
-use crate::call::{Order, element, wide};
 use crate::dlpack::{Element, View};
 use crate::errors::wrong;
+use crate::form::{Order, element, wide};
 
 /// Which rows of the tables a token gets.
 #[derive(Clone, Copy)]

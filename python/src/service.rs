@@ -11,10 +11,10 @@ use ropejit::store::{Kind, Store};
 use ropejit::{DType, RopeSpec, TableForm, TableWidth};
 use serde_json::{Value, json};
 
-use crate::call::{self, Order};
 use crate::dlpack::Device;
 use crate::engines;
 use crate::errors::{guarded, raise, wrong};
+use crate::form::{self, Order};
 
 fn device(text: &str) -> PyResult<Device> {
     let unknown = || wrong("device", format!("'{text}' is not one of 'cuda', 'cuda:N' and 'cpu'"));
@@ -55,7 +55,7 @@ pub fn prewarm(
         let dtype = dtype.map(parsed).transpose()?.or(model.dtype).unwrap_or(DType::BF16);
         let table = table_dtype.map(parsed).transpose()?.unwrap_or(dtype);
         let head_major = Order::parse(layout)? == Order::Bhsd;
-        let rounding = if dtype == DType::F32 { ropejit::Rounding::Once } else { call::rounding(rounding)? };
+        let rounding = if dtype == DType::F32 { ropejit::Rounding::Once } else { form::rounding(rounding)? };
         let mut specs: Vec<RopeSpec> = Vec::new();
         for layer in model.layers.keys() {
             let mut spec = model.layer_spec(layer).map_err(raise)?;

@@ -174,6 +174,13 @@ fn every_candidate_of_every_tuning_is_bit_equal_and_the_winner_is_right() {
 }
 
 #[test]
+fn fused_calls_are_bit_exact() {
+    let _beside = beside();
+    let Some(engine) = engine("fused_calls_are_bit_exact", Tuning::Never) else { return };
+    crate::fused::every_grid(&engine, Rsqrt::Approx, false);
+}
+
+#[test]
 fn fused_specs_are_tuned() {
     let _beside = beside();
     for root in [Rsqrt::Approx, Rsqrt::Ieee] {

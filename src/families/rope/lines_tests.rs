@@ -6,6 +6,7 @@ use crate::families::families;
 use crate::families::rope::render::{Dialect, templates_digest};
 use crate::families::rope::text::tests::{classes, variants};
 use crate::rope::DType;
+use crate::rope::text::tests::specs;
 use crate::service::device::Identity;
 use crate::service::device::identity::tests::identities;
 use crate::service::lock::{Lock, Section};
@@ -224,13 +225,12 @@ fn other_templates_take_only_their_own_choices_away() {
 proptest! {
     #[test]
     fn a_lock_reads_back(
-        lines in prop::collection::vec((variants(), classes(), 0u32..30, 0usize..3, 1u32..=256), 0..20),
+        lines in prop::collection::vec((variants(), classes(), 0u32..30, 0usize..3, specs()), 0..20),
         device in identities(),
     ) {
         let (mut lock, host) = (Lock::new(templates_digest()), of(HOST));
-        for (variant, class, bucket, place, half) in lines {
+        for (variant, class, bucket, place, spec) in lines {
             let place = [None, Some(&host), Some(&device)][place];
-            let spec = RopeSpec::new(DType::F16, 2 * half, 4, 2);
             let bucket = Bucket::of(1 << bucket);
             lock.set(Section::new("sm_90", place), Locked::of(&spec, class, bucket, variant));
         }

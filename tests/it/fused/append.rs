@@ -73,8 +73,7 @@ pub fn grid(rsqrt: Rsqrt) -> Vec<Case> {
     cases
 }
 
-/// MLA: one latent row `[ckv | k_pe]` a token, q `[nope | rope]`, k_pe turned and ckv stored as it is; as DeepSeek V2 and V3
-/// have it (512 + 64), and smaller.
+/// MLA: one latent row `[ckv | k_pe]` a token, q `[nope | rope]`; of 512 + 64 elements, as models have it, and smaller.
 pub fn latent() -> Vec<Case> {
     let mut cases = Vec::new();
     for (n, [cache, q]) in fp8s().into_iter().enumerate() {

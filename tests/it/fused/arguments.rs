@@ -20,6 +20,7 @@ fn appending(append: Append) -> RopeSpec {
 
 /// A change to what is right.
 type Change = fn(&mut Data);
+type SpecChange = fn(&mut RopeSpec);
 
 /// What a call is refused for whose arguments have been changed; empty where it is not.
 fn subject(engine: &Engine, spec: &RopeSpec, change: impl Fn(&mut Data)) -> String {
@@ -55,12 +56,12 @@ fn retype(data: &mut Data, base: Option<usize>) {
     base.bytes.resize(len * base.number.size(), 0);
 }
 
-fn extra(data: &mut Data) -> Option<usize> {
-    Some(data.add_elements("extra", DType::F16, 8, |_| 1.0))
+fn extra(data: &mut Data) -> usize {
+    data.add_elements("extra", DType::F16, 8, |_| 1.0)
 }
 
-fn extra_scale(data: &mut Data) -> Option<usize> {
-    Some(data.add_elements("extra", DType::F32, 1, |_| 1.0))
+fn extra_scale(data: &mut Data) -> usize {
+    data.add_elements("extra", DType::F32, 1, |_| 1.0)
 }
 
 fn refused(engine: &Engine, spec: &RopeSpec, changes: &[(&str, Change)]) {
@@ -107,11 +108,11 @@ fn arguments_of_a_norm_are_named() {
         &engine,
         &normed(Flavour::NoWeight, Direction::Backward),
         &[
-            ("q_weight", |d| d.weight[0] = extra(d)),
-            ("k_weight", |d| d.weight[1] = extra(d)),
-            ("norm.gradient.q_weight", |d| d.weight_gradient[0] = extra(d)),
-            ("norm.gradient.k_weight", |d| d.weight_gradient[1] = extra(d)),
-            ("norm.gradient.workspace", |d| d.workspace = extra(d)),
+            ("q_weight", |d| d.weight[0] = Some(extra(d))),
+            ("k_weight", |d| d.weight[1] = Some(extra(d))),
+            ("norm.gradient.q_weight", |d| d.weight_gradient[0] = Some(extra(d))),
+            ("norm.gradient.k_weight", |d| d.weight_gradient[1] = Some(extra(d))),
+            ("norm.gradient.workspace", |d| d.workspace = Some(extra(d))),
         ],
     );
     // Without k, so is what is for k.
@@ -121,10 +122,10 @@ fn arguments_of_a_norm_are_named() {
         &engine,
         &alone,
         &[
-            ("k_weight", |d| d.weight[1] = extra(d)),
-            ("rsqrt.k", |d| d.rsqrt[1] = extra(d)),
+            ("k_weight", |d| d.weight[1] = Some(extra(d))),
+            ("rsqrt.k", |d| d.rsqrt[1] = Some(extra(d))),
             ("norm.gradient.k", |d| d.x[1] = d.x[0]),
-            ("norm.gradient.k_weight", |d| d.weight_gradient[1] = extra(d)),
+            ("norm.gradient.k_weight", |d| d.weight_gradient[1] = Some(extra(d))),
         ],
     );
 }
@@ -194,9 +195,9 @@ fn arguments_of_an_append_are_named() {
             ("v_cache", |d| d.cache[1] = d.cache[0]),
             ("slot_mapping", |d| shorten(d, Some(d.slots[0]))),
             ("slot_mapping", |d| retype(d, Some(d.slots[0]))),
-            ("q_scale", |d| d.scale[0] = extra_scale(d)),
-            ("k_scale", |d| d.scale[1] = extra_scale(d)),
-            ("v_scale", |d| d.scale[2] = extra_scale(d)),
+            ("q_scale", |d| d.scale[0] = Some(extra_scale(d))),
+            ("k_scale", |d| d.scale[1] = Some(extra_scale(d))),
+            ("v_scale", |d| d.scale[2] = Some(extra_scale(d))),
         ],
     );
     refused(
@@ -245,7 +246,7 @@ fn arguments_of_an_append_are_named() {
         &[
             ("v", |d| d.input[2] = d.input[1]),
             ("v", |d| d.cache[1] = d.cache[0]),
-            ("v_scale", |d| d.scale[2] = extra_scale(d)),
+            ("v_scale", |d| d.scale[2] = Some(extra_scale(d))),
         ],
     );
 }
@@ -312,7 +313,7 @@ fn specs_that_are_no_computation_are_refused() {
     let engine = crate::host::engine(Tuning::Never);
     let norm = Norm::new(Flavour::NoWeight).with_rsqrt(Rsqrt::Ieee);
     let base = RopeSpec::new(DType::F16, 64, 2, 1);
-    let changes: [(&str, fn(&mut RopeSpec)); 9] = [
+    let changes: [(&str, SpecChange); 9] = [
         ("k_head_dim", |s| s.k_head_dim = Some(32)),
         ("k_head_dim", |s| s.k_head_dim = Some(64)),
         ("part", |s| s.part = ropejit::rope::RotaryPart::Last),

@@ -81,7 +81,7 @@ fn elements(data: &Data, base: Option<usize>, dtype: DType) -> Vec<f32> {
     (0..bytes.len() / dtype.size()).map(|i| dtype.read(bytes, i)).collect()
 }
 
-/// Stores a head: values of the dtype, or as fp8. `raw` elements are copied bit by bit where the type stays.
+/// Stores a head: values of the dtype, or as fp8.
 fn store(to: &mut [Vec<u8>], view: View, at: [usize; 3], values: &[f32], fp8: Option<(Fp8, f32)>) {
     for (i, &x) in values.iter().enumerate() {
         let index = view.at(at, i);
@@ -156,10 +156,9 @@ pub fn expected(case: &Case, data: &Data, saved: &[Vec<u8>]) -> Expected {
             }
         }
     }
-    for which in 0..2 {
-        let Some(base) = data.weight_gradient[which] else { continue };
-        let sums =
-            reference::weight_gradient(spec.dtype, spec.head_dim as usize, terms[which].iter().map(Option::as_ref));
+    for (terms, base) in terms.iter().zip(data.weight_gradient) {
+        let Some(base) = base else { continue };
+        let sums = reference::weight_gradient(spec.dtype, spec.head_dim as usize, terms.iter().map(Option::as_ref));
         sums.iter().enumerate().for_each(|(i, &x)| spec.dtype.write(&mut bases[base], i, x));
     }
     Expected { bases, position_outside, slot_outside }

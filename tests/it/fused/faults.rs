@@ -34,7 +34,7 @@ fn numbers_that_are_none_do_as_the_formulas_say() {
                     (0..spec.head_dim as usize).for_each(|i| data.set(view, [0, token, heads - 1], i, value));
                 }
                 // Zeros of both signs.
-                let zero = |i: usize| if i % 2 == 0 { 0.0 } else { -0.0 };
+                let zero = |i: usize| if i.is_multiple_of(2) { 0.0 } else { -0.0 };
                 (0..spec.head_dim as usize).for_each(|i| data.set(view, [0, wild.len(), 0], i, zero(i)));
             }
             if let (Direction::Backward, Some(base)) = (direction, data.rsqrt[0]) {
@@ -44,7 +44,7 @@ fn numbers_that_are_none_do_as_the_formulas_say() {
             assert_right(&engine, &case, &data);
             if let Some(base) = data.weight[0] {
                 for weight in [0.0, -0.0, f32::NAN, f32::INFINITY] {
-                    data.set_all(base, |i| if i % 2 == 0 { weight } else { 1.0 });
+                    data.set_all(base, |i| if i.is_multiple_of(2) { weight } else { 1.0 });
                     assert_right(&engine, &case, &data);
                 }
             }

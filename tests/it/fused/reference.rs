@@ -1,11 +1,7 @@
 //! Where there is no C++ compiler the plain reference serves, with the same bits: in a process of its own.
 
+use ropejit::Tuning;
 use ropejit::rope::Rsqrt;
-use ropejit::{Direction, Origin, Tuning};
-
-use super::append::{latent, too_small};
-use super::norm::{forms, grid, moved, narrow};
-use super::{Data, append, assert_right, vectors};
 
 #[test]
 fn the_reference_serves_without_a_compiler() {
@@ -19,21 +15,5 @@ fn the_reference_serves_without_a_compiler() {
         return;
     }
     let engine = crate::host::engine(Tuning::Never);
-    let mut cases = Vec::new();
-    for direction in [Direction::Forward, Direction::Backward] {
-        cases.extend(grid(direction, Rsqrt::Ieee));
-        cases.extend(forms(direction, Rsqrt::Ieee));
-    }
-    cases.extend(append::grid(Rsqrt::Ieee));
-    cases.extend(latent());
-    cases.extend(moved());
-    cases.extend(narrow());
-    for (n, case) in cases.iter().enumerate() {
-        let origin = assert_right(&engine, case, &Data::new(case, 600 + n as u64));
-        assert_eq!(origin, Origin::Reference, "{}", case.spec);
-    }
-    for (case, data) in too_small() {
-        assert_right(&engine, &case, &data);
-    }
-    vectors::check_all(&engine);
+    super::every_grid(&engine, Rsqrt::Ieee, true);
 }

@@ -26,7 +26,7 @@ pub unsafe fn scale(how: Fp8, scales: u64, head: i64) -> f32 {
 pub unsafe fn place(launch: &Launch<'_>, token: &Token) -> Option<(i64, i64)> {
     let (p, f) = (launch.p, &launch.f);
     let append = launch.spec.append?;
-    let number = token.batch as u64 * p.tokens_total + token.token as u64;
+    let number = token.batch as u64 * p.tokens_total + token.number as u64;
     let block_size = f.block_size.divisor();
     let blocks = f.slot_count / block_size;
     let place = match append.slots {
@@ -73,7 +73,7 @@ pub unsafe fn append_v(launch: &Launch<'_>, token: &Token, place: Option<(i64, i
     let (Some(place), true) = (place, dim > 0) else { return };
     // SAFETY: this function's contract.
     let to = unsafe { target(launch, place, head, (f.v_cache, &f.v_cache_stride), f.v_scale) };
-    let from = dot(&f.v_stride, [token.batch, token.token, head]);
+    let from = dot(&f.v_stride, [token.batch, token.number, head]);
     for i in 0..dim {
         let Some(to) = to else { return };
         // SAFETY: as above.

@@ -38,7 +38,7 @@ pub unsafe fn run(launch: &Launch<'_>) {
                 let dim = spec.head_dim as usize;
                 let (weight, rsqrt, heads) = (&q_weight[..], f.q_rsqrt, spec.num_heads);
                 let from = Head { tensor: &p.q, number, dim, weight, rsqrt, heads };
-                let first = dot(&p.q.out_stride, [token.batch, token.token, number]);
+                let first = dot(&p.q.out_stride, [token.batch, token.number, number]);
                 let fp8 = spec.append.and_then(|append| append.q).map(|how| {
                     // SAFETY: this function's contract: there are as many scales as the spec says.
                     (how, unsafe { cache::scale(how, f.q_scale, number) })
@@ -56,7 +56,7 @@ pub unsafe fn run(launch: &Launch<'_>) {
                     // SAFETY: as above.
                     unsafe { cache::k_target(launch, place, number) }
                 } else {
-                    let first = dot(&p.k.out_stride, [token.batch, token.token, number]);
+                    let first = dot(&p.k.out_stride, [token.batch, token.number, number]);
                     Some(Target { address: p.k.output, first, fp8: None })
                 };
                 // SAFETY: as above.
@@ -74,7 +74,7 @@ pub unsafe fn run(launch: &Launch<'_>) {
 /// As [`Kernel::launch`].
 unsafe fn head(launch: &Launch<'_>, token: &Token, head: &Head<'_>, to: Option<Target>) {
     let (spec, t) = (launch.spec, head.tensor);
-    let from = dot(&t.in_stride, [token.batch, token.token, head.number]);
+    let from = dot(&t.in_stride, [token.batch, token.number, head.number]);
     let stays = token.stand == Stand::Nowhere;
     // SAFETY: this function's contract.
     let x = unsafe { read_elements(spec.dtype, t.input, from, head.dim) };
@@ -83,7 +83,7 @@ unsafe fn head(launch: &Launch<'_>, token: &Token, head: &Head<'_>, to: Option<T
     } else {
         let made = reference::forward(spec, &x, head.weight, launch.f.eps, reference::root, &token.angles);
         if let (Some(r), true) = (made.rsqrt, head.rsqrt != 0) {
-            let row = (token.batch * launch.p.tokens_total as i64 + token.token) * i64::from(head.heads) + head.number;
+            let row = (token.batch * launch.p.tokens_total as i64 + token.number) * i64::from(head.heads) + head.number;
             // SAFETY: this function's contract: a root for each head.
             unsafe { write_element(DType::F32, head.rsqrt, row, r) };
         }

@@ -80,7 +80,7 @@ unsafe fn of_head(
     token: &Token,
     head: i64,
 ) -> Option<Vec<f32>> {
-    let (spec, t, at) = (launch.spec, heads.gradient, [token.batch, token.token, head]);
+    let (spec, t, at) = (launch.spec, heads.gradient, [token.batch, token.number, head]);
     let (dtype, dim) = (spec.dtype, spec.head_dim as usize);
     let from = dot(&t.in_stride, at);
     let to = Target { address: t.output, first: dot(&t.out_stride, at), fp8: None };
@@ -95,7 +95,7 @@ unsafe fn of_head(
     let dy = unsafe { read_elements(dtype, t.input, from, dim) };
     // SAFETY: as above.
     let x = unsafe { read_elements(dtype, heads.x.0, dot(heads.x.1, at), dim) };
-    let row = (token.batch * launch.p.tokens_total as i64 + token.token) * i64::from(heads.count) + head;
+    let row = (token.batch * launch.p.tokens_total as i64 + token.number) * i64::from(heads.count) + head;
     // SAFETY: as above.
     let r = unsafe { read_element(DType::F32, heads.rsqrt, row) };
     let made = reference::backward(spec, norm, &dy, &x, weight, r, &token.angles);

@@ -20,7 +20,8 @@ pub struct Launch<'a> {
 /// A token, and what its heads share.
 pub struct Token {
     pub batch: i64,
-    pub token: i64,
+    /// Its number in its sequence of the batch.
+    pub number: i64,
     pub stand: Stand,
     pub angles: Vec<(f32, f32)>,
 }
@@ -55,7 +56,7 @@ impl Launch<'_> {
         }
         // SAFETY: as above.
         let angles = unsafe { angles_of(self.spec, self.p, self.angles, batch, stand) };
-        Token { batch, token, stand, angles }
+        Token { batch, number: token, stand, angles }
     }
 
     /// Stores what is reported.
