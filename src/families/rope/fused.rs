@@ -3,10 +3,10 @@
 //! A slot is two pieces of `vec` elements, or `vec` pairs: a piece of each half, or two neighbours where pairs are interleaved.
 //! `lanes` threads share the slots of a head.
 
-use super::variant::{Abilities, Class, Hint, Variant, Why};
+use super::tunables::{Class, Hint, Variant, Why};
 use crate::rope::{Direction, RopeSpec, Rounding};
 use crate::service::bucket::Bucket;
-use crate::service::device::Dialect;
+use crate::service::device::{Abilities, Dialect};
 
 /// Threads of a warp.
 const WARP: u32 = 32;
@@ -39,8 +39,14 @@ fn shared_bytes(spec: &RopeSpec, vec: u32, lanes: u32, threads: u32) -> u32 {
     2 * 4 * slots * 16 * threads + 2 * head + 4 * threads
 }
 
-/// As [`variant::space`](super::variant::space).
-pub(super) fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilities) -> Vec<Variant> {
+/// The candidates, as `variant::space` has them; `legal` says which are.
+pub(super) fn space(
+    spec: &RopeSpec,
+    class: Class,
+    bucket: Bucket,
+    can: Abilities,
+    legal: &dyn Fn(Variant) -> bool,
+) -> Vec<Variant> {
     let heads_of_all = bucket.tokens() * u64::from(spec.items());
     let host = can.dialect == Dialect::Host;
     let few = heads_of_all <= 1 << 17 || host;
@@ -68,7 +74,7 @@ pub(super) fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilitie
     };
     let mut all = vec![default];
     let mut push = |v: Variant| {
-        if super::variant::check(spec, class, v, can).is_ok() && !all.contains(&v) {
+        if legal(v) && !all.contains(&v) {
             all.push(v);
         }
     };
@@ -109,7 +115,7 @@ pub(super) fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilitie
     all
 }
 
-/// As [`variant::check`](super::variant::check), for what is of these kernels alone.
+/// Whether a variant is legal, as far as it is of these kernels alone.
 pub(super) fn check(spec: &RopeSpec, v: Variant) -> Result<(), Why> {
     let (vec, lanes) = (u32::from(v.vec), u32::from(v.lanes));
     if !widest_slot(spec).is_multiple_of(vec) {
@@ -161,7 +167,8 @@ mod tests {
             for (dialect, tokens) in [(Dialect::Cuda, 1), (Dialect::Cuda, 1 << 16), (Dialect::Host, 64)] {
                 let can = Abilities { dialect, overlap: dialect == Dialect::Cuda };
                 let class = Class::contiguous(&spec, false, true);
-                let all = space(&spec, class, Bucket::of(tokens), can);
+                let legal = |v| super::super::variant::check(&spec, class, v, can).is_ok();
+                let all = space(&spec, class, Bucket::of(tokens), can, &legal);
                 assert!(!all.is_empty() && all.len() <= 64);
                 for v in all {
                     let legal = super::super::variant::check(&spec, class, v, can);

@@ -20,6 +20,7 @@ pub mod render;
 pub mod shipped;
 pub(crate) mod text;
 mod trial;
+mod tunables;
 pub mod variant;
 
 pub use angles::Angles;

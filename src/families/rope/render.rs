@@ -25,14 +25,27 @@ const ANGLES: &str = include_str!("../../../templates/angles.h");
 const TURN: &str = include_str!("../../../templates/turn.h");
 const ROPE: &str = include_str!("../../../templates/rope.h");
 const PACK: &str = include_str!("../../../templates/pack.h");
+const SLOTS: &str = include_str!("../../../templates/slots.h");
+const NORM: &str = include_str!("../../../templates/norm.h");
+const STORE: &str = include_str!("../../../templates/store.h");
+const GRADIENT: &str = include_str!("../../../templates/gradient.h");
 const FUSED: &str = include_str!("../../../templates/fused.h");
+
+const FUSED_FILES: [(&str, &str); 6] = [
+    ("pack.h", PACK),
+    ("slots.h", SLOTS),
+    ("norm.h", NORM),
+    ("store.h", STORE),
+    ("gradient.h", GRADIENT),
+    ("fused.h", FUSED),
+];
 
 /// SHA-256 over all templates, in hexadecimal: a choice made for other templates is not taken over.
 pub fn templates_digest() -> &'static str {
     static DIGEST: OnceBox<String> = OnceBox::new();
     DIGEST.get_or_init(|| {
         let mut hasher = Sha256::new();
-        for text in [PARAMS, CUDA, HOST, NUMERIC, ANGLES, TURN, ROPE, PACK, FUSED] {
+        for text in [PARAMS, CUDA, HOST, NUMERIC, ANGLES, TURN, ROPE, PACK, SLOTS, NORM, STORE, GRADIENT, FUSED] {
             hasher.update((text.len() as u64).to_le_bytes());
             hasher.update(text);
         }
@@ -164,7 +177,7 @@ pub(super) fn assemble(dialect: Dialect, prelude: &[(&str, String)], is_fused: b
         Dialect::Host => ("host.h", HOST),
     };
     let shared = [("params.h", PARAMS), device, ("numeric.h", NUMERIC), ("angles.h", ANGLES), ("turn.h", TURN)];
-    let own: &[_] = if is_fused { &[("pack.h", PACK), ("fused.h", FUSED)] } else { &[("rope.h", ROPE)] };
+    let own: &[_] = if is_fused { &FUSED_FILES } else { &[("rope.h", ROPE)] };
     for (name, body) in shared.iter().chain(own) {
         let _ = writeln!(text, "#line 1 \"templates/{name}\"");
         text.push_str(body);

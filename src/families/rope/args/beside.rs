@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 
-use super::borrowed::{Borrowed, Location};
-use super::{Element, Input, Tensor};
+use super::borrowed::{Borrowed, Location, UNREACHABLE};
+use super::tensor::{Element, Input, Tensor};
 use crate::error::{Error, Result};
 use crate::rope::DType;
 use crate::service::device::Memory;
@@ -121,7 +121,7 @@ impl<'a> Vector<'a> {
     /// Its address, when it is `number`s, `len` of them, where a call can use them; `name` is what the caller calls it.
     pub(crate) fn expect(&self, name: &str, number: NumberType, len: usize, place: Location) -> Result<u64> {
         if !self.memory.place.serves(place) {
-            return Err(Error::argument(name, super::UNREACHABLE));
+            return Err(Error::argument(name, UNREACHABLE));
         }
         if self.number != number || self.len != len {
             let what =

@@ -69,3 +69,7 @@ impl<'a> Borrowed<'a> {
         Self { address, place: Location::Raw, _guard: None, lives: PhantomData }
     }
 }
+
+/// What is said of memory that does not [serve](Location::serves).
+pub(crate) const UNREACHABLE: &str =
+    "is in memory that the call cannot use: not of the engine's device, or borrowed for another stream";
