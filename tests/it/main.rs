@@ -30,6 +30,8 @@ mod inspect_cli;
 mod lock;
 #[cfg(all(feature = "cli", unix))]
 mod lock_cli;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod nvrtc;
 mod portable;
 mod positions;
