@@ -66,6 +66,8 @@ pub mod cli;
 pub mod error;
 pub mod families;
 pub mod jit;
+#[cfg(feature = "remote")]
+pub mod remote;
 pub mod rope;
 mod service;
 pub mod system;

@@ -9,6 +9,8 @@ pub mod private;
 mod read;
 pub(crate) mod trust;
 
+#[cfg(feature = "remote")]
+pub(crate) use read::open_regular;
 pub use read::{read_bytes, read_config, read_text};
 
 /// The process's standard error, without a lock of this process: a line is one call of the system.

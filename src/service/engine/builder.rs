@@ -222,7 +222,9 @@ impl Builder {
             None => {
                 let mut places = Places::from_environment()?;
                 places.user = self.cache_dir.clone().or(places.user);
-                places.read_only = self.cache_path.unwrap_or(places.read_only);
+                if let Some(named) = self.cache_path {
+                    (places.read_only, places.packs) = (named, None);
+                }
                 places.max_bytes = self.cache_max_bytes.or(places.max_bytes);
                 places.trust_group = self.trust_group.or(places.trust_group);
                 places.strict = self.strict.unwrap_or(places.strict);
