@@ -20,9 +20,11 @@ mod model;
 mod output;
 mod prewarm;
 mod prewarm_command;
+mod prewarm_remote;
 mod prewarm_template;
 mod prewarmed;
 mod program;
+mod remote;
 mod run;
 mod spec;
 mod table;
@@ -50,6 +52,7 @@ Examples:
   ropejit prewarm --model llama-3.1-8b --arch sm_90      the same where there is no GPU
   ropejit inspect                                        what was chosen, and why
   ropejit run --model llama-3.1-8b --tokens 8192         one application, checked and timed
+  ropejit pull s3://bucket/packs --pubkey RW…            a machine that starts warm
   ropejit template check my_kernel.toml                  a kernel of your own, checked before it serves
 
 Environment:
@@ -84,6 +87,8 @@ enum Command {
     Model(model::Model),
     Bench(bench::Bench),
     Doctor(doctor::Doctor),
+    Push(remote::Push),
+    Pull(remote::Pull),
     Template(template::Template),
     Test(test::Test),
 }
@@ -109,6 +114,8 @@ pub fn run(program: Vec<OsString>, arguments: impl IntoIterator<Item = OsString>
         Command::Model(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Doctor(command) => command.run(),
+        Command::Push(command) => command.run(),
+        Command::Pull(command) => command.run(),
         Command::Template(command) => command.run(),
         Command::Test(command) => command.run(),
     };

@@ -9,8 +9,8 @@
 //! arch sm_90
 //! pack 3f09…
 //! bytes 301245
-//! [pack's signature: the four lines of minisign]
-//! [signature of all above: four lines]
+//! signature of the pack       and four lines of minisign, if it has one
+//! signature of the above      the same of all lines before, if they have one
 //! ```
 //!
 //! The pack's signature is in it so that a node makes two requests, not three. Every line is known: what a later version may
@@ -24,8 +24,12 @@ use ropejit::{Error, ErrorKind, Result};
 /// What a `latest` may be, in bytes.
 pub const MOST: u64 = 64 << 10;
 const FIRST: &str = "ropejit latest 1";
-/// Lines of a signature in minisign's format.
-const SIGNATURE: usize = 4;
+const OF_PACK: &str = "signature of the pack";
+const OF_THIS: &str = "signature of the above";
+/// Lines before signatures.
+const FACTS: usize = 5;
+/// Lines of a signature: its title, and minisign's four.
+const SIGNATURE: usize = 5;
 
 /// What a `latest` says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,16 +52,22 @@ impl Latest {
         let Self { templates, arch, pack, bytes, signature } = self;
         let mut text = format!("{FIRST}\ntemplates {templates}\narch {arch}\npack {pack}\nbytes {bytes}\n");
         if let Some(signature) = signature {
-            let _ = writeln!(text, "{}", signature.trim_end());
+            let _ = writeln!(text, "{OF_PACK}\n{}", signature.trim_end());
         }
         text
     }
 
-    /// Reads a `latest`: what it says, the text that is signed and the signature of that.
+    /// The whole object; `signature` is that of [`text`](Self::text).
+    pub fn with(&self, signature: Option<&str>) -> String {
+        let signature = signature.map(|signature| format!("{OF_THIS}\n{}\n", signature.trim_end()));
+        self.text() + &signature.unwrap_or_default()
+    }
+
+    /// Reads a `latest`: what it says, and the signature of its text.
     ///
     /// # Errors
     /// [`ErrorKind::Io`] when it is none.
-    pub fn read(bytes: &[u8]) -> Result<(Self, String, Option<String>)> {
+    pub fn read(bytes: &[u8]) -> Result<(Self, Option<String>)> {
         let bad = |why: &str| Error::new(ErrorKind::Io, format!("is no list of packs of this version: {why}"));
         let text = std::str::from_utf8(bytes).map_err(|_| bad("it is no text"))?;
         let lines: Vec<&str> = text.lines().collect();
@@ -70,14 +80,15 @@ impl Latest {
         }
         let pack = fact(3, "pack")?.parse().map_err(|_| bad("its pack's name is no SHA-256"))?;
         let size = fact(4, "bytes")?.parse().map_err(|_| bad("its pack's size is no number"))?;
-        // Of an unsigned pack, nothing or the signature of the list; else both.
-        let joined = |from: usize| lines[from..from + SIGNATURE].iter().fold(String::new(), |all, line| all + line + "\n");
-        let (signature, own, signed) = match lines.len() - 5 {
-            0 => (None, None, 5),
-            SIGNATURE => (None, Some(joined(5)), 5),
-            n if n == 2 * SIGNATURE => (Some(joined(5)), Some(joined(9)), 9),
-            _ => return Err(bad("it has lines too few or too many")),
+        let joined = |lines: &[&str]| lines.iter().fold(String::new(), |all, line| all + line + "\n");
+        let mut end = FACTS;
+        let mut section = |title: &str| {
+            let lines = lines.get(end..end + SIGNATURE).filter(|lines| lines[0] == title)?;
+            end += SIGNATURE;
+            Some(joined(&lines[1..]))
         };
+        let signature = section(OF_PACK);
+        let own = section(OF_THIS);
         let latest = Self {
             templates: fact(1, "templates")?.to_owned(),
             arch: fact(2, "arch")?.to_owned(),
@@ -85,12 +96,11 @@ impl Latest {
             bytes: size,
             signature,
         };
-        let text = lines[..signed].iter().fold(String::new(), |all, line| all + line + "\n");
-        // What is said once more and what was read are one: nothing between the lines counts.
-        if latest.text() != text {
-            return Err(bad("its lines are not written as they should be"));
+        // What it says, written anew, is what was read: so nothing is in it that was not understood.
+        if latest.with(own.as_deref()).as_bytes() != bytes {
+            return Err(bad("it holds more than that, or is written otherwise"));
         }
-        Ok((latest, text, own))
+        Ok((latest, own))
     }
 }
 
@@ -113,19 +123,29 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let minisig = "untrusted comment: x\nRU\ntrusted comment: y\nAA\n";
-        for (latest, own) in [(some(None), None), (some(None), Some(minisig)), (some(Some(minisig)), Some(minisig))] {
-            let written = latest.text() + own.unwrap_or_default();
-            let (read, signed, signature) = Latest::read(written.as_bytes()).expect("reads");
-            assert_eq!((read, signed, signature.as_deref()), (latest.clone(), latest.text(), own));
+        for of_pack in [None, Some(minisig)] {
+            for own in [None, Some(minisig)] {
+                let latest = some(of_pack);
+                let (read, signature) = Latest::read(latest.with(own).as_bytes()).expect("reads");
+                assert_eq!((read, signature.as_deref()), (latest, own));
+            }
         }
     }
 
     #[test]
     fn other_text_is_refused() {
         let good = some(None).text();
-        for bad in ["", "<html>", &good.replace("latest 1", "latest 2"), &good.replace("bytes 12", "bytes  12"),
-            &good.replace("bytes 12", "bytes +12"), &good.replace("pack 07", "pack 0"), &(good.clone() + "more\n"), &good.to_uppercase(), &good.replace('\n', "\r\n")]
-        {
+        for bad in [
+            "",
+            "<html>",
+            &good.replace("latest 1", "latest 2"),
+            &good.replace("bytes 12", "bytes  12"),
+            &good.replace("bytes 12", "bytes +12"),
+            &good.replace("pack 07", "pack 0"),
+            &(good.clone() + "more\n"),
+            &good.to_uppercase(),
+            &good.replace('\n', "\r\n"),
+        ] {
             assert!(Latest::read(bad.as_bytes()).is_err(), "{bad}");
         }
     }
@@ -137,8 +157,8 @@ mod tests {
             let mut near = some(None).text().into_bytes();
             let at = at % near.len();
             near[at] = byte;
-            if let Ok((read, signed, _)) = Latest::read(&near) {
-                prop_assert_eq!(read.text(), signed);
+            if let Ok((read, own)) = Latest::read(&near) {
+                prop_assert_eq!(read.with(own.as_deref()).into_bytes(), near);
             }
         }
     }

@@ -7,33 +7,35 @@
 //!   latest                   which pack to pull; signed, written last
 //! ```
 //!
-//! [`place`] reads and writes objects within a time limit, [`latest`] is the text of that object.
+//! [`place`] reads and writes objects within a time limit, [`latest`] is the text of that object, [`trust`] whose signatures count.
 
 mod latest;
 mod place;
 mod pull;
 mod push;
+mod trust;
 
 use std::time::Duration;
 
-pub use pull::{Pull, Source};
-pub use push::{Push, Target};
+pub use pull::{Order, Pull};
+pub use push::{Push, publish};
+pub use trust::{Accepted, Keys, Signing};
+
+use ropejit::jit::Key;
 
 /// The layout of a store that this version reads and writes.
 const LAYOUT: &str = "v1";
 /// The object that says which pack to pull.
 const LATEST: &str = "latest";
 
-/// A store and how long to wait for it.
-#[derive(clap::Args, Clone)]
-pub struct Reach {
-    /// Folder of a store: s3://bucket/folder, gs://…, az://…, https://host/folder or file:///folder. Credentials and endpoints come
-    /// from the environment, as the store's own tools name them; certificates of your own from `SSL_CERT_FILE`.
-    #[arg(value_name = "URL")]
-    pub url: String,
-    #[command(flatten)]
-    pub patience: Patience,
+/// What the help says of a URL.
+macro_rules! url_help {
+    () => {
+        "Folder of a store: s3://bucket/folder, gs://…, az://…, https://host/folder or file:///folder. Credentials and \
+         endpoints come from the environment, as the store's own tools name them; certificates of your own from SSL_CERT_FILE"
+    };
 }
+pub(super) use url_help;
 
 /// How long to wait for a store.
 #[derive(clap::Args, Clone, Copy)]
@@ -54,6 +56,6 @@ fn seconds(text: &str) -> Result<Duration, String> {
 }
 
 /// Where in a store the packs for these templates and an architecture lie.
-fn folder(templates: &str, arch: &str) -> String {
+fn folder(templates: Key, arch: &str) -> String {
     format!("{LAYOUT}/{templates}/{arch}")
 }

@@ -4,6 +4,7 @@
 //! (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT`, `GOOGLE_SERVICE_ACCOUNT`, …), certificates as `rustls-native-certs` does (`SSL_CERT_FILE`).
 //! It also retries, with a jittered back-off. All here ends when the time is up.
 
+use std::io::Write;
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
@@ -22,12 +23,14 @@ use ropejit::{Error, ErrorKind, Result};
 use tokio::runtime::Runtime;
 use url::{Position, Url};
 
-use super::Reach;
+use super::Patience;
 
 /// How long to wait before a request that failed and may succeed is made again, such as one that a server was too busy for: the first
-/// wait, and the factor by which the range grows that each further one is drawn from, up to the last. `benches/fleet.py` has
-/// simulated it; time alone ends it.
-const BACKOFF: (Duration, f64, Duration) = (Duration::from_millis(200), 3.0, Duration::from_secs(2));
+/// wait, and the factor by which the range grows that each further one is drawn from. `benches/fleet.py` has simulated it.
+const BACKOFF: (Duration, f64) = (Duration::from_millis(200), 3.0);
+/// The longest wait, as a part of all the time that there is. So long before its end nothing is tried again, so that the error is
+/// what the store said, not that time ran out.
+const LAST: u32 = 5;
 /// How much of a server's answer an error repeats.
 const REPEATED: usize = 200;
 
@@ -65,11 +68,12 @@ impl Place {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] when the URL, or what the environment says about its store, is wrong.
-    pub fn open(reach: &Reach) -> Result<Self> {
+    pub fn open(address: &str, patience: Patience) -> Result<Self> {
         let wrong = |why: String| {
-            Error::argument("URL", why).hint("such as s3://bucket/folder, gs://…, az://…, https://host/folder or file:///folder")
+            Error::argument("URL", why)
+                .hint("such as s3://bucket/folder, gs://…, az://…, https://host/folder or file:///folder")
         };
-        let url = Url::parse(&reach.url).map_err(|e| wrong(format!("'{}': {e}", without_password(&reach.url))))?;
+        let url = Url::parse(address).map_err(|e| wrong(format!("'{}': {e}", without_password(address))))?;
         let mut shown = url.clone();
         if !url.username().is_empty() || url.password().is_some() {
             let _ = (shown.set_username("…"), shown.set_password(None));
@@ -84,10 +88,13 @@ impl Place {
         };
         let (scheme, root) =
             ObjectStoreScheme::parse(&url).map_err(|_| wrong(format!("{shown}: no kind of store that is known")))?;
-        let store = open(scheme, &url, reach).map_err(unusable)?.ok_or_else(|| wrong(format!("{shown}: no kind of store that is known")))?;
+        let store = open(scheme, &url, patience)
+            .map_err(unusable)?
+            .ok_or_else(|| wrong(format!("{shown}: no kind of store that is known")))?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|e| Error::new(ErrorKind::Io, "no network: it cannot be waited for").caused_by(e))?;
-        let limit = reach.timeout();
+        let runtime =
+            runtime.map_err(|e| Error::new(ErrorKind::Io, "no network: it cannot be waited for").caused_by(e))?;
+        let limit = patience.timeout;
         Ok(Self { runtime: Some(runtime), store, root, shown, ends: Instant::now() + limit, limit })
     }
 
@@ -103,6 +110,12 @@ impl Place {
 
     /// An object of at most so many bytes.
     pub fn get(&self, name: &str, most: u64) -> Result<Vec<u8>, Fault> {
+        let mut bytes = Vec::new();
+        self.get_to(name, most, &mut bytes).map(|()| bytes)
+    }
+
+    /// Writes an object of at most so many bytes to `sink`, as they come.
+    pub fn get_to(&self, name: &str, most: u64, sink: &mut impl Write) -> Result<(), Fault> {
         let away = |e: object_store::Error| {
             let (why, hint) = match e {
                 object_store::Error::NotFound { .. } => ("is not there".into(), ""),
@@ -122,20 +135,22 @@ impl Place {
             if size > most {
                 return Err(broken(format!("is larger than it can be: {size} bytes, at most {most}")));
             }
-            let (mut bytes, mut parts) = (Vec::with_capacity(size as usize), found.into_stream());
+            let (mut done, mut parts) = (0, found.into_stream());
             while let Some(part) = parts.next().await {
-                let part = part.map_err(|e| {
-                    broken(format!("broke off after {} of {size} bytes: {}", bytes.len(), told(&e)))
-                })?;
-                if bytes.len() as u64 + part.len() as u64 > size {
+                let part = part.map_err(|e| broken(format!("broke off after {done} of {size} bytes: {}", told(&e))))?;
+                done += part.len() as u64;
+                if done > size {
                     return Err(broken(format!("is larger than was said: more than {size} bytes")));
                 }
-                bytes.extend_from_slice(&part);
+                sink.write_all(&part).map_err(|e| {
+                    let kept = Error::new(ErrorKind::Io, "what comes cannot be kept").subject_is(self.address(name));
+                    Fault::Broken(kept.caused_by(e).hint("make room there, or name another folder: --into DIR"))
+                })?;
             }
-            if (bytes.len() as u64) < size {
-                return Err(broken(format!("broke off after {} of {size} bytes", bytes.len())));
+            if done < size {
+                return Err(broken(format!("broke off after {done} of {size} bytes")));
             }
-            Ok(bytes)
+            Ok(())
         })
         .unwrap_or_else(|late| Err(Fault::Away(late)))
     }
@@ -200,22 +215,27 @@ impl Drop for Place {
 }
 
 /// The store of a URL; `None` for a kind that is not served.
-fn open(scheme: ObjectStoreScheme, url: &Url, reach: &Reach) -> object_store::Result<Option<Box<dyn ObjectStore>>> {
+fn open(
+    scheme: ObjectStoreScheme,
+    url: &Url,
+    patience: Patience,
+) -> object_store::Result<Option<Box<dyn ObjectStore>>> {
     static RING: Once = Once::new();
     RING.call_once(|| {
         // Fails where the program has chosen another one, which does as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
     });
-    let (init_backoff, base, max_backoff) = BACKOFF;
+    let (init_backoff, base) = BACKOFF;
+    let max_backoff = patience.timeout / LAST;
     let retry = RetryConfig {
         backoff: BackoffConfig { init_backoff, max_backoff, base },
         max_retries: usize::MAX,
-        retry_timeout: reach.timeout(),
+        retry_timeout: patience.timeout - max_backoff,
     };
     // The whole is timed here; a request of its own may take all of it.
     let times = [
-        (ClientConfigKey::ConnectTimeout, reach.connect_timeout()),
-        (ClientConfigKey::Timeout, reach.timeout() + Duration::from_secs(1)),
+        (ClientConfigKey::ConnectTimeout, patience.connect_timeout),
+        (ClientConfigKey::Timeout, patience.timeout + Duration::from_secs(1)),
     ]
     .map(|(key, time)| (key, format!("{}ms", time.as_millis())));
     Ok(Some(match scheme {

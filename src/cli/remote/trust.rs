@@ -1,0 +1,106 @@
+//! Whose signatures count, and who signs.
+
+use std::path::{Path, PathBuf};
+
+use ropejit::remote::signature::{self, PublicKey, SecretKey, Signed};
+use ropejit::{Error, ErrorKind, Result};
+
+/// Whose packs are taken.
+#[derive(clap::Args, Clone)]
+pub struct Keys {
+    /// Public key (RW…, or the file with it) whose signatures count. May be given more than once: while a key is replaced, both count.
+    #[arg(long, value_name = "KEY")]
+    pubkey: Vec<String>,
+    /// Take packs whoever made them: who can write to the store can run code here.
+    #[arg(long, conflicts_with = "pubkey")]
+    trust_unsigned: bool,
+}
+
+/// Whose packs are taken, read.
+pub enum Accepted {
+    /// Those that one of these keys has signed.
+    Signed(Vec<PublicKey>),
+    /// All.
+    Any,
+}
+
+impl Keys {
+    /// Whether the caller has said anything about it.
+    pub fn are_given(&self) -> bool {
+        self.trust_unsigned || !self.pubkey.is_empty()
+    }
+
+    /// Reads the keys. Nothing is taken from a store unless the caller says whose it may be.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] when neither option is given, or a key is none.
+    pub fn read(&self, url: &str) -> Result<Accepted> {
+        if self.trust_unsigned {
+            return match url.trim_start().to_ascii_lowercase().starts_with("http:") {
+                false => Ok(Accepted::Any),
+                true => Err(Error::argument("--trust-unsigned", "over http anybody on the way can change what comes")
+                    .hint("use https, or packs that are signed: --pubkey RW…")),
+            };
+        }
+        if self.pubkey.is_empty() {
+            return Err(Error::argument("--pubkey", "no key says whose packs are taken, so none is")
+                .hint("name the key that signs them: --pubkey RW…; or --trust-unsigned, if all who can write to the store may run code here"));
+        }
+        let keys = self.pubkey.iter().map(|key| PublicKey::read(key)).collect::<Result<_>>()?;
+        Ok(Accepted::Signed(keys))
+    }
+}
+
+impl Accepted {
+    /// Verifies what must be signed; `None` where nothing need be.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Signature`], naming `name`.
+    pub fn verify(&self, name: &str, data: impl std::io::Read, signature: Option<&str>) -> Result<Option<Signed>> {
+        let Self::Signed(keys) = self else { return Ok(None) };
+        let signature = signature.ok_or_else(|| {
+            Error::new(ErrorKind::Signature, "is not signed")
+                .subject_is(name)
+                .hint("push it with a key: ropejit push URL --key ropejit.key")
+        })?;
+        signature::verify(name, data, signature, keys).map(Some)
+    }
+}
+
+/// Who signs what is pushed.
+#[derive(clap::Args, Clone)]
+pub struct Signing {
+    /// Secret key that signs the pack and the list of packs (minisign's format; ropejit pack keygen).
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// Sign nothing: only those who say --trust-unsigned can pull it.
+    #[arg(long, conflicts_with = "key")]
+    unsigned: bool,
+}
+
+impl Signing {
+    /// Whether the caller has said anything about it.
+    pub fn is_given(&self) -> bool {
+        self.unsigned || self.key.is_some()
+    }
+
+    /// Reads the key; `None` where nothing is to be signed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] when neither option is given; as [`SecretKey::read`].
+    pub fn read(&self) -> Result<Option<SecretKey>> {
+        match &self.key {
+            Some(path) => SecretKey::read(path, || Err(locked(path))).map(Some),
+            None if self.unsigned => Ok(None),
+            None => Err(Error::argument("--key", "no key signs what is pushed")
+                .hint("make one (ropejit pack keygen --key ropejit.key), or say --unsigned")),
+        }
+    }
+}
+
+/// What is pushed is pushed by machines: nobody is asked.
+fn locked(path: &Path) -> Error {
+    Error::new(ErrorKind::Signature, "the key has a password, and a push asks nobody")
+        .subject_is(path.display().to_string())
+        .hint("give a key that has none, from a place that only the builder can read")
+}
