@@ -24,6 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::service::key::Key;
 use crate::service::store::disk::MAX_ENTRY;
 use crate::service::store::{Entry, Head, Kind, Listed, Lookup, Store};
+use crate::system::{open_regular, replace};
 
 const MAGIC: &[u8; 8] = b"ROPEPACK";
 const VERSION: u32 = 1;
@@ -170,26 +171,29 @@ pub fn write(path: &Path, store: &dyn Store, entries: &[(Kind, Key)], progress: 
         Error::io(path, "the pack cannot be written", e)
             .hint("name a file in a folder that is there and that you can write to")
     };
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".ropejit-pack-");
-    #[cfg(unix)]
-    // For all to read, as far as the umask lets them, but never for others to write.
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644));
-    let mut file = builder.tempfile_in(folder).map_err(failed)?;
-    file.write_all(&head_of(&index)).map_err(failed)?;
-    for (at, (&one, item)) in wanted.iter().zip(&index.entries).enumerate() {
-        let bytes = get(one)?.encode();
-        if digest(&bytes) != item.sha256 {
-            return Err(Error::new(ErrorKind::Io, "was made again while it was packed")
-                .subject_is(format!("{} {}", one.0, one.1))
-                .hint("run the command once more"));
+    let mut changed = None;
+    let written = replace(path, |file| {
+        file.write_all(&head_of(&index))?;
+        for (at, (&one, item)) in wanted.iter().zip(&index.entries).enumerate() {
+            let bytes = match get(one) {
+                Ok(entry) => entry.encode(),
+                Err(_) => Vec::new(),
+            };
+            if digest(&bytes) != item.sha256 {
+                changed = Some(one);
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            file.write_all(&bytes)?;
+            progress(wanted.len() + at + 1, 2 * wanted.len());
         }
-        file.write_all(&bytes).map_err(failed)?;
-        progress(wanted.len() + at + 1, 2 * wanted.len());
+        Ok(())
+    });
+    if let Some((name, key)) = changed {
+        return Err(Error::new(ErrorKind::Io, "was made again or removed while it was packed")
+            .subject_is(format!("{name} {key}"))
+            .hint("run the command once more"));
     }
-    file.as_file().sync_all().map_err(failed)?;
-    file.persist(path).map_err(|e| failed(e.error))?;
+    written.map_err(failed)?;
     Pack::open(path)
 }
 
@@ -273,7 +277,7 @@ pub(super) fn digest(bytes: &[u8]) -> Key {
 }
 
 fn open(path: &Path) -> Result<File> {
-    crate::system::open_regular(path).map_err(|e| unreadable(path, e))
+    open_regular(path).map_err(|e| unreadable(path, e))
 }
 
 fn unreadable(path: &Path, e: io::Error) -> Error {

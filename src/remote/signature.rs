@@ -4,15 +4,15 @@
 //! (`RW…`), the secret key a file, with a password or without.
 
 use std::fmt;
-use std::io::{self, Read};
+use std::io::{self, Read, Write as _};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
-use super::pack::Pack;
+use super::pack::{OnEntry, Pack};
 use crate::error::{Error, ErrorKind, Result};
 use crate::service::key::Key;
-use crate::system::{private, read_text};
+use crate::system::{private, read_text, replace};
 
 /// Longer files are no keys and no signatures.
 const MAX_TEXT: u64 = 16 << 10;
@@ -162,6 +162,16 @@ pub fn verify(name: &str, data: impl Read, signature: &str, keys: &[PublicKey]) 
     ))
 }
 
+/// Writes a signature beside what it signs; one that is there is replaced, at once.
+///
+/// # Errors
+/// [`ErrorKind::Io`] when it cannot be written.
+pub fn write(path: &Path, signature: &str) -> Result<()> {
+    replace(path, |file| file.write_all(signature.as_bytes())).map_err(|e| {
+        Error::io(path, "the signature cannot be written", e).hint("sign it where you can write beside it")
+    })
+}
+
 impl Pack {
     /// Verifies the signature beside the pack's file.
     ///
@@ -190,11 +200,11 @@ pub struct SecretKey {
 }
 
 impl SecretKey {
-    /// Reads a key's file. `password` is asked for one where the key has one.
+    /// Reads a key's file. Where the key has a password and none is given, it is asked for at the terminal.
     ///
     /// # Errors
     /// [`ErrorKind::Signature`] when it is no key or the password is wrong; [`ErrorKind::Io`] when it cannot be read.
-    pub fn read(path: &Path, password: impl FnOnce() -> Result<String>) -> Result<Self> {
+    pub fn read(path: &Path, password: Option<String>) -> Result<Self> {
         let text = read_text(path, MAX_TEXT).map_err(|e| {
             Error::io(path, "the secret key cannot be read", e).hint("make one: ropejit pack keygen --key ropejit.key")
         })?;
@@ -210,7 +220,7 @@ impl SecretKey {
             Ok(key) => key,
             // Not what it says: it has a password, or it is no key.
             Err(_) => parse()?
-                .into_secret_key(Some(password()?))
+                .into_secret_key(password)
                 .map_err(|e| refused("the key cannot be opened with this password", &e))?,
         };
         Ok(Self { key, path: path.to_owned() })
@@ -230,6 +240,17 @@ impl SecretKey {
         Ok(signature.into_string())
     }
 
+    /// The signature of a pack whose entries were all checked.
+    ///
+    /// # Errors
+    /// As [`Pack::verify_entries`].
+    pub fn sign_pack(&self, pack: &Pack, progress: OnEntry<'_>) -> Result<String> {
+        let sha256 = pack.verify_entries(progress)?;
+        let data = pack.all().map_err(|e| Error::io(pack.path(), "the pack cannot be read", e))?;
+        let name = pack.path().file_name().unwrap_or_default().to_string_lossy().replace(char::is_control, "_");
+        self.sign(data, &format!("file:{name} sha256:{sha256}"))
+    }
+
     /// The public key that belongs to it.
     ///
     /// # Errors
@@ -244,17 +265,16 @@ impl SecretKey {
 }
 
 /// Makes a pair of keys: the secret one in a new file of mode 0600, the public one beside it (`.pub`). Without a password the
-/// file alone signs.
+/// file alone signs; one that is wanted and not given is asked for at the terminal.
 ///
 /// # Errors
 /// [`ErrorKind::Io`] when one of the files is there already or cannot be written.
-pub fn keygen(path: &Path, password: Option<String>) -> Result<(PublicKey, PathBuf)> {
+pub fn keygen(path: &Path, protected: bool, password: Option<String>) -> Result<(PublicKey, PathBuf)> {
     let failed = |e: minisign::PError| Error::new(ErrorKind::Io, "no key can be made").caused_by(e);
-    let (pair, comment) = match password {
-        Some(password) => {
-            (minisign::KeyPair::generate_encrypted_keypair(Some(password)), "ropejit's secret key, with a password")
-        }
-        None => (minisign::KeyPair::generate_unencrypted_keypair(), "ropejit's secret key"),
+    let (pair, comment) = if protected {
+        (minisign::KeyPair::generate_encrypted_keypair(password), "ropejit's secret key, with a password")
+    } else {
+        (minisign::KeyPair::generate_unencrypted_keypair(), "ropejit's secret key")
     };
     let pair = pair.map_err(failed)?;
     let public_path = path.with_extension("pub");
