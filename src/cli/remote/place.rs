@@ -76,7 +76,7 @@ impl Place {
         let url = Url::parse(address).map_err(|e| wrong(format!("'{}': {e}", without_password(address))))?;
         let mut shown = url.clone();
         if !url.username().is_empty() || url.password().is_some() {
-            let _ = (shown.set_username("…"), shown.set_password(None));
+            let _ = (shown.set_username("***"), shown.set_password(None));
         }
         if url.query().is_some() || url.fragment().is_some() {
             return Err(wrong(format!("{}: a URL of a folder has no ? and no #", &shown[..Position::AfterPath])));
@@ -269,23 +269,22 @@ fn open(
 /// A URL that is none, without what may be a password.
 fn without_password(text: &str) -> String {
     match (text.find("://"), text.rfind('@')) {
-        (Some(scheme), Some(at)) if at > scheme => format!("{}…{}", &text[..scheme + 3], &text[at..]),
+        (Some(scheme), Some(at)) if at > scheme => format!("{}***{}", &text[..scheme + 3], &text[at..]),
         _ => text.to_owned(),
     }
 }
 
-/// An error and what is beneath it, as far as that says more; servers answer with whole pages.
+/// What is beneath an error, in one line. Its own text, and that of those in between, repeats the address and tells of retries;
+/// servers answer with whole pages.
 fn told(e: &dyn std::error::Error) -> String {
-    let mut told = e.to_string();
-    let mut beneath = e.source();
-    while let Some(e) = beneath {
-        let more = e.to_string();
-        if !told.contains(&more) {
-            told = format!("{told}: {more}");
+    let mut told: Vec<String> = Vec::new();
+    for e in std::iter::successors(Some(e), |e| e.source()) {
+        let text = e.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        if !text.contains("Error performing") && !told.iter().any(|above| above.contains(&text)) {
+            told.push(text);
         }
-        beneath = e.source();
     }
-    let line = told.split_whitespace().collect::<Vec<_>>().join(" ");
+    let line = if told.is_empty() { e.to_string() } else { told.join(": ") };
     match line.char_indices().nth(REPEATED) {
         Some((end, _)) => format!("{}…", &line[..end]),
         None => line,

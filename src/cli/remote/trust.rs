@@ -1,9 +1,11 @@
 //! Whose signatures count, and who signs.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use ropejit::remote::signature::{self, PublicKey, SecretKey, Signed};
 use ropejit::{Error, ErrorKind, Result};
+
+use super::super::pack::sign::password;
 
 /// Whose packs are taken.
 #[derive(clap::Args, Clone)]
@@ -73,6 +75,9 @@ pub struct Signing {
     /// Secret key that signs the pack and the list of packs (minisign's format; ropejit pack keygen).
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
+    /// A file whose first line is the key's password; else it is asked for at the terminal.
+    #[arg(long, value_name = "FILE", requires = "key")]
+    password_file: Option<PathBuf>,
     /// Sign nothing: only those who say --trust-unsigned can pull it.
     #[arg(long, conflicts_with = "key")]
     unsigned: bool,
@@ -90,17 +95,10 @@ impl Signing {
     /// [`ErrorKind::InvalidArgument`] when neither option is given; as [`SecretKey::read`].
     pub fn read(&self) -> Result<Option<SecretKey>> {
         match &self.key {
-            Some(path) => SecretKey::read(path, || Err(locked(path))).map(Some),
+            Some(path) => SecretKey::read(path, password(self.password_file.as_ref())?).map(Some),
             None if self.unsigned => Ok(None),
             None => Err(Error::argument("--key", "no key signs what is pushed")
                 .hint("make one (ropejit pack keygen --key ropejit.key), or say --unsigned")),
         }
     }
-}
-
-/// What is pushed is pushed by machines: nobody is asked.
-fn locked(path: &Path) -> Error {
-    Error::new(ErrorKind::Signature, "the key has a password, and a push asks nobody")
-        .subject_is(path.display().to_string())
-        .hint("give a key that has none, from a place that only the builder can read")
 }
