@@ -31,6 +31,10 @@ mod lock;
 #[cfg(all(feature = "cli", unix))]
 mod lock_cli;
 mod nvrtc;
+#[cfg(all(feature = "cli", unix))]
+mod packs;
+#[cfg(all(feature = "cli", unix))]
+mod packs_cli;
 mod portable;
 mod positions;
 mod priors;

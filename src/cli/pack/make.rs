@@ -10,7 +10,7 @@ use ropejit::store::layers::{Layers, Places};
 use ropejit::{Result, RopeSpec};
 
 use super::super::{output, spec};
-use super::{on, summary, told};
+use super::told::{on, summary, told};
 
 #[derive(Args)]
 pub struct Make {
