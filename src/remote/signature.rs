@@ -131,7 +131,9 @@ pub fn verify(name: &str, data: impl Read, signature: &str, keys: &[PublicKey]) 
             Ok(0) => break,
             Ok(n) => {
                 hasher.update(&buffer[..n]);
-                verifiers.iter_mut().for_each(|(_, verifier)| verifier.update(&buffer[..n]));
+                for (_, verifier) in &mut verifiers {
+                    verifier.update(&buffer[..n]);
+                }
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(Error::io(Path::new(name), "cannot be read", e)),

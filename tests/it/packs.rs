@@ -119,7 +119,7 @@ fn the_same_entries_make_the_same_file_and_come_back_as_they_were() {
     }
     // As a layer of its own, and as a folder of packs.
     for (read_only, packs) in
-        [(vec![done.folder.clone()], None), (vec![into.clone()], None), (vec![], Some(into.clone()))]
+        [(vec!std::slice::from_ref(&done.folder), None), (vec![into.clone()], None), (vec![], Some(into.clone()))]
     {
         let layers = Layers::open(&Places { read_only, packs, ..Places::default() }).expect("opens");
         assert_eq!(layers.heads(Kind::Choice).expect("read").len(), 4);
@@ -142,7 +142,7 @@ fn what_is_installed_is_the_users_alone_whatever_is_around_it() {
     // A link in a pack's place is none; a folder that others can write to is passed over.
     let link = own.join(format!("pack-{}", Key::from_bytes([7; 32])));
     std::os::unix::fs::symlink(&done.folder, link).expect("linked");
-    assert_eq!(installed(own), [done.folder.clone()]);
+    assert_eq!(installed(own), std::slice::from_ref(&done.folder));
     fs_err::set_permissions(&done.folder, PermissionsExt::from_mode(0o770)).expect("set");
     let open = |strict| Layers::open(&Places { read_only: vec![shared.clone()], strict, ..Places::default() });
     assert_eq!(open(false).expect("opens").heads(Kind::Choice).expect("read").len(), 0);
@@ -195,13 +195,15 @@ fn a_pack_that_is_cut_or_longer_is_refused() {
     }
 }
 
+/// What is changed in an index.
+type Lie = fn(&mut serde_json::Value);
+
 /// With a digest that is right: whoever makes a pack can say anything in its index.
 #[test]
 fn an_index_that_lies_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let good = fs_err::read(pack_of(folder.path(), true).path()).expect("read");
     let (bad, into) = (folder.path().join("bad.pack"), folder.path().join("into"));
-    type Lie = fn(&mut serde_json::Value);
     let lies: &[(Lie, &str)] = &[
         (|i| i["entries"][0]["key"] = "../../../etc/passwd".into(), "not a key"),
         (|i| i["entries"][0]["key"] = "00".repeat(32).into(), "another entry"),
@@ -280,25 +282,25 @@ fn only_what_an_accepted_key_has_signed_is_installed() {
         assert!(e.kind() == ErrorKind::Signature && e.to_string().contains(word), "{word}: {e}");
         assert!(e.advice().is_some(), "{e}");
     };
-    refused(&[public.clone()], "not signed");
+    refused(std::slice::from_ref(&public), "not signed");
     let signature = secret.sign_pack(&pack, &quiet).expect("signed");
     fs_err::write(path_of(pack.path()), &signature).expect("written");
     assert_eq!(secret.public().expect("known"), public);
     refused(&[], "no public key");
-    refused(&[other.clone()], "another key");
+    refused(std::slice::from_ref(&other), "another key");
     // While a key is replaced, two are accepted, in any order.
     for keys in [vec![public.clone()], vec![other.clone(), public.clone()], vec![public.clone(), other]] {
         let signed = judge(&keys).expect("accepted");
         assert_eq!((signed.key(), signed.sha256()), (&public, pack.sha256().expect("read")));
     }
     // Exchanged after it was verified: the digest that was signed is what is installed, or nothing.
-    let signed = judge(&[public.clone()]).expect("accepted");
+    let signed = judge(std::slice::from_ref(&public)).expect("accepted");
     let into = folder.path().join("into");
     let larger = pack_of(folder.path(), true);
     let e = larger.install(&into, Accept::Signed(&signed), Target::here(None), &quiet).expect_err("refused");
     assert!(e.to_string().contains("changed after"), "{e}");
     nothing_in(&into, "exchanged");
-    refused(&[public.clone()], "does not match"); // the pack that was opened is no longer there
+    refused(std::slice::from_ref(&public), "does not match"); // the pack that was opened is no longer there
     let e = larger.verify_signature(&[public]).expect_err("refused");
     assert!(e.to_string().contains("does not match"), "{e}");
 }
@@ -316,7 +318,7 @@ fn every_flipped_byte_of_a_signature_is_refused() {
         let mut text = signature.clone().into_bytes();
         text[at] ^= 1;
         let text = String::from_utf8(text).expect("text");
-        match verify("x", bytes.as_slice(), &text, &[public.clone()]) {
+        match verify("x", bytes.as_slice(), &text, std::slice::from_ref(&public)) {
             Err(e) => {
                 assert_eq!(e.kind(), ErrorKind::Signature);
                 refused += 1;
@@ -334,7 +336,7 @@ fn every_flipped_byte_of_a_signature_is_refused() {
     assert!(refused > 200, "{refused}");
     let mut changed = bytes.clone();
     changed[bytes.len() / 2] ^= 1;
-    assert!(verify("x", changed.as_slice(), &signature, &[public.clone()]).is_err());
+    assert!(verify("x", changed.as_slice(), &signature, std::slice::from_ref(&public)).is_err());
     assert!(verify("x", &changed[..10], &signature, &[public]).is_err());
 }
 

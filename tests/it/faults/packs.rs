@@ -144,7 +144,7 @@ fn sixty_four_at_once_and_without_locks() {
         let one = |n: usize| {
             let (folder, start) = (folder.path(), &start);
             scope.spawn(move || {
-                let system = Faulty::new(if n % 2 == 0 { Fault::NoLocks } else { Fault::Nothing }, 0);
+                let system = Faulty::new(if n.is_multiple_of(2) { Fault::NoLocks } else { Fault::Nothing }, 0);
                 let pack = Pack::open(&folder.join("out.pack")).expect("opens");
                 start.wait();
                 let into = folder.join("into");
