@@ -19,7 +19,7 @@ help:
 	@echo "make test        all tests that need no GPU"
 	@echo "make test-transformers  forms of RoPE, bit for bit with transformers on the CPU (installs PyTorch)"
 	@echo "make miri        unsafe code that needs no GPU, in Miri (a nightly toolchain with miri and rust-src)"
-	@echo "make fuzz        the readers of entries, of config.json and of kernels' descriptions against any input (FUZZ_SECONDS each)"
+	@echo "make fuzz        the readers of entries, of packs, of config.json and of kernels' descriptions against any input (FUZZ_SECONDS each)"
 	@echo "make kernels     the kernels that the crate ships, from templates/ into cache/"
 	@echo "make check-priors  which shipped choices were measured with older templates, and how to measure them again"
 	@echo "make lint        format, clippy, documentation, feature combinations"
@@ -63,6 +63,7 @@ miri:
 fuzz:
 	scripts/fuzz.sh entry $(FUZZ_SECONDS)
 	scripts/fuzz.sh model_config $(FUZZ_SECONDS)
+	scripts/fuzz.sh pack $(FUZZ_SECONDS)
 	scripts/fuzz.sh template_description $(FUZZ_SECONDS)
 	scripts/fuzz.sh template_expression $(FUZZ_SECONDS)
 

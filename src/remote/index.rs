@@ -66,9 +66,8 @@ impl Item {
     /// # Errors
     /// When its metadata cannot be read, or its key is not that of the fields that it claims to hash.
     pub(super) fn of(head: &Head, bytes: u64, sha256: Key) -> Result<Self, String> {
-        let hashed = |fields: &KeyFields| match fields.key() == head.key {
-            true => Ok(()),
-            false => Err("its key is not that of its fields".to_owned()),
+        let hashed = |fields: &KeyFields| {
+            if fields.key() == head.key { Ok(()) } else { Err("its key is not that of its fields".to_owned()) }
         };
         let unread = |e: String| format!("its metadata cannot be read: {e}");
         match head.kind {

@@ -1,6 +1,6 @@
 //! An image of a pack, as registries, `skopeo` and Kubernetes' image volumes take it: an OCI image layout with one layer.
 //!
-//! What is in the layer, and what its labels are called, follows the "compat" image of Model Cache Vault (MCV), which GKM and KServe
+//! What is in the layer, and what its labels are called, follows the "compat" image of Model Cache Vault (MCV), which GKM and `KServe`
 //! extract: `io.<kind>.cache/`, `io.<kind>.manifest/manifest.json`, and `cache.<kind>.image/…` on the image's configuration
 //! (<https://github.com/redhat-et/GKM/blob/main/mcv/docs/spec-compat.md>). The kind is `ropejit`.
 //!

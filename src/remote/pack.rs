@@ -114,7 +114,7 @@ impl Pack {
     /// The whole file, no longer than it was when it was opened.
     pub(super) fn all(&self) -> io::Result<io::Take<File>> {
         // Asked again: what is at this path may have been exchanged.
-        Ok(open(&self.path).map_err(io::Error::other)?.take(self.bytes))
+        Ok(open_regular(&self.path)?.take(self.bytes))
     }
 
     /// Gives all entries in turn, each checked, and at the end the SHA-256 of what was read: header, index and entries.

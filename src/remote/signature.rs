@@ -131,7 +131,9 @@ pub fn verify(name: &str, data: impl Read, signature: &str, keys: &[PublicKey]) 
             Ok(0) => break,
             Ok(n) => {
                 hasher.update(&buffer[..n]);
-                verifiers.iter_mut().for_each(|(_, verifier)| verifier.update(&buffer[..n]));
+                for (_, verifier) in &mut verifiers {
+                    verifier.update(&buffer[..n]);
+                }
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(Error::io(Path::new(name), "cannot be read", e)),
@@ -200,28 +202,34 @@ pub struct SecretKey {
 }
 
 impl SecretKey {
-    /// Reads a key's file. Where the key has a password and none is given, it is asked for at the terminal.
+    /// Reads a key's file. Where the key has a password, `password` says it; `None` asks for it at the terminal.
     ///
     /// # Errors
     /// [`ErrorKind::Signature`] when it is no key or the password is wrong; [`ErrorKind::Io`] when it cannot be read.
-    pub fn read(path: &Path, password: Option<String>) -> Result<Self> {
+    pub fn read(path: &Path, password: impl FnOnce() -> Result<Option<String>>) -> Result<Self> {
         let text = read_text(path, MAX_TEXT).map_err(|e| {
             Error::io(path, "the secret key cannot be read", e).hint("make one: ropejit pack keygen --key ropejit.key")
         })?;
         let refused = |why: &str, e: &minisign::PError| {
             Error::new(ErrorKind::Signature, format!("{why}: {e}")).subject_is(path.display().to_string())
         };
-        let parse = || {
-            minisign::SecretKeyBox::from_string(&text).map_err(|e| {
-                refused("not a secret key of minisign", &e).hint("make one: ropejit pack keygen --key ropejit.key")
-            })
-        };
-        let key = match parse()?.into_unencrypted_secret_key() {
-            Ok(key) => key,
-            // Not what it says: it has a password, or it is no key.
-            Err(_) => parse()?
-                .into_secret_key(password)
-                .map_err(|e| refused("the key cannot be opened with this password", &e))?,
+        let hint = "make one: ropejit pack keygen --key ropejit.key";
+        let parse =
+            || minisign::SecretKeyBox::from_string(&text).map_err(|e| refused("it cannot be read", &e).hint(hint));
+        let raw = raw_key(&text).ok_or_else(|| {
+            Error::new(ErrorKind::Signature, "not a secret key of minisign")
+                .subject_is(path.display().to_string())
+                .hint(hint)
+        })?;
+        let key = if !has_password(&raw) && raw[CHECKSUM..].iter().all(|&byte| byte == 0) {
+            // `minisign -G -W` writes no checksum; the signature itself is checked.
+            minisign::SecretKey::from_bytes(&raw).map_err(|e| refused("it cannot be read", &e).hint(hint))?
+        } else if has_password(&raw) {
+            parse()?.into_secret_key(password()?).map_err(|e| {
+                refused("cannot be opened", &e).hint("name the file with its password: --password-file FILE")
+            })?
+        } else {
+            parse()?.into_unencrypted_secret_key().map_err(|e| refused("it is damaged", &e).hint(hint))?
         };
         Ok(Self { key, path: path.to_owned() })
     }
@@ -234,8 +242,10 @@ impl SecretKey {
         let failed = |e: minisign::PError| {
             Error::new(ErrorKind::Io, "cannot sign").subject_is(self.path.display().to_string()).caused_by(e)
         };
+        // The signature is verified before it is given out.
+        let public = minisign::PublicKey::from_secret_key(&self.key).map_err(failed)?;
         let signature =
-            minisign::sign(None, &self.key, data, Some(comment), Some("signature from ropejit's secret key"))
+            minisign::sign(Some(&public), &self.key, data, Some(comment), Some("signature from ropejit's secret key"))
                 .map_err(failed)?;
         Ok(signature.into_string())
     }
@@ -262,6 +272,23 @@ impl SecretKey {
         })?;
         key.to_base64().parse()
     }
+}
+
+/// Length of a secret key, and where in it its checksum begins: algorithm, derivation and checksum's algorithm (2 bytes each), salt
+/// (32), limits (16), number (8), key (64), checksum (32).
+const SECRET: usize = 158;
+const CHECKSUM: usize = SECRET - 32;
+
+/// The bytes of a secret key's file.
+fn raw_key(text: &str) -> Option<Vec<u8>> {
+    use ct_codecs::Decoder as _;
+    let raw = ct_codecs::Base64::decode_to_vec(text.lines().nth(1)?.trim(), None).ok()?;
+    (raw.len() == SECRET && raw.starts_with(b"Ed")).then_some(raw)
+}
+
+/// Whether a key is derived from a password.
+fn has_password(raw: &[u8]) -> bool {
+    raw[2..4] != [0, 0]
 }
 
 /// Makes a pair of keys: the secret one in a new file of mode 0600, the public one beside it (`.pub`). Without a password the

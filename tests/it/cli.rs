@@ -47,7 +47,12 @@ impl Shell {
 
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ropejit"));
-        command.args(args).env("ROPEJIT_CACHE_DIR", self.cache()).env("ROPEJIT_DEVICE", "host").stdin(Stdio::null());
+        command
+            .args(args)
+            .env("ROPEJIT_CACHE_DIR", self.cache())
+            .env("XDG_DATA_HOME", self.at("data"))
+            .env("ROPEJIT_DEVICE", "host")
+            .stdin(Stdio::null());
         command
     }
 

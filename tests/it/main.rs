@@ -33,6 +33,10 @@ mod lock_cli;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod nvrtc;
+#[cfg(all(feature = "cli", unix))]
+mod packs;
+#[cfg(all(feature = "cli", unix))]
+mod packs_cli;
 mod portable;
 mod positions;
 mod priors;

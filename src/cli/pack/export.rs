@@ -8,7 +8,7 @@ use ropejit::remote::{Pack, oci};
 use serde_json::json;
 
 use super::super::output;
-use super::on;
+use super::told::on;
 
 /// Make a container image of a pack: an OCI image layout, which skopeo and registries take.
 ///

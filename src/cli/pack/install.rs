@@ -10,7 +10,7 @@ use ropejit::{DeviceChoice, Result};
 use serde_json::json;
 
 use super::super::output;
-use super::on;
+use super::told::on;
 use super::trust::TrustArgs;
 
 /// Install a pack, so that programs of this user start warm.

@@ -10,7 +10,7 @@ use ropejit::store::layers::{Layers, Places};
 use ropejit::{Result, RopeSpec};
 
 use super::super::{output, spec};
-use super::{on, summary, told};
+use super::told::{on, summary, told};
 
 #[derive(Args)]
 pub struct Make {
@@ -79,7 +79,7 @@ impl Make {
         let mut shapes = Vec::new();
         for model in &self.model {
             let config = spec::load("--model", model)?;
-            for (layer, _) in &config.layers {
+            for layer in config.layers.keys() {
                 let spec = config.layer_spec(layer)?;
                 // Latent attention's append has heads of q whole, where plain calls see the part that turns.
                 let latent = config.latent.map(|latent| spec.rotary_dim + latent.resting);

@@ -4,6 +4,7 @@ mod export;
 mod install;
 mod make;
 pub mod sign;
+mod told;
 pub mod trust;
 mod verify;
 
@@ -58,34 +59,4 @@ impl Pack {
             Some(Command::Export(command)) => command.run(),
         }
     }
-}
-
-/// What a pack holds, as JSON.
-fn told(pack: &ropejit::remote::Pack) -> serde_json::Value {
-    use ropejit::store::Kind;
-    let index = pack.index();
-    serde_json::json!({
-        "pack": pack.path(), "bytes": pack.bytes(), "templates": index.templates,
-        "architectures": index.architectures(),
-        "choices": index.count(Kind::Choice), "kernels": index.count(Kind::Artifact),
-    })
-}
-
-/// The same for people.
-fn summary(pack: &ropejit::remote::Pack) -> String {
-    use ropejit::store::Kind;
-    let index = pack.index();
-    format!(
-        "{}: choices {}, kernels {}, bytes {}, for {}",
-        pack.path().display(),
-        index.count(Kind::Choice),
-        index.count(Kind::Artifact),
-        pack.bytes(),
-        index.architectures().join(", ")
-    )
-}
-
-/// Shows how many entries are done.
-fn on<'a>(bar: &'a indicatif::ProgressBar, doing: &'a str) -> impl Fn(usize, usize) + 'a {
-    move |done, all| bar.set_message(format!("{doing} {done} of {all}"))
 }

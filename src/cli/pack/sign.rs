@@ -38,9 +38,9 @@ pub struct Sign {
 impl Sign {
     pub fn run(self) -> Result<()> {
         let pack = Pack::open(&self.pack)?;
-        let key = SecretKey::read(&self.key, password(self.password_file.as_ref())?)?;
+        let key = SecretKey::read(&self.key, || password(self.password_file.as_ref()))?;
         let bar = output::spinner();
-        let signed = key.sign_pack(&pack, &super::on(&bar, "checked"));
+        let signed = key.sign_pack(&pack, &super::told::on(&bar, "checked"));
         bar.finish_and_clear();
         let path = path_of(&self.pack);
         write(&path, &signed?)?;

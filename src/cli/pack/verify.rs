@@ -8,8 +8,8 @@ use ropejit::remote::{Pack, Target};
 use serde_json::json;
 
 use super::super::output;
+use super::told::{on, summary, told};
 use super::trust::TrustArgs;
-use super::{on, summary, told};
 
 /// Verify a pack: who signed it, and every entry to the last byte.
 ///
