@@ -84,7 +84,7 @@ struct Cli {
 enum Command {
     Demo(demo::Demo),
     Run(run::Run),
-    Prewarm(prewarm::Prewarm),
+    Prewarm(Box<prewarm::Prewarm>),
     Pack(pack::Pack),
     Inspect(inspect::Inspect),
     Model(model::Model),

@@ -4,7 +4,8 @@ use ropejit::remote::install::default_folder;
 use ropejit::remote::signature::SecretKey;
 use ropejit::{Engine, Error, Result};
 
-use super::remote::{Accepted, Keys, Order, Patience, Signing, publish};
+use super::pack::trust::TrustArgs;
+use super::remote::{Accepted, Order, Patience, Signing, publish};
 
 /// Stores to pull from and push to.
 #[derive(clap::Args)]
@@ -16,7 +17,7 @@ pub struct RemoteArgs {
     #[arg(long, value_name = "URL")]
     push: Option<String>,
     #[command(flatten)]
-    keys: Keys,
+    trust: TrustArgs,
     #[command(flatten)]
     signing: Signing,
     #[command(flatten)]
@@ -42,7 +43,7 @@ impl RemoteArgs {
     /// When one is missing or wrong.
     pub fn open(&self) -> Result<Remote<'_>> {
         for (given, name, with) in [
-            (self.keys.are_given() && self.pull.is_none(), "--pubkey", "--pull"),
+            ((self.trust.trust_unsigned || !self.trust.pubkey.is_empty()) && self.pull.is_none(), "--pubkey", "--pull"),
             (self.signing.is_given() && self.push.is_none(), "--key", "--push"),
         ] {
             if given {
@@ -50,7 +51,7 @@ impl RemoteArgs {
                     .hint(format!("give {with} URL as well")));
             }
         }
-        let pull = self.pull.as_deref().map(|url| Ok((url, self.keys.read(url)?))).transpose()?;
+        let pull = self.pull.as_deref().map(|url| Ok((url, Accepted::read(&self.trust, url)?))).transpose()?;
         let push = self.push.as_deref().map(|url| Ok((url, self.signing.read()?))).transpose()?;
         Ok(Remote { pull, push, patience: self.patience })
     }

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 pub use pull::{Order, Pull};
 pub use push::{Push, publish};
-pub use trust::{Accepted, Keys, Signing};
+pub use trust::{Accepted, Signing};
 
 use ropejit::jit::Key;
 

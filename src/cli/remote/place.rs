@@ -88,7 +88,7 @@ impl Place {
         };
         let (scheme, root) =
             ObjectStoreScheme::parse(&url).map_err(|_| wrong(format!("{shown}: no kind of store that is known")))?;
-        let store = open(scheme, &url, patience)
+        let store = open(&scheme, &url, patience)
             .map_err(unusable)?
             .ok_or_else(|| wrong(format!("{shown}: no kind of store that is known")))?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -164,9 +164,10 @@ impl Place {
             match self.store.put_opts(&path, payload.clone(), PutMode::Create.into()).await {
                 Ok(_) => Ok(true),
                 Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
-                    match self.store.head(&path).await?.size == bytes.len() as u64 {
-                        true => Ok(false),
-                        false => self.store.put(&path, payload).await.map(|_| true),
+                    if self.store.head(&path).await?.size == bytes.len() as u64 {
+                        Ok(false)
+                    } else {
+                        self.store.put(&path, payload).await.map(|_| true)
                     }
                 }
                 // A store without conditions: writing the same bytes again is no harm.
@@ -190,7 +191,7 @@ impl Place {
     }
 
     fn path(&self, name: &str) -> Path {
-        name.split('/').fold(self.root.clone(), |path, part| path.join(part))
+        name.split('/').fold(self.root.clone(), Path::join)
     }
 
     /// Waits for an answer, as long as there is time.
@@ -216,7 +217,7 @@ impl Drop for Place {
 
 /// The store of a URL; `None` for a kind that is not served.
 fn open(
-    scheme: ObjectStoreScheme,
+    scheme: &ObjectStoreScheme,
     url: &Url,
     patience: Patience,
 ) -> object_store::Result<Option<Box<dyn ObjectStore>>> {
@@ -230,7 +231,7 @@ fn open(
     let retry = RetryConfig {
         backoff: BackoffConfig { init_backoff, max_backoff, base },
         max_retries: usize::MAX,
-        retry_timeout: patience.timeout - max_backoff,
+        retry_timeout: max_backoff * (LAST - 1),
     };
     // The whole is timed here; a request of its own may take all of it.
     let times = [

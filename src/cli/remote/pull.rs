@@ -14,9 +14,10 @@ use ropejit::{Engine, Error, ErrorKind, Result};
 use serde::Serialize;
 
 use super::super::output;
+use super::super::pack::trust::TrustArgs;
 use super::latest::{self, Latest};
 use super::place::{Fault, Place};
-use super::trust::{Accepted, Keys};
+use super::trust::Accepted;
 use super::{LATEST, Patience, folder, url_help};
 
 /// Get the pack of this machine's kernels from a store, and install it where programs find it.
@@ -36,7 +37,7 @@ pub struct Pull {
     #[arg(value_name = "URL", help = url_help!())]
     url: String,
     #[command(flatten)]
-    keys: Keys,
+    trust: TrustArgs,
     /// Folder to install into (default: the user's data folder, which engines read by themselves).
     #[arg(long, value_name = "DIR")]
     into: Option<PathBuf>,
@@ -82,7 +83,7 @@ pub struct Pulled {
 
 impl Pull {
     pub fn run(self) -> Result<()> {
-        let accepted = self.keys.read(&self.url)?;
+        let accepted = Accepted::read(&self.trust, &self.url)?;
         let arch = match self.arch {
             Some(arch) => arch,
             None => Engine::builder().in_memory().build()?.facts().arch.clone(),

@@ -6,19 +6,9 @@ use ropejit::remote::signature::{self, PublicKey, SecretKey, Signed};
 use ropejit::{Error, ErrorKind, Result};
 
 use super::super::pack::sign::password;
+use super::super::pack::trust::TrustArgs;
 
 /// Whose packs are taken.
-#[derive(clap::Args, Clone)]
-pub struct Keys {
-    /// Public key (RW…, or the file with it) whose signatures count. May be given more than once: while a key is replaced, both count.
-    #[arg(long, value_name = "KEY")]
-    pubkey: Vec<String>,
-    /// Take packs whoever made them: who can write to the store can run code here.
-    #[arg(long, conflicts_with = "pubkey")]
-    trust_unsigned: bool,
-}
-
-/// Whose packs are taken, read.
 pub enum Accepted {
     /// Those that one of these keys has signed.
     Signed(Vec<PublicKey>),
@@ -26,34 +16,27 @@ pub enum Accepted {
     Any,
 }
 
-impl Keys {
-    /// Whether the caller has said anything about it.
-    pub fn are_given(&self) -> bool {
-        self.trust_unsigned || !self.pubkey.is_empty()
-    }
-
+impl Accepted {
     /// Reads the keys. Nothing is taken from a store unless the caller says whose it may be.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] when neither option is given, or a key is none.
-    pub fn read(&self, url: &str) -> Result<Accepted> {
-        if self.trust_unsigned {
-            return match url.trim_start().to_ascii_lowercase().starts_with("http:") {
-                false => Ok(Accepted::Any),
-                true => Err(Error::argument("--trust-unsigned", "over http anybody on the way can change what comes")
-                    .hint("use https, or packs that are signed: --pubkey RW…")),
-            };
+    pub fn read(trust: &TrustArgs, url: &str) -> Result<Self> {
+        if trust.trust_unsigned {
+            if url.trim_start().to_ascii_lowercase().starts_with("http:") {
+                return Err(Error::argument("--trust-unsigned", "over http anybody on the way can change what comes")
+                    .hint("use https, or packs that are signed: --pubkey RW…"));
+            }
+            return Ok(Self::Any);
         }
-        if self.pubkey.is_empty() {
-            return Err(Error::argument("--pubkey", "no key says whose packs are taken, so none is")
-                .hint("name the key that signs them: --pubkey RW…; or --trust-unsigned, if all who can write to the store may run code here"));
+        if trust.pubkey.is_empty() {
+            return Err(Error::argument("--pubkey", "is missing: no key says whose packs are accepted").hint(
+                "give the signer's public key (--pubkey ropejit.pub), or --trust-unsigned if all who can write to the store may run code here",
+            ));
         }
-        let keys = self.pubkey.iter().map(|key| PublicKey::read(key)).collect::<Result<_>>()?;
-        Ok(Accepted::Signed(keys))
+        trust.keys().map(Self::Signed)
     }
-}
 
-impl Accepted {
     /// Verifies what must be signed; `None` where nothing need be.
     ///
     /// # Errors
@@ -95,7 +78,7 @@ impl Signing {
     /// [`ErrorKind::InvalidArgument`] when neither option is given; as [`SecretKey::read`].
     pub fn read(&self) -> Result<Option<SecretKey>> {
         match &self.key {
-            Some(path) => SecretKey::read(path, password(self.password_file.as_ref())?).map(Some),
+            Some(path) => SecretKey::read(path, || password(self.password_file.as_ref())).map(Some),
             None if self.unsigned => Ok(None),
             None => Err(Error::argument("--key", "no key signs what is pushed")
                 .hint("make one (ropejit pack keygen --key ropejit.key), or say --unsigned")),
