@@ -119,7 +119,7 @@ fn the_same_entries_make_the_same_file_and_come_back_as_they_were() {
     }
     // As a layer of its own, and as a folder of packs.
     for (read_only, packs) in
-        [(vec!std::slice::from_ref(&done.folder), None), (vec![into.clone()], None), (vec![], Some(into.clone()))]
+        [(vec![done.folder.clone()], None), (vec![into.clone()], None), (vec![], Some(into.clone()))]
     {
         let layers = Layers::open(&Places { read_only, packs, ..Places::default() }).expect("opens");
         assert_eq!(layers.heads(Kind::Choice).expect("read").len(), 4);
