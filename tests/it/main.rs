@@ -46,3 +46,5 @@ mod templates;
 mod templates_cli;
 #[cfg(all(feature = "cli", unix))]
 mod untrusted_cli;
+#[cfg(feature = "cli")]
+mod watch;

@@ -156,7 +156,7 @@ fn tampered_bytes_are_refused() {
     }
     fs_err::write(&latest, &good).expect("written");
     let comment = good.split(|&b| b == b'\n').filter(|line| line.starts_with(b"untrusted comment: ")).map(<[u8]>::len);
-    let free = comment.last().expect("there");
+    let free = comment.fold(None, |_, line| Some(line)).expect("there");
     counted(&format!(
         "{flips} bytes of the pack, {refused} of latest changed: refused; {unsigned} in a comment that nobody signs"
     ));

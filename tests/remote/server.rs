@@ -112,7 +112,7 @@ impl Shared {
         for line in BufReader::new(stream.try_clone()?).lines() {
             let line = line?;
             if path.is_empty() {
-                path = line.split(' ').nth(1).unwrap_or_default().to_owned();
+                path.push_str(line.split(' ').nth(1).unwrap_or_default());
             }
             if let Some(range) = line.to_ascii_lowercase().strip_prefix("range: bytes=") {
                 from = range.split('-').next().and_then(|from| from.parse::<usize>().ok());
@@ -125,7 +125,7 @@ impl Shared {
             return Ok(());
         }
         let nth = self.requests.fetch_add(1, SeqCst);
-        let is_pack = path.ends_with(".pack");
+        let is_pack = Path::new(&path).extension().is_some_and(|end| end == "pack");
         let nth_pack = if is_pack { self.packs.fetch_add(1, SeqCst) } else { 0 };
         let fault = *self.fault.lock().expect("not poisoned");
         match fault {

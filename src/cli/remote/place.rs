@@ -23,7 +23,7 @@ use ropejit::{Error, ErrorKind, Result};
 use tokio::runtime::Runtime;
 use url::{Position, Url};
 
-use super::Patience;
+use super::reach::Patience;
 
 /// How long to wait before a request that failed and may succeed is made again, such as one that a server was too busy for: the first
 /// wait, and the factor by which the range grows that each further one is drawn from. `benches/fleet.py` has simulated it.

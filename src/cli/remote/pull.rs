@@ -17,8 +17,8 @@ use super::super::output;
 use super::super::pack::trust::TrustArgs;
 use super::latest::{self, Latest};
 use super::place::{Fault, Place};
+use super::reach::{LATEST, Patience, URL_HELP, folder};
 use super::trust::Accepted;
-use super::{LATEST, Patience, folder, url_help};
 
 /// Get the pack of this machine's kernels from a store, and install it where programs find it.
 ///
@@ -34,7 +34,7 @@ Examples:
 
 With --into, programs find it by ROPEJIT_CACHE_PATH=DIR.")]
 pub struct Pull {
-    #[arg(value_name = "URL", help = url_help!())]
+    #[arg(value_name = "URL", help = URL_HELP)]
     url: String,
     #[command(flatten)]
     trust: TrustArgs,

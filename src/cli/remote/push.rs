@@ -15,8 +15,8 @@ use serde::Serialize;
 use super::super::output;
 use super::latest::Latest;
 use super::place::Place;
+use super::reach::{LATEST, Patience, URL_HELP, folder};
 use super::trust::Signing;
-use super::{LATEST, Patience, folder, url_help};
 
 /// Sign a pack and put it in a store, where other machines pull it.
 ///
@@ -28,7 +28,7 @@ Examples:
   ropejit push s3://bucket/packs --key ropejit.key            all that the cache holds, a pack an architecture
   ropejit push s3://bucket/packs --key ropejit.key --pack llama.pack")]
 pub struct Push {
-    #[arg(value_name = "URL", help = url_help!())]
+    #[arg(value_name = "URL", help = URL_HELP)]
     url: String,
     /// The pack (default: one is made of what the cache holds, for each architecture).
     #[arg(long, value_name = "FILE")]
