@@ -65,10 +65,12 @@ def _is_watched(norm, forward):
     return bool(norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks)
 
 
-def _weight(norm, kind, q):
+def _flavour(kind, norm):
+    return kind.flavour if kind.scaled is None or getattr(norm, kind.scaled) else "no_weight"
+
+
+def _weight(norm, q):
     """The weight as kernels take it; None where they do not."""
-    if kind.scaled is not None and not getattr(norm, kind.scaled):
-        return None
     weight = norm.weight
     plain = type(weight) in (torch.nn.Parameter, torch.Tensor) and weight.dtype == q.dtype and weight.device == q.device
     return weight if plain and weight.ndim == 1 and weight.shape[0] == q.shape[-1] and weight.is_contiguous() else None
@@ -119,17 +121,17 @@ def of(rule):
     """
     form, kind, norm_class, forward = rule.form, rule.norm, rule.norm_class, rule.norm_class.forward
     rotate_is, layer_forward, eps_of = rule.rotate, rule.layer_forward, rule.norm.eps
-    is_layer, has_weight = isinstance(rotate_is, torch.nn.Module), kind.flavour != "no_weight"
+    is_layer = isinstance(rotate_is, torch.nn.Module)
     style, tables = "interleaved" if form.interleaved else "half_split", _tables(form)
     #: What has been measured.
     agreed = {}
 
-    def agrees(device, heads, kv_heads, head_dim, width, dtype, table, recorded):
-        key = (device, head_dim, width, dtype, table, recorded)
+    def agrees(flavour, device, heads, kv_heads, head_dim, width, dtype, table, recorded):
+        key = (flavour, device, head_dim, width, dtype, table, recorded)
         if key not in agreed:
             if device >= 0 and torch.cuda.is_current_stream_capturing():
                 return False
-            agreed[key] = _measured(rule, device, heads, kv_heads, head_dim, width, dtype, table, recorded)
+            agreed[key] = _measured(rule, flavour, device, heads, kv_heads, head_dim, width, dtype, table, recorded)
         return agreed[key]
 
     # A compiler asks while it traces, and keeps the answer. The mark is all that its decorator sets, which is slow to import.
@@ -157,9 +159,12 @@ def of(rule):
         width = _width(form, q, k, cos, sin, layout)
         if width is None:
             return None
-        weights = [_weight(norm, kind, q) if has_weight else None for norm in norms]
-        eps = getattr(q_norm, eps_of)
-        if (has_weight and None in weights) or type(eps) is not float or any(getattr(n, eps_of) != eps for n in norms):
+        flavour, eps = _flavour(kind, q_norm), getattr(q_norm, eps_of)
+        if type(eps) is not float or any(getattr(n, eps_of) != eps or _flavour(kind, n) != flavour for n in norms):
+            return None
+        has_weight = flavour != "no_weight"
+        weights = [_weight(norm, q) if has_weight else None for norm in norms]
+        if has_weight and any(w is None for w in weights):
             return None
         is_recorded = torch.is_grad_enabled()
         trained = is_recorded and has_weight and any(w.requires_grad for w in weights)
@@ -172,13 +177,13 @@ def of(rule):
         heads = 1 if layout == "bhsd" else -2
         kv_heads = 0 if k is None else k.shape[heads]
         device = q.device.index if q.is_cuda else -1
-        if not agrees(device, q.shape[heads], kv_heads, q.shape[-1], width, q.dtype, cos.dtype, recorded):
+        if not agrees(flavour, device, q.shape[heads], kv_heads, q.shape[-1], width, q.dtype, cos.dtype, recorded):
             return None
         packed = layout == "thd"
         if packed:
             q, k, layout = q[None], k if k is None else k[None], "bshd"
         out = _functions.qk_norm_rope(
-            q, k, weights[0], None if k is None else weights[1], cos, sin, eps=eps, flavour=kind.flavour, order="torch",
+            q, k, weights[0], None if k is None else weights[1], cos, sin, eps=eps, flavour=flavour, order="torch",
             after_rope=rule.after_rope, style=style, rotary_dim=width, tables=tables, layout=layout, rounding=rounding,
         )  # fmt: skip
         if packed:
@@ -214,12 +219,12 @@ def _eager(rule, norms, tensors, cos, sin):
     return normed(rotated(tensors)) if rule.after_rope else rotated(normed(tensors))
 
 
-def _measured(rule, device, heads, kv_heads, head_dim, width, dtype, table, recorded):
+def _measured(rule, flavour, device, heads, kv_heads, head_dim, width, dtype, table, recorded):
     """Whether both ways give the same bits for random tokens, results and gradients of q and k."""
     place = torch.device("cpu") if device < 0 else torch.device("cuda", device)
     with torch.inference_mode(False), torch.set_grad_enabled(recorded), torch.autocast(place.type, enabled=False):
         try:
-            same = all(_same(rule, place, n, heads, kv_heads, head_dim, width, dtype, table, recorded) for n in _TOKENS)
+            same = all(_same(rule, flavour, place, n, heads, kv_heads, head_dim, width, dtype, table, recorded) for n in _TOKENS)
         except _functions._ropejit.NotCachedError:
             return False  # frozen, and kernels for norms are not there
     if not same:
@@ -230,7 +235,7 @@ def _measured(rule, device, heads, kv_heads, head_dim, width, dtype, table, reco
     return same
 
 
-def _same(rule, place, tokens, heads, kv_heads, head_dim, width, dtype, table, recorded):
+def _same(rule, flavour, place, tokens, heads, kv_heads, head_dim, width, dtype, table, recorded):
     generator = torch.Generator(place).manual_seed(tokens)
 
     def random(*shape):
@@ -241,10 +246,10 @@ def _same(rule, place, tokens, heads, kv_heads, head_dim, width, dtype, table, r
         norm = rule.norm_class.__new__(rule.norm_class)  # all that its text reads is set here
         torch.nn.Module.__init__(norm)
         setattr(norm, rule.norm.eps, 1e-6)
-        if rule.norm.flavour != "no_weight":
+        if flavour != "no_weight":
             norm.weight = torch.nn.Parameter((random(head_dim) / 4 + 1).to(dtype), requires_grad=False)
         if rule.norm.scaled is not None:
-            setattr(norm, rule.norm.scaled, True)
+            setattr(norm, rule.norm.scaled, flavour != "no_weight")
         norms.append(norm)
     tensors = [random(1, tokens, n, head_dim).to(dtype).requires_grad_(recorded) for n in (heads, kv_heads) if n]
     cos, sin = _angles(rule.form, (1, tokens, width // 2), table, generator, place)
@@ -252,7 +257,7 @@ def _same(rule, place, tokens, heads, kv_heads, head_dim, width, dtype, table, r
     weights = [getattr(norm, "weight", None) for norm in norms]
     ours = _functions.qk_norm_rope(
         tensors[0], tensors[1] if kv_heads else None, weights[0], weights[1] if kv_heads else None, cos, sin, eps=1e-6,
-        flavour=rule.norm.flavour, order="torch", after_rope=rule.after_rope,
+        flavour=flavour, order="torch", after_rope=rule.after_rope,
         style="interleaved" if rule.form.interleaved else "half_split", rotary_dim=width, tables=_tables(rule.form),
         layout="bshd", rounding=_rounding(rule.form, dtype, table, recorded),
     )  # fmt: skip

@@ -8,14 +8,15 @@ import sys
 import every
 import ropejit
 import torch
-from ropejit import _patch
+from ropejit import _patch, _sequences
 
 WIDTH = 32
 #: What makes a configuration small, where it has such a field.
 SMALL = dict(
-    hidden_size=64, d_model=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4, num_heads=4,
+    hidden_size=64, d_model=64, intermediate_size=96, num_attention_heads=4, num_heads=4,
     num_key_value_heads=2, head_dim=WIDTH, global_head_dim=WIDTH, kv_channels=WIDTH, vocab_size=64, attention_dropout=0.0,
     num_global_key_value_heads=2, qk_layernorm=True, use_qk_norm=True, qk_norm=True, num_attention_groups=2,
+    adapter_in_dim=64,
 )  # fmt: skip
 
 
@@ -70,27 +71,36 @@ def norm_rope(
     return one(q, q_weight), one(k, k_weight)
 
 
-def _config(cls, field):
+def _config(cls, field, width):
     """A small configuration of the class that this parameter of ``__init__`` is annotated with."""
     base = next(c for c in cls.__mro__ if "__init__" in vars(c))
     annotation = inspect.signature(base.__init__).parameters[field].annotation
     if annotation is inspect.Parameter.empty:
         from transformers import Qwen3OmniMoeTextConfig as annotation
+    if "Talker" in cls.__name__:
+        from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import (
+            Qwen3OmniMoeTalkerCodePredictorConfig as annotation,
+        )
     if isinstance(annotation, str):
         annotation = getattr(sys.modules[cls.__module__], annotation)
     config = annotation()
     config = getattr(config, "text_config", config)
-    for name, value in SMALL.items():
-        if getattr(config, name, None) is not None:
-            setattr(config, name, value)
+    config = type(config)(**{name: width if value == WIDTH else value for name, value in SMALL.items() if _has(config, name)})
     config._attn_implementation = "eager"
     return config
 
 
-def build(cls, layer=0):
+def _has(config, name):
+    try:
+        return hasattr(config, name)
+    except Exception:  # noqa: BLE001 - of a kind of its own, where layers differ
+        return True
+
+
+def build(cls, layer=0, width=WIDTH):
     """One attention of the class, in its own small configuration, with weights at random."""
     parameters = inspect.signature(cls.__init__).parameters
-    arguments = {n: _config(cls, n) for n in parameters if n.endswith("config")}
+    arguments = {n: _config(cls, n, width) for n in parameters if n.endswith("config")}
     arguments.update({n: v for n, v in (("layer_idx", layer), ("num_heads", 4)) if n in parameters})
     attention = cls(**arguments)
     with torch.no_grad():
@@ -99,35 +109,31 @@ def build(cls, layer=0):
     return attention
 
 
-def inputs(attention, device, dtype, tokens=5, width=None):
-    """Arguments of a call of the attention."""
+def inputs(attention, device, dtype, tokens=5):
+    """Arguments of a call of the attention, anew with every call of what is returned."""
     parameters = inspect.signature(type(attention).forward).parameters
-    x = torch.randn(2, tokens, 64).to(device, dtype)
     packed = "cu_seqlens" in parameters
-    angles = torch.rand(tokens if packed else (2, tokens), (width or rotary(attention)) // 2) * 6 if packed else None
-    if angles is None:
-        angles = torch.rand(2, tokens, (width or rotary(attention)) // 2) * 6
-    angles = angles.to(device)
-    angles = torch.cat((angles, angles), -1)
-    out = dict(hidden_states=x, position_embeddings=(angles.cos().to(dtype), angles.sin().to(dtype)))
-    for name in ("attention_mask", "merged_attention_mask"):
-        if name in parameters:
-            out[name] = None
-    if packed:
-        out.update(hidden_states=x[0], cu_seqlens=torch.tensor([0, tokens], dtype=torch.int32, device=device))
-    if "shared_kv_states" in parameters:
-        out["shared_kv_states"] = {}
-    if "encoder_hidden_states" in parameters:
-        out["encoder_hidden_states"] = torch.randn(2, 3, 64).to(device, dtype)
-    return out
+    batch = () if packed else (2,)
+    x, other = (torch.randn(*batch, n, 64).to(device, dtype) for n in (tokens, 3))
+    angles = torch.rand(*batch, tokens, _head_dim(attention) // 2) * 6
+    cos, sin = (torch.cat((t, t), -1).to(device, dtype) for t in (angles.cos(), angles.sin()))
+    every = dict(
+        attention_mask=None, merged_attention_mask=None, shared_kv_states={}, encoder_hidden_states=other,
+        cu_seqlens=torch.tensor([0, tokens], dtype=torch.int32, device=device),
+    )  # fmt: skip
+
+    def arguments():
+        some = {name: dict(value) if value == {} else value for name, value in every.items() if name in parameters}
+        return dict(some, hidden_states=x, position_embeddings=(cos, sin))
+
+    return arguments
 
 
-def rotary(attention):
-    """How wide the tables of a model like this are."""
-    norm = next(m for n, m in attention.named_modules() if n.startswith(("q_", "query_")) and "norm" in n)
-    return head_dim(norm, attention)
+def norms(attention):
+    """Names and modules of the norms of q and k."""
+    return {n: m for n, m in attention.named_children() if _sequences.IS_NORM.fullmatch(n)}
 
 
-def head_dim(norm, attention):
-    weight = getattr(norm, "weight", None)
-    return attention.head_dim if weight is None else weight.shape[0]
+def _head_dim(attention):
+    weights = (getattr(norm, "weight", None) for norm in norms(attention).values())
+    return next((w.shape[0] for w in weights if w is not None), None) or attention.head_dim
