@@ -60,7 +60,7 @@ def _rounding(form, dtype, table, recorded):
 
 def _is_watched(norm, forward):
     """Whether a call of the module does more, or something else, than `forward`."""
-    if getattr(norm.forward, "__func__", None) is not forward or norm._compiled_call_impl is not None:
+    if type(norm).forward is not forward or "forward" in norm.__dict__ or norm._compiled_call_impl is not None:
         return True
     return bool(norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks)
 

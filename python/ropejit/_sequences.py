@@ -304,7 +304,9 @@ def _imports(text):
 def _compiled(definition, function, names):
     """The code of a tree, as that of a method with `names` around it."""
     definition = copy.deepcopy(definition)
-    definition.name, definition.decorator_list, definition.returns = _FORWARD, [], None
+    definition.name, definition.returns = _FORWARD, None
+    # Lines count from the first decorator.
+    definition.decorator_list = [ast.copy_location(ast.Constant(None), d) for d in definition.decorator_list[:1]]
     arguments = definition.args
     for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg):
         if argument is not None:
@@ -357,7 +359,7 @@ def of(function, matches):
         code = _compiled(definition, function, [name for name in names if name not in function.__code__.co_freevars])
         old = function.__code__
         more = {"co_qualname": old.co_qualname} if hasattr(old, "co_qualname") else {}
-        code = code.replace(co_name=old.co_name, co_firstlineno=old.co_firstlineno, **more)
+        code = code.replace(co_name=old.co_name, **more)
         closure = tuple(names[name] for name in code.co_freevars)
         new = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
         new.__kwdefaults__ = function.__kwdefaults__
