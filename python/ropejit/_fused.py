@@ -7,6 +7,7 @@ PyTorch and the GPU. It is measured, once for each combination of what a sum may
 
 import logging
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import torch
@@ -174,10 +175,10 @@ def of(rule):
         rounding = _rounding(form, q.dtype, cos.dtype, recorded)
         if rounding is None:
             return None
-        heads = 1 if layout == "bhsd" else -2
-        kv_heads = 0 if k is None else k.shape[heads]
-        device = q.device.index if q.is_cuda else -1
-        if not agrees(flavour, device, q.shape[heads], kv_heads, q.shape[-1], width, q.dtype, cos.dtype, recorded):
+        device, heads = q.device.index if q.is_cuda else -1, 1 if layout == "bhsd" else -2
+        # A compiler takes sizes for unknown, where it is told so: `index` has it make these constants.
+        head_dim, width, *counts = map(index, (q.shape[-1], width, q.shape[heads], 0 if k is None else k.shape[heads]))
+        if not agrees(flavour, device, *counts, head_dim, width, q.dtype, cos.dtype, recorded):
             return None
         packed = layout == "thd"
         if packed:

@@ -8,7 +8,7 @@ import sys
 import every
 import ropejit
 import torch
-from ropejit import _patch, _sequences
+from ropejit import _functions, _fused, _patch, _sequences
 
 WIDTH = 32
 #: What makes a configuration small, where it has such a field.
@@ -137,3 +137,72 @@ def norms(attention):
 def _head_dim(attention):
     weights = (getattr(norm, "weight", None) for norm in norms(attention).values())
     return next((w.shape[0] for w in weights if w is not None), None) or attention.head_dim
+
+
+def watch(monkeypatch, device="cpu"):
+    """The calls that take one launch, as a list that grows. On the processor `norm_rope` stands in for the kernels."""
+    calls, measured = [], _fused._measured
+    whole = norm_rope if device == "cpu" else _functions.qk_norm_rope
+
+    def counted(*arguments, **keywords):
+        calls.append((arguments, keywords))
+        return whole(*arguments, **keywords)
+
+    def uncounted(*arguments):
+        before = len(calls)
+        out = measured(*arguments)
+        del calls[before:]
+        return out
+
+    monkeypatch.setattr(_functions, "qk_norm_rope", counted, raising=False)
+    monkeypatch.setattr(_fused, "_measured", uncounted)
+    monkeypatch.setattr(_fused, "_on_cpu", device == "cpu")
+    return calls
+
+
+def few(monkeypatch, *names):
+    """Has `patch` see modules only whose names end so: tests have loaded all there are."""
+    whole = _patch._patcher
+    monkeypatch.setattr(_patch, "_patcher", lambda name: whole(name) if name.endswith(names) else None)
+
+
+def freeze(attention):
+    for norm in norms(attention).values():
+        norm.requires_grad_(False)
+
+
+def step(attention, arguments):
+    """The result and all gradients of one call."""
+    arguments = arguments()
+    arguments["hidden_states"] = arguments["hidden_states"].clone().requires_grad_()
+    out = attention(**arguments)[0]
+    generator = torch.Generator(out.device).manual_seed(3)
+    given = torch.randn(out.shape, generator=generator, device=out.device).to(out.dtype)
+    wanted = {n: p for n, p in attention.named_parameters() if p.requires_grad}
+    wanted["hidden_states"] = arguments["hidden_states"]
+    gradients = torch.autograd.grad(out, list(wanted.values()), given, allow_unused=True)
+    return {"out": out.detach(), **{n: g for n, g in zip(wanted, gradients) if g is not None}}
+
+
+def differences(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    return [n for n in ours if ours[n].dtype != theirs[n].dtype or not torch.equal(ours[n], theirs[n])]
+
+
+def same(ours, theirs):
+    assert not differences(ours, theirs)
+
+
+def outcome(attention, arguments):
+    with torch.no_grad():
+        return {"out": attention(**arguments())[0]}
+
+
+def innermost(function):
+    """The function that decorators call."""
+    while True:
+        inner = [c.cell_contents for c in function.__closure__ or () if inspect.isfunction(c.cell_contents)]
+        named = [f for f in inner if f.__name__ == function.__name__]
+        if not named:
+            return function
+        function = named[0]
