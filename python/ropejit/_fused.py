@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn.modules.module import _has_any_global_hook
 
-from . import _functions
+from . import _functions, _ropejit
 from ._forms import Form
 from ._norms import Norm
 from ._ops import _ORDERS
@@ -132,7 +132,7 @@ def of(rule):
         if key not in agreed:
             if device >= 0 and torch.cuda.is_current_stream_capturing():
                 return False
-            agreed[key] = _measured(rule, flavour, device, heads, kv_heads, head_dim, width, dtype, table, recorded)
+            agreed[key] = _measured(rule, flavour, device, (heads, kv_heads, head_dim, width, dtype, table), recorded)
         return agreed[key]
 
     # A compiler asks while it traces, and keeps the answer. The mark is all that its decorator sets, which is slow to import.
@@ -220,19 +220,16 @@ def _eager(rule, norms, tensors, cos, sin):
     return normed(rotated(tensors)) if rule.after_rope else rotated(normed(tensors))
 
 
-def _measured(rule, flavour, device, heads, kv_heads, head_dim, width, dtype, table, recorded):
-    """Whether both ways give the same bits for random tokens, results and gradients of q and k."""
+def _measured(rule, flavour, device, sizes, recorded):
+    """Whether both ways give the same bits for random tokens, results and gradients of q and k. `sizes`: as of `_same`."""
     place = torch.device("cpu") if device < 0 else torch.device("cuda", device)
     with torch.inference_mode(False), torch.set_grad_enabled(recorded), torch.autocast(place.type, enabled=False):
         try:
-            same = all(_same(rule, flavour, place, n, heads, kv_heads, head_dim, width, dtype, table, recorded) for n in _TOKENS)
-        except _functions._ropejit.NotCachedError:
-            return False  # frozen, and kernels for norms are not there
+            same, why = all(_same(rule, flavour, place, n, *sizes, recorded) for n in _TOKENS), "PyTorch computes other bits"
+        except (_ropejit.RopejitError, NotImplementedError) as error:  # frozen without such a kernel, say
+            same, why = False, error
     if not same:
-        _log.warning(
-            "%s: its norms stay as they are for heads of %d in %s on %s: PyTorch adds up their squares in another order than the"
-            " kernels", rule.label, head_dim, dtype, place,
-        )  # fmt: skip
+        _log.warning("%s: norms stay as they are for heads of %d in %s on %s: %s", rule.label, sizes[2], sizes[4], place, why)
     return same
 
 

@@ -209,10 +209,24 @@ def test_an_order_of_sums_that_differs_is_seen_once_and_said(monkeypatch, kernel
             same(step(attention, arguments), plain)
         with torch.no_grad():
             attention(**arguments())
-    lines = [record for record in caplog.records if "another order" in record.getMessage()]
+    lines = [record for record in caplog.records if "other bits" in record.getMessage()]
     assert len(lines) == (1 if what == "gradient" else 2)  # without a gradient it is another question
     assert "Qwen3Attention.forward" in lines[0].getMessage()
     assert len(kernels) == (1 if what == "gradient" else 0)
+
+
+def test_a_kernel_that_cannot_be_had_leaves_the_norms_and_is_said(monkeypatch, kernels, device, caplog):
+    def refused(*_, **__):
+        raise ropejit.NotCachedError("no kernel is cached")
+
+    monkeypatch.setattr(_functions, "qk_norm_rope", refused)
+    attention, arguments = qwen3(device)
+    attention.requires_grad_(False)
+    plain = result(attention, arguments)
+    with ropejit.patched("transformers"):
+        for _ in range(2):
+            assert torch.equal(result(attention, arguments), plain)
+    assert len([r for r in caplog.records if "no kernel is cached" in r.getMessage()]) == 1
 
 
 def test_measuring_leaves_no_trace(device, kernels):
