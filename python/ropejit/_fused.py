@@ -19,11 +19,14 @@ from ._norms import Norm
 from ._ops import _ORDERS
 
 _log = logging.getLogger("ropejit")
+_Tensor, _Parameter = torch.Tensor, torch.nn.Parameter
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 #: As many tokens has each of the two ways to compute when they are compared: decoding, and sums of few and of many rows.
 _TOKENS = (1, 13, 700)
 #: Beyond this PyTorch's order changes with the number of rows.
 _WIDEST = 256
+
+_SWAPPED = {"bhsd": "bshd", "bshd": "bhsd"}
 
 #: Whether weights of norms may get the kernels' own gradient, whose sum has another order: what `patch` was told.
 own_gradients = False
@@ -70,11 +73,12 @@ def _flavour(kind, norm):
     return kind.flavour if kind.scaled is None or getattr(norm, kind.scaled) else "no_weight"
 
 
-def _weight(norm, q):
+def _weight(norm, dtype, device, head_dim):
     """The weight as kernels take it; None where they do not."""
-    weight = norm.weight
-    plain = type(weight) in (torch.nn.Parameter, torch.Tensor) and weight.dtype == q.dtype and weight.device == q.device
-    return weight if plain and weight.ndim == 1 and weight.shape[0] == q.shape[-1] and weight.is_contiguous() else None
+    weight = norm._parameters.get("weight")  # ten times as fast as the attribute
+    if type(weight) is not _Parameter or weight.dtype is not dtype or weight.device != device:
+        return None
+    return weight if weight.shape == (head_dim,) and weight.is_contiguous() else None
 
 
 def _is_transformed():
@@ -87,25 +91,30 @@ def _is_transformed():
 
 def _width(form, q, k, cos, sin, layout):
     """How many elements of a head turn; None where kernels do not compute the call."""
-    tokens, heads = {"bhsd": (-2, -3), "bshd": (-3, -2), "thd": (-3, -2)}[layout]
-    for x in (q, k) if k is not None else (q,):
-        if type(x) is not torch.Tensor or x.dtype != q.dtype or x.device != q.device or x.ndim != q.ndim:
+    shape, device, table, row = q.shape, q.device, cos.shape, cos.dtype
+    tokens, heads = (-2, -3) if layout == "bhsd" else (-3, -2)
+    if not 1 <= shape[heads] <= 65536 or not shape[tokens] or not shape[0] or q.stride(-1) != 1:
+        return None
+    if k is not None:
+        other = k.shape
+        if type(k) is not _Tensor or k.dtype is not q.dtype or k.device != device or k.stride(-1) != 1:
             return None
-        if x.numel() == 0 or x.stride(-1) != 1 or not 1 <= x.shape[heads] <= 65536:
+        if len(other) != len(shape) or other[0] != shape[0] or other[tokens] != shape[tokens] or other[-1] != shape[-1]:
             return None
-        if x.shape[0] != q.shape[0] or x.shape[tokens] != q.shape[tokens] or x.shape[-1] != q.shape[-1]:
+        if not 1 <= other[heads] <= 65536:
             return None
-    for table in (cos, sin):
-        if table.requires_grad or table.device != q.device or table.shape != cos.shape or table.dtype != cos.dtype:
-            return None
-    rows, width = cos.shape[-2:]
-    if rows != q.shape[tokens] or (cos.ndim == 3 and cos.shape[0] not in (1, q.shape[0])):
+    if cos.requires_grad or sin.requires_grad or sin.shape != table or sin.dtype is not row:
+        return None
+    if cos.device != device or sin.device != device:
+        return None
+    rows, width = table[-2], table[-1]
+    if rows != shape[tokens] or (len(table) == 3 and table[0] != 1 and table[0] != shape[0]):
         return None
     # A part of a wider row need not have equal halves.
     if form.tables == "full" and rows > 1 and not cos.stride(-2) == sin.stride(-2) == width:
         return None
     width = 2 * width if form.tables == "half" else width
-    head_dim = q.shape[-1]
+    head_dim = shape[-1]
     fits = width % 2 == 0 and head_dim % 2 == 0 and 2 <= width <= head_dim <= _WIDEST
     return width if fits and (form.partial or width == head_dim) else None
 
@@ -122,6 +131,7 @@ def of(rule):
     """
     form, kind, norm_class, forward = rule.form, rule.norm, rule.norm_class, rule.norm_class.forward
     rotate_is, layer_forward, eps_of = rule.rotate, rule.layer_forward, rule.norm.eps
+    dim, swapped, after_rope = rule.unsqueeze_dim, rule.swapped, rule.after_rope
     is_layer = isinstance(rotate_is, torch.nn.Module)
     style, tables = "interleaved" if form.interleaved else "half_split", _tables(form)
     #: What has been measured.
@@ -139,36 +149,38 @@ def of(rule):
     agrees._dynamo_marked_constant = True
 
     def fused(rotate, q_norm, k_norm, q, k, cos, sin):
-        if type(q) is not torch.Tensor or not (q.is_cuda or _on_cpu):
+        if type(q) is not _Tensor or not (q.is_cuda or _on_cpu):
             return None
-        norms = (q_norm,) if k is None else (q_norm, k_norm)
-        for norm in norms:
-            if type(norm) is not norm_class or _is_watched(norm, forward):
-                return None
+        if type(q_norm) is not norm_class or _is_watched(q_norm, forward):
+            return None
+        if k is not None and (type(k_norm) is not norm_class or _is_watched(k_norm, forward)):
+            return None
         if rotate is not rotate_is or _has_any_global_hook() or _is_transformed():
             return None
         if is_layer and vars(rotate).get("forward") is not layer_forward:
             return None
-        if type(cos) is not torch.Tensor or type(sin) is not torch.Tensor or q.dtype not in _FLOATS:
+        if type(cos) is not _Tensor or type(sin) is not _Tensor or q.dtype not in _FLOATS:
             return None
         # The dimensions as the rotation finds them, then as they are.
-        dim = rule.unsqueeze_dim
         order = _ORDERS.get((q.ndim, cos.ndim, -dim - 1 if dim < 0 else cos.ndim - dim))
-        if order is None or (rule.swapped and q.ndim != 4):
+        if order is None or (swapped and q.ndim != 4):
             return None
-        layout = {"bhsd": "bshd", "bshd": "bhsd"}[order[0]] if rule.swapped else order[0]
+        layout = _SWAPPED[order[0]] if swapped else order[0]
         width = _width(form, q, k, cos, sin, layout)
         if width is None:
             return None
         flavour, eps = _flavour(kind, q_norm), getattr(q_norm, eps_of)
-        if type(eps) is not float or any(getattr(n, eps_of) != eps or _flavour(kind, n) != flavour for n in norms):
+        if type(eps) is not float or (k is not None and (getattr(k_norm, eps_of) != eps or _flavour(kind, k_norm) != flavour)):
             return None
+        q_weight = k_weight = None
         has_weight = flavour != "no_weight"
-        weights = [_weight(norm, q) if has_weight else None for norm in norms]
-        if has_weight and any(w is None for w in weights):
-            return None
+        if has_weight:
+            q_weight = _weight(q_norm, q.dtype, q.device, q.shape[-1])
+            k_weight = None if k is None else _weight(k_norm, q.dtype, q.device, q.shape[-1])
+            if q_weight is None or (k_weight is None and k is not None):
+                return None
         is_recorded = torch.is_grad_enabled()
-        trained = is_recorded and has_weight and any(w.requires_grad for w in weights)
+        trained = is_recorded and has_weight and (q_weight.requires_grad or (k is not None and k_weight.requires_grad))
         recorded = trained or (is_recorded and (q.requires_grad or (k is not None and k.requires_grad)))
         if (trained and not own_gradients) or (recorded and not kind.differentiable):
             return None
@@ -184,12 +196,12 @@ def of(rule):
         if packed:
             q, k, layout = q[None], k if k is None else k[None], "bshd"
         out = _functions.qk_norm_rope(
-            q, k, weights[0], None if k is None else weights[1], cos, sin, eps=eps, flavour=flavour, order="torch",
-            after_rope=rule.after_rope, style=style, rotary_dim=width, tables=tables, layout=layout, rounding=rounding,
+            q, k, q_weight, k_weight, cos, sin, eps=eps, flavour=flavour, order="torch",
+            after_rope=after_rope, style=style, rotary_dim=width, tables=tables, layout=layout, rounding=rounding,
         )  # fmt: skip
         if packed:
             out = [x if x is None else x[0] for x in out]
-        elif rule.swapped:
+        elif swapped:
             out = [x if x is None else x.transpose(1, 2) for x in out]
         return out[0] if k is None else out
 

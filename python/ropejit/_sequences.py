@@ -208,63 +208,57 @@ def _branch(statement, matches):
     return None, 0
 
 
-def _load(name, like):
-    return ast.copy_location(ast.Name(name, ast.Load()), like)
-
-
 def _call(sequence, number, rotation):
     """The statements that stand where the rotation stood."""
-    like = rotation
-
-    def module(name):
-        attribute = f"self.{sequence.norms[name]}"
-        text = attribute if sequence.condition is None else f"{attribute} if {ast.unparse(sequence.condition)} else None"
-        return text
-
-    q, k = sequence.names if len(sequence.names) == 2 else (*sequence.names, None)
-    norms = [module(name) for name in sequence.names] + ["None"] * (k is None)
-    arguments = ", ".join([sequence.rotate, *norms, q, str(k), *sequence.tables])
-    text = f"{_OUT} = {_FUSED.format(number)}({arguments})\nif {_OUT} is None:\n    pass\nelse:\n    {', '.join(sequence.names)} = {_OUT}"
-    statements = ast.parse(text).body
+    condition = "" if sequence.condition is None else f" if {ast.unparse(sequence.condition)} else None"
+    norms = [f"self.{sequence.norms[name]}{condition}" for name in sequence.names]
+    none = ["None"] * (2 - len(norms))  # in place of k, where one tensor is rotated
+    arguments = ", ".join([sequence.rotate, *norms, *none, *sequence.names, *none, *sequence.tables])
+    call = f"{_OUT} = {_FUSED.format(number)}({arguments})"
+    statements = ast.parse(f"{call}\nif {_OUT} is None:\n    pass\nelse:\n    {', '.join(sequence.names)} = {_OUT}").body
     for node in (n for s in statements for n in ast.walk(s)):
         if hasattr(node, "lineno"):
-            ast.copy_location(node, like)
+            ast.copy_location(node, rotation)
     statements[1].body = sequence.own
     return statements
+
+
+def _found(block, r, matches):
+    """The sequence that statement `r` of a block rotates, and where the rotation stands in it, if in a branch."""
+    statement, j = block[r], None
+    sequence = _rotation(statement, matches)
+    if sequence is None:
+        sequence, j = _branch(statement, matches)
+    if sequence is None:
+        return None, None
+    rotation = statement if j is None else statement.body[j]
+    if _before(sequence, block, r):
+        sequence.own = [*sequence.unrotated, rotation]
+        return sequence, j
+    sequence = _rotation(statement, matches)
+    if sequence is None or not _after(sequence, block, r):
+        return None, None
+    sequence.own = [rotation, *(block[i] for i in sorted(sequence.moved))]
+    return sequence, None
 
 
 def _rewrite_block(block, matches, found):
     """Writes the sequences of one list of statements anew, in place."""
     r = 0
     while r < len(block):
-        statement = block[r]
-        sequence, j = _rotation(statement, matches), None
-        if sequence is None:
-            sequence, j = _branch(statement, matches)
-        behind = []
-        if sequence is not None and _before(sequence, block, r):
-            rotation = statement if j is None else statement.body[j]
-            sequence.own = [*sequence.unrotated, rotation]
-        elif sequence is not None and j is None and _after(fresh := _rotation(statement, matches), block, r):
-            sequence, rotation = fresh, statement
-            behind = [block[i] for i in sorted(sequence.moved)]
-            sequence.own = [rotation, *behind]
-        else:
-            sequence = None
+        sequence, j = _found(block, r, matches)
         if sequence is not None:
-            new = _call(sequence, len(found), rotation)
+            statement = block[r]
+            new = _call(sequence, len(found), statement if j is None else statement.body[j])
             found.append(sequence)
             if j is not None:
                 statement.body[j : j + 1] = new
                 statement.orelse = [copy.deepcopy(s) for s in sequence.unrotated]
                 new = [statement]
-            replaced = {**sequence.moved, r: new}
-            out, at = [], r
-            for i, old in enumerate(block):
-                part = replaced.get(i, old)
-                out.extend(part if isinstance(part, list) else [] if part is None else [part])
-                at = len(out) - 1 if i == r else at
-            block[:], r = out, at
+            parts = [new if i == r else [sequence.moved.get(i, old)] for i, old in enumerate(block)]
+            parts = [[s for s in part if s is not None] for part in parts]
+            block[:] = [s for part in parts for s in part]
+            r = sum(map(len, parts[: r + 1])) - 1
         r += 1
 
 

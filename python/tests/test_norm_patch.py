@@ -78,7 +78,8 @@ def test_weights_of_norms_that_are_trained(device, kernels, dtype):
         exact = step(attention.double(), lambda: {n: _double(x) for n, x in arguments().items()})
         for n in names:
             if n in plain:
-                # Both are sums of the same rounded terms: neither may be much further from the exact one.
+                # Both are sums of the same rounded terms: neither may be much further from one in float64 (in which the
+                # model's norm still computes in float32).
                 far = [(results[n].double() - exact[n]).norm().item() for results in (mine, plain)]
                 assert far[0] <= 2 * far[1] + torch.finfo(dtype).eps * exact[n].norm().item(), (attention, n, far)
 

@@ -71,6 +71,9 @@ TABLES = "        cos, sin = position_embeddings\n"
 ROTATE = "        q, k = apply_rotary_pos_emb(q, k, cos, sin)\n"
 
 
+CALL = "    def __call__(self, x):\n        return super().__call__(x) * 2\n\n"
+
+
 def indented(text):
     return "".join(f"    {line}\n" for line in text.splitlines())
 
@@ -93,20 +96,20 @@ TAKEN = {
     "all on a condition": (BODY, RAW + TABLES + "        if self.sliding:\n" + indented(SWAP + NORM + ROTATE)),
     "the rotation first": (BODY, RAW + SWAP + TABLES + ROTATE + NORM),
     "other statements between": (TABLES, "        half = [y / 2 for y in (x, x)]\n" + TABLES),
-    "another name": (BODY, BODY.replace("q = self.q_norm(self.q_proj(x).view(shape))", "y = self.q_proj(x).view(shape)\n        q = self.q_norm(y)")),
+    "another name": (BODY, RAW.replace("q =", "y =", 1) + NORM.replace("(q)", "(y)") + SWAP + TABLES + ROTATE),
     "what it closes over": (TABLES, TABLES + "        own = super().__repr__, lambda: q, __class__\n".replace("q,", "scale,")),
 }  # fmt: skip
 LEFT = {
     "q is changed between": (TABLES, TABLES + "        q = q * 2\n"),
     "q is read between": (TABLES, TABLES + "        more = q.sum()\n"),
     "q is kept between": (TABLES, TABLES + "        more = lambda: q\n"),
-    "k is made of q": (BODY, BODY.replace("self.k_proj(x).view(shape)", "self.k_proj(x).view(shape) + q.transpose(1, 2)[:, :, :2]")),
+    "k is made of q": (BODY, BODY.replace("self.k_proj(x)", "self.k_proj(x) + q.sum()")),
     "a tensor is written between": (TABLES, TABLES + "        more = x.detach().clone().mul_(2)\n"),
     "an element is written between": (TABLES, TABLES + "        rest['more'] = 1\n"),
     "a return between": (TABLES, TABLES + "        if more is not None:\n            return 1\n"),
     "q alone": (BODY, BODY.replace("self.k_norm(self.k_proj(x).view(shape))", "self.k_proj(x).view(shape)")),
-    "k alone is transposed": (BODY, RAW + NORM + "        k = k.transpose(1, 2).contiguous()\n        q = q.transpose(1, 2)\n" + TABLES + ROTATE),
-    "rows of all heads": (BODY, BODY.replace("self.q_norm(self.q_proj(x).view(shape))", "self.q_norm(self.q_proj(x)[..., :32]).view(shape).expand(-1, -1, 4, -1)")),
+    "more than a transpose": (BODY, RAW + NORM + SWAP.replace("(1, 2)", "(1, 2).contiguous()") + TABLES + ROTATE),
+    "rows of all heads": (BODY, BODY.replace("q_norm(self.q_proj(x).view(shape))", "q_norm(self.q_proj(x)[..., :32]).view(shape)")),
     "another transpose": (BODY, RAW + NORM + SWAP.replace("(1, 2)", "(-3, -2)") + TABLES + ROTATE),
     "tables that are computed": (ROTATE, ROTATE.replace("cos, sin)", "cos * 1, sin)")),
     "one table twice": (ROTATE, ROTATE.replace("cos, sin)", "cos, cos)")),
@@ -121,7 +124,7 @@ LEFT = {
     "a norm's type": ("hidden_states.to(torch.float32)", "hidden_states.to(torch.float64)"),
     "a norm's epsilon": ("variance + self.variance_epsilon)", "variance) + self.variance_epsilon"),
     "a norm's weight": ("return self.weight *", "return self.weight +"),
-    "a norm's call": ("    def forward(self, hidden_states):\n        input", "    def __call__(self, x):\n        return super().__call__(x) * 2\n\n    def forward(self, hidden_states):\n        input"),
+    "a norm's call": ("class Norm(nn.Module):\n", "class Norm(nn.Module):\n" + CALL),
 }  # fmt: skip
 
 
@@ -251,7 +254,8 @@ def test_a_model_that_is_loaded_later(load, taken):
 
 
 def test_what_a_class_inherits_is_replaced_too(load, taken):
-    module = load(TEXT + "\nclass Derived(Attention):\n    def forward(self, *args, **kwargs):\n        return super().forward(*args, **kwargs)\n")
+    derived = "class Derived(Attention):\n    def forward(self, *args, **kwargs):\n        return super().forward(*args, **kwargs)\n"
+    module = load(f"{TEXT}\n{derived}")
     attention = module.Derived().bfloat16()
     plain = call(attention)
     with ropejit.patched("transformers"):
