@@ -118,20 +118,20 @@ def _patch_model(module):
 
 def _patch_attention(module, name, cls, rotating):
     """Replaces a ``forward`` that normalises q and k and rotates them, where both are covered, and says which stay."""
-    from . import _sequences
+    from . import _norm_sequences
 
     slot = _slots.find(cls, "forward")
     if slot is None or hasattr(slot.get(), "__ropejit__"):
         return
     forward = slot.get()
-    whole, norms = f"{module.__name__}.{name}.forward", _sequences.norms_of(forward, rotating)
+    whole, norms = f"{module.__name__}.{name}.forward", _norm_sequences.norms_of(forward, rotating)
     if not norms:
         return
-    from . import _attention  # which imports PyTorch, as the model has
+    from . import _norm_attention  # which imports PyTorch, as the model has
 
     _set_norm_gradients(_norm_gradients)
     names = " and ".join(norms)
-    found = _attention.of(whole, cls, forward, module, rotating)
+    found = _norm_attention.of(whole, cls, forward, module, rotating)
     if isinstance(found, str):
         _say_once(logging.WARNING, whole, "%s: %s and the rotation stay apart: %s", names, found)
         return
@@ -235,11 +235,11 @@ def patch(library, norm_gradients="eager"):
 
 
 def _set_norm_gradients(said):
-    """Tells `_fused`, if it is there; it is told when it is imported."""
+    """Tells `_norm_calls`, if it is there; it is told when it is imported."""
     global _norm_gradients
 
     before, _norm_gradients = _norm_gradients, said
-    fused = sys.modules.get(f"{__package__}._fused")
+    fused = sys.modules.get(f"{__package__}._norm_calls")
     if fused is not None:
         fused.own_gradients = said == "own"
     return before

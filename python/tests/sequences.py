@@ -8,7 +8,7 @@ import sys
 import every
 import ropejit
 import torch
-from ropejit import _functions, _fused, _patch, _sequences
+from ropejit import _norm_calls, _norm_sequences, _patch
 
 WIDTH = 32
 #: What makes a configuration small, where it has such a field.
@@ -131,7 +131,7 @@ def inputs(attention, device, dtype, tokens=5):
 
 def norms(attention):
     """Names and modules of the norms of q and k."""
-    return {n: m for n, m in attention.named_children() if _sequences.IS_NORM.fullmatch(n)}
+    return {n: m for n, m in attention.named_children() if _norm_sequences.IS_NORM.fullmatch(n)}
 
 
 def _head_dim(attention):
@@ -141,8 +141,8 @@ def _head_dim(attention):
 
 def watch(monkeypatch, device="cpu"):
     """The calls that take one launch, as a list that grows. On the processor `norm_rope` stands in for the kernels."""
-    calls, measured = [], _fused._measured
-    whole = norm_rope if device == "cpu" else _functions.qk_norm_rope
+    calls, measured = [], _norm_calls._measured
+    whole = norm_rope if device == "cpu" else ropejit.qk_norm_rope
 
     def counted(*arguments, **keywords):
         calls.append((arguments, keywords))
@@ -154,9 +154,9 @@ def watch(monkeypatch, device="cpu"):
         del calls[before:]
         return out
 
-    monkeypatch.setattr(_functions, "qk_norm_rope", counted, raising=False)
-    monkeypatch.setattr(_fused, "_measured", uncounted)
-    monkeypatch.setattr(_fused, "_on_cpu", device == "cpu")
+    monkeypatch.setattr(ropejit, "qk_norm_rope", counted, raising=False)
+    monkeypatch.setattr(_norm_calls, "_measured", uncounted)
+    monkeypatch.setattr(_norm_calls, "_on_cpu", device == "cpu")
     return calls
 
 

@@ -10,7 +10,7 @@ import pytest
 import ropejit
 import sequences
 import torch
-from ropejit import _functions, _fused
+from ropejit import _norm_calls
 from sequences import freeze, innermost, same, step
 
 
@@ -192,7 +192,7 @@ def test_transforms_are_the_models_own(device, kernels):
 @pytest.mark.parametrize("what", ["forward", "gradient"])
 def test_an_order_of_sums_that_differs_is_seen_once_and_said(monkeypatch, kernels, device, caplog, what):
     """As if PyTorch had changed the order in which it adds up squares, or only what it does in the backward pass."""
-    whole = _functions.qk_norm_rope
+    whole = ropejit.qk_norm_rope
 
     def other(q, k, *arguments, **keywords):
         if what == "gradient":
@@ -200,7 +200,7 @@ def test_an_order_of_sums_that_differs_is_seen_once_and_said(monkeypatch, kernel
             return tuple(x.detach() + (x - x.detach()) * (1 + 2**-7) if x.requires_grad else x for x in out)
         return tuple(x * (1 + 2**-7) for x in whole(q, k, *arguments, **keywords))
 
-    monkeypatch.setattr(_functions, "qk_norm_rope", other)
+    monkeypatch.setattr(ropejit, "qk_norm_rope", other)
     attention, arguments = qwen3(device)
     freeze(attention)
     plain = step(attention, arguments)
@@ -219,7 +219,7 @@ def test_a_kernel_that_cannot_be_had_leaves_the_norms_and_is_said(monkeypatch, k
     def refused(*_, **__):
         raise ropejit.NotCachedError("no kernel is cached")
 
-    monkeypatch.setattr(_functions, "qk_norm_rope", refused)
+    monkeypatch.setattr(ropejit, "qk_norm_rope", refused)
     attention, arguments = qwen3(device)
     attention.requires_grad_(False)
     plain = result(attention, arguments)
@@ -307,17 +307,17 @@ def test_a_wrong_choice_is_refused():
         ropejit.patch("transformers", norm_gradients="mine")
     with pytest.raises(ValueError, match="norm_gradients: 'own' is for 'transformers'"):
         ropejit.patch("unsloth", norm_gradients="own")
-    assert not _fused.own_gradients
+    assert not _norm_calls.own_gradients
 
 
 def test_the_last_choice_holds():
     with ropejit.patched("transformers"):
         ropejit.patch("transformers", norm_gradients="own")
-        assert _fused.own_gradients
+        assert _norm_calls.own_gradients
         with ropejit.patched("transformers"):
-            assert not _fused.own_gradients
-        assert _fused.own_gradients
-    assert not _fused.own_gradients
+            assert not _norm_calls.own_gradients
+        assert _norm_calls.own_gradients
+    assert not _norm_calls.own_gradients
 
 
 @pytest.mark.skipif(

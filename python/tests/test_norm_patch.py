@@ -10,7 +10,6 @@ import pytest
 import ropejit
 import sequences
 import torch
-from ropejit import _functions
 from sequences import differences, freeze, innermost, outcome, step
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -94,7 +93,7 @@ def test_on_the_processor_every_call_is_the_models_own(monkeypatch):
     def refused(*_, **__):
         raise AssertionError("a kernel was called")
 
-    monkeypatch.setattr(_functions, "qk_norm_rope", refused, raising=False)
+    monkeypatch.setattr(ropejit, "qk_norm_rope", refused, raising=False)
     cases = [(attention, arguments, step(attention, arguments)) for attention, arguments in attentions("cpu", torch.float32)]
     with ropejit.patched("transformers", norm_gradients="own"):
         for attention, arguments, plain in cases:

@@ -3,7 +3,7 @@ that both are one call.
 
 The statements of such a sequence stand apart: projections, the norms, transposes, tables, the rotation. The new text takes norms
 and transposes out of their places and asks, where the rotation stands, for all of it at once. What is called there decides with
-every call (`_fused`). Where it declines, the model's own statements follow, as they are written and on the lines where they are
+every call (`_norm_calls`). Where it declines, the model's own statements follow, as they are written and on the lines where they are
 written. All other statements stay.
 
     q = self.q_norm(self.q_proj(x).view(shape)).transpose(1, 2)       q = self.q_proj(x).view(shape)

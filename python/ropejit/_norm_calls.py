@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch.nn.modules.module import _has_any_global_hook
 
-from . import _functions, _ropejit
+import ropejit
+
+from . import _ropejit
 from ._forms import Form
-from ._norms import Norm
+from ._norm_forms import Norm
 from ._ops import _ORDERS
 
 _log = logging.getLogger("ropejit")
@@ -195,7 +197,7 @@ def of(rule):
         packed = layout == "thd"
         if packed:
             q, k, layout = q[None], k if k is None else k[None], "bshd"
-        out = _functions.qk_norm_rope(
+        out = ropejit.qk_norm_rope(
             q, k, q_weight, k_weight, cos, sin, eps=eps, flavour=flavour, order="torch",
             after_rope=after_rope, style=style, rotary_dim=width, tables=tables, layout=layout, rounding=rounding,
         )  # fmt: skip
@@ -265,7 +267,7 @@ def _same(rule, flavour, place, tokens, heads, kv_heads, head_dim, width, dtype,
     cos, sin = _angles(rule.form, (1, tokens, width // 2), table, generator, place)
     theirs = _eager(rule, norms, tensors, cos, sin)
     weights = [getattr(norm, "weight", None) for norm in norms]
-    ours = _functions.qk_norm_rope(
+    ours = ropejit.qk_norm_rope(
         tensors[0], tensors[1] if kv_heads else None, weights[0], weights[1] if kv_heads else None, cos, sin, eps=1e-6,
         flavour=flavour, order="torch", after_rope=rule.after_rope,
         style="interleaved" if rule.form.interleaved else "half_split", rotary_dim=width, tables=_tables(rule.form),

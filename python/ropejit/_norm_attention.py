@@ -4,7 +4,7 @@ and whose ``forward`` are known by their texts."""
 import ast
 import inspect
 
-from . import _forms, _fused, _norms, _sequences
+from . import _forms, _norm_calls, _norm_forms, _norm_sequences
 
 
 def _called(cls, attribute):
@@ -38,7 +38,7 @@ def _norm_of(cls, attributes):
     if not all(classes):
         return f"it cannot be told what {' and '.join(attributes)} are"
     for norm_class in classes[0]:
-        norm = _norms.of(norm_class)
+        norm = _norm_forms.of(norm_class)
         if norm is not None and all(norm_class in others for others in classes):
             return norm_class, norm
     names = sorted({c.__name__ for made in classes for c in made})
@@ -58,7 +58,7 @@ def of(label, cls, forward, module, rotating):
 
     `rotating`: for each function that rotates, by name, its `_forms.Match` and its `_slots` slot.
     """
-    found, make = _sequences.of(forward, {name: match for name, (match, _) in rotating.items()})
+    found, make = _norm_sequences.of(forward, {name: match for name, (match, _) in rotating.items()})
     if not found:
         return "the text is none of the known sequences"
     rules = []
@@ -72,9 +72,9 @@ def of(label, cls, forward, module, rotating):
         if not plain:
             return f"what is wrapped around {sequence.rotate} may do more"
         rules.append(
-            _fused.Rule(
+            _norm_calls.Rule(
                 label, rotate, function.__ropejit__, layer_forward, match.form, *norm, sequence.unsqueeze_dim, sequence.swapped,
                 sequence.after_rope,
             )
         )  # fmt: skip
-    return make, [_fused.of(rule) for rule in rules]
+    return make, [_norm_calls.of(rule) for rule in rules]
