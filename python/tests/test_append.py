@@ -324,3 +324,24 @@ def test_a_cache_without_slots(device):
     given[7].fill_(-1)
     fused.same(ropejit.rope_append(*given), turned(given)[0])
     ropejit.check()
+
+
+def test_caches_of_one_tensor_under_a_compiler():
+    """Right, or refused by name: PyTorch before 2.14 loses what is written to the second view."""
+    q, k, v = (torch.randn(9, heads, 64).to(torch.bfloat16) for heads in (4, 2, 2))
+    angles = torch.rand(9, 32) * 6
+    both = torch.randn(2, 3, 4, 2, 64).to(torch.bfloat16)
+    expected, slots = both.clone(), torch.randperm(12)[:9]
+    ropejit.rope_append(q, k, v, angles.cos(), angles.sin(), *expected, slots)
+
+    def step(k_cache, v_cache):
+        return ropejit.rope_append(q, k, v, angles.cos(), angles.sin(), k_cache, v_cache, slots)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    if tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) < (2, 14):
+        with pytest.raises(Exception, match="view"):
+            compiled(*both)
+    else:
+        compiled(*both)
+        assert torch.equal(both, expected)
