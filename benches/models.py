@@ -131,7 +131,7 @@ def main():
         "ms": {name: {k: v for k, v in found.items() if k.endswith("_ms")}
                for name, found in (("eager", eager), ("patched", patched), ("own", own))},
         "eager_repeats": compare(eager, again), "patched_bits": compare(eager, patched), "own_bits": compare(eager, own),
-        "stats": ropejit.stats(),
+        "stats": str(ropejit.stats()),
     }  # fmt: skip
     with open(out, "w") as file:
         json.dump(report, file, indent=1)

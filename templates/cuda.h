@@ -3,6 +3,7 @@
 #define ROPE_INLINE __device__ __forceinline__
 #define ROPE_MEMBER __device__ __forceinline__
 #define ROPE_UNROLL _Pragma("unroll")
+#define ROPE_UNROLL_TWO _Pragma("unroll 2")
 #define ROPE_EACH_PAIR ROPE_UNROLL
 
 ROPE_INLINE float mul(float a, float b) { return __fmul_rn(a, b); }

@@ -114,6 +114,16 @@ ROPE_INLINE Wide turned(const Slot& slot, const Angle& angle) {
 }
 #endif
 
+// The gradient of x: fl(fl(d·r) + fl(of_mean · 2x)).
+template <bool TWICE> ROPE_INLINE void through(Slot& to, const Wide& d, const Wide& x, float r, float of_mean) {
+    const auto one = [=](float d, float x) { return add(mul(d, r), mul(of_mean, TWICE ? x : 2.0f * x)); };
+    ROPE_UNROLL for (u32 i = 0; i < WORDS; ++i) {
+        const u32 j = 2 * i, k = VEC == 1 ? 0 : 2 * i + 1;
+        to.x[i] = narrow_two(one(d.x[j], x.x[j]), one(d.x[k], x.x[k]));
+        to.y[i] = narrow_two(one(d.y[j], x.y[j]), one(d.y[k], x.y[k]));
+    }
+}
+
 ROPE_INLINE void row_back(const Slot (&gradient)[OWN], const Slot (&own_x)[OWN], float r, Element* out, bool in_place,
                           const Angle (&angle)[OWN], bool stays, bool is, const Weight (&weight)[OWN], Wide (&sums)[OWN],
                           u32 lane, float* all) {
@@ -175,6 +185,9 @@ ROPE_INLINE void row_back(const Slot (&gradient)[OWN], const Slot (&own_x)[OWN],
     // PyTorch's order begins with zero: a sum of nothing but -0 is 0.
     const float products = sum(Products<EXACT>{inner, x}, all, lane), of_r = ROPE_TREE ? products : add(products, 0.0f);
     const float of_mean = mul(mul(mul(-0.5f, of_r), mul(mul(r, r), r)), 1.0f / DIM);
+    // Twice that, times x, is the same number as that times twice x, but where either leaves f32.
+    const float twice = add(of_mean, of_mean);
+    const bool usual = r > 0.0f && absolute(twice) < bits_float(0x7f000000u);
     if (IN_PAIRS != OUT_PAIRS) meet_lanes();
     if (!is) return;
     ROPE_UNROLL for (u32 n = 0; n < OWN; ++n) {
@@ -185,12 +198,8 @@ ROPE_INLINE void row_back(const Slot (&gradient)[OWN], const Slot (&own_x)[OWN],
             continue;
         }
         Slot result;
-        ROPE_UNROLL for (u32 i = 0; i < WORDS; ++i) {
-            const u32 j = 2 * i, k = VEC == 1 ? 0 : 2 * i + 1;
-            const Wide &d = inner[n], &v = x[n];
-            result.x[i] = narrow_two(add(mul(d.x[j], r), mul(of_mean, 2.0f * v.x[j])), add(mul(d.x[k], r), mul(of_mean, 2.0f * v.x[k])));
-            result.y[i] = narrow_two(add(mul(d.y[j], r), mul(of_mean, 2.0f * v.y[j])), add(mul(d.y[k], r), mul(of_mean, 2.0f * v.y[k])));
-        }
+        if (usual) through<true>(result, inner[n], x[n], r, twice);
+        else through<false>(result, inner[n], x[n], r, of_mean);
         if (ROPE_AFTER && turns(number)) turn<false>(result, angle[n]);
         put<ROPE_AS_IT_IS>(out, 0, place_of<OUT_PAIRS>(number, DIM), result, OUT_PAIRS && turns(number), by);
     }
@@ -237,7 +246,7 @@ ROPE_INLINE void tiles_back(const RopeParams& p, const FusedParams& f, const Ang
     Angle angle[OWN];
     bool stays = false, is_new = true;
     float next_r = mine_rows ? roots[0] : 0.0f;
-    for (u32 i = 0; i < TILE; ++i) {
+    ROPE_UNROLL_TWO for (u32 i = 0; i < TILE; ++i) {
         const bool is = i < mine_rows;
         Slot own_gradient[OWN] = {}, own_x[OWN] = {};
         const float r = next_r;

@@ -4,6 +4,7 @@
 #define ROPE_INLINE static inline
 #define ROPE_MEMBER inline
 #define ROPE_UNROLL
+#define ROPE_UNROLL_TWO
 #define ROPE_EACH_PAIR _Pragma("omp simd")
 
 ROPE_INLINE float mul(float a, float b) { return a * b; }

@@ -13,6 +13,10 @@ _NAMES = (
 )  # fmt: skip
 
 
+#: PyTorch 2.11 compiles an operator that writes to two views of one tensor so that the second is lost; 2.14 does not.
+_LOSES_VIEWS = tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) < (2, 14)
+
+
 @torch.library.custom_op("ropejit::rope_append", mutates_args=("q_out", "k_cache", "v_cache"))
 def append_op(
     q_out: torch.Tensor, k_cache: torch.Tensor, v_cache: _Maybe, q: _Maybe, k: torch.Tensor, v: _Maybe,
@@ -54,6 +58,12 @@ def rope_append(
                     f"{name}: requires a gradient, and rope_append is for inference: it has none; hint: call it under"
                     " torch.no_grad() or torch.inference_mode()"
                 )
+    if _LOSES_VIEWS and torch.compiler.is_dynamo_compiling() and v_cache is not None:
+        if k_cache._base is not None and k_cache._base is v_cache._base:
+            raise ValueError(
+                "v_cache: is a view of the tensor that k_cache is a view of, and this PyTorch (before 2.14) would compile that"
+                " wrongly; hint: allocate the caches apart, or call rope_append outside of what is compiled"
+            )
     if inplace and q_out is not None:
         raise ValueError("q_out: cannot be given beside inplace=True; hint: leave one of them out")
     out = q if inplace else _like(q) if q_out is None else q_out

@@ -216,7 +216,7 @@ class _Canonical(ast.NodeTransformer):
         return node
 
 
-def _canonical(functions):
+def canonical(functions):
     """One text for the syntax trees of a function and, behind it, its helpers."""
     helpers = {f.name: f"helper{i}" for i, f in enumerate(functions)}
     texts = []
@@ -250,7 +250,7 @@ def _known():
     known = {}
     for form in FORMS:
         functions = [node for node in ast.parse(form.text).body if isinstance(node, ast.FunctionDef)]
-        known[_canonical(functions)] = form
+        known[canonical(functions)] = form
     return known
 
 
@@ -259,7 +259,7 @@ def _text(function):
     return textwrap.dedent(inspect.getsource(function))
 
 
-def _tree(function):
+def tree_of(function):
     return ast.parse(_text(function)).body[0]
 
 
@@ -275,14 +275,14 @@ def of(function, module_name=None):
     """What a model's function is: a `Match`, or a text that says why it is not covered. ``module_name``: where it is bound,
     if elsewhere than where it is defined."""
     try:
-        tree = _tree(function)
+        tree = tree_of(function)
         nodes = [node for statement in tree.body for node in ast.walk(statement)]  # not of decorators
         called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
-        helpers = [_tree(function.__globals__[name]) for name in sorted(called) if name in function.__globals__]
+        helpers = [tree_of(function.__globals__[name]) for name in sorted(called) if name in function.__globals__]
         if not all(isinstance(f, ast.FunctionDef) for f in (tree, *helpers)):
             return "it is no plain function"
         ids = _drop_unused_ids(tree)
-        form = _known().get(_canonical([tree, *helpers]))
+        form = _known().get(canonical([tree, *helpers]))
         if form is None or (ids and form.call != "pair"):
             return "its text is none of the known forms"
         modules = dict.fromkeys((module_name or function.__module__, function.__module__))

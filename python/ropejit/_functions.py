@@ -20,6 +20,10 @@ def _is_compiling():
     return False
 
 
+if "torch" in _modules:
+    _is_compiling()  # now: a compiler that traces the first call would read all of `sys.modules`
+
+
 def apply(
     q, k, cos, sin, *, position_ids=None, cu_seqlens=None, interleaved=False, rotary_dim=None, tables=None, inplace=False,
     layout="bshd", rounding="once", style=None,
@@ -90,9 +94,9 @@ def _read_once(q, cos, sin, interleaved, rotary_dim, tables):
 
 def _every_second(table):
     table = table[..., ::2]
-    torch = _modules.get("torch")
-    # Kernels read rows of neighbours. For tensors of PyTorch the native function makes a copy where it must.
-    return table if torch is not None and isinstance(table, torch.Tensor) else table.copy()
+    # Kernels read rows of neighbours. For tensors of PyTorch, which have no such method, the native function makes a copy where
+    # it must. (Asking `sys.modules` for PyTorch would have a compiler read all modules there are.)
+    return table.copy() if hasattr(table, "copy") else table
 
 
 def apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=1):

@@ -17,6 +17,8 @@ _replaced = []
 _active = set()
 #: What the log has been told of, until it is unpatched.
 _told = set()
+#: Who computes the gradients of norms' weights.
+_norm_gradients = "eager"
 
 
 def _replacement(match, original):
@@ -54,6 +56,7 @@ def _replacement(match, original):
             out = rotate(tensor, None, cos, sin, 2, *how)
             return original(tensor, sin, cos) if out is None else out[0]
 
+    function.__ropejit_match__ = match
     return functools.wraps(original)(function)
 
 
@@ -74,11 +77,18 @@ def _rotating(module):
             yield name
 
 
+def _say_once(level, whole, text, *arguments):
+    if whole not in _told:
+        _told.add(whole)
+        _log.log(level, text, whole, *arguments)
+
+
 def _patch_model(module):
-    """Replaces a model's functions, where they are covered, and says in the log which stay."""
+    """Replaces a model's functions, where they are covered, and says in the log which stay. Then the sequences of norms and a
+    rotation that call them."""
     from . import _forms
 
-    left, called = {}, set()
+    left, called, rotating = {}, set(), {}
     for name in _rotating(module):
         if "." in name:
             left[name] = "it is a method"
@@ -88,18 +98,46 @@ def _patch_model(module):
             left[name] = "what is wrapped around it does not show it, or another kernel has taken its place"
             continue
         function = slot.get()
-        if not hasattr(function, "__ropejit__"):
-            match = _forms.of(function, module.__name__)
-            if isinstance(match, str):
-                left[name] = match
-            else:
+        is_ours = hasattr(function, "__ropejit__")
+        match = function.__ropejit_match__ if is_ours else _forms.of(function, module.__name__)
+        if isinstance(match, str):
+            left[name] = match
+        else:
+            rotating[name] = match, slot
+            if not is_ours:
                 _replace(module, slot, _replacement(match, function))
         called.update(inspect.unwrap(function).__code__.co_names if inspect.isfunction(function) else ())
     for name, why in left.items():
-        whole = f"{module.__name__}.{name}"
-        if whole not in _told and name not in called:  # a helper goes with those that call it
-            _told.add(whole)
-            _log.warning("%s is not covered and stays as it is: %s", whole, why)
+        if name not in called:  # a helper goes with those that call it
+            _say_once(logging.WARNING, f"{module.__name__}.{name}", "%s is not covered and stays as it is: %s", why)
+    if rotating:
+        for name, value in list(vars(module).items()):
+            if inspect.isclass(value) and value.__module__ == module.__name__ and "forward" in vars(value):
+                _patch_attention(module, name, value, rotating)
+
+
+def _patch_attention(module, name, cls, rotating):
+    """Replaces a ``forward`` that normalises q and k and rotates them, where both are covered, and says which stay."""
+    from . import _norm_sequences
+
+    slot = _slots.find(cls, "forward")
+    if slot is None or hasattr(slot.get(), "__ropejit__"):
+        return
+    forward = slot.get()
+    whole, norms = f"{module.__name__}.{name}.forward", _norm_sequences.norms_of(forward, rotating)
+    if not norms:
+        return
+    from . import _norm_attention  # which imports PyTorch, as the model has
+
+    _set_norm_gradients(_norm_gradients)
+    names = " and ".join(norms)
+    found = _norm_attention.of(whole, cls, forward, module, rotating)
+    if isinstance(found, str):
+        _say_once(logging.WARNING, whole, "%s: %s and the rotation stay apart: %s", names, found)
+        return
+    make, fused = found
+    _replace(module, slot, functools.wraps(forward)(make(*fused)))
+    _say_once(logging.INFO, whole, "%s: %s and the rotation are one launch for the calls that kernels cover", names)
 
 
 def _patch_unsloth(module):
@@ -165,15 +203,28 @@ class _Finder:
 _finder = _Finder()
 
 
-def patch(library):
+def patch(library, norm_gradients="eager"):
     """Replaces the RoPE of a library, ``"transformers"`` or ``"unsloth"``, in every module that is loaded or will be.
 
     A function is replaced where its text is one of the known forms. Every other one that rotates keeps its own, with a line in
     the log of `logging.getLogger("ropejit")` that names it and says why. Calls that the kernels do not cover go to the
     original function. Decorators stay around what is replaced.
+
+    Where a model of transformers normalises q and k next to the rotation (Qwen 3, Gemma 3, GLM-4-MoE, …), and the texts of the
+    norm and of the attention's ``forward`` are known forms too, norms and rotation are one launch on a GPU. Every call that it
+    would not give the model's own bits, results and gradients of q and k, goes to the model's own norms and the rotation alone.
+    A norm's weights are the exception, because the kernels add up their gradient in an order of their own. ``norm_gradients``:
+    ``"eager"`` leaves the norms to the model where such a gradient is recorded, as when all of a model is trained; ``"own"``
+    takes the launch there too. It is what the last call of `patch` for transformers said.
     """
     if library not in ("transformers", "unsloth"):
         raise ValueError(f"library: {library!r} is not one of 'transformers' and 'unsloth'")
+    if norm_gradients not in ("eager", "own"):
+        raise ValueError(f"norm_gradients: {norm_gradients!r} is not one of 'eager' and 'own'")
+    if library == "transformers":
+        _set_norm_gradients(norm_gradients)
+    elif norm_gradients != "eager":
+        raise ValueError(f"norm_gradients: {norm_gradients!r} is for 'transformers'; {library!r} has no norms that are replaced")
     _active.add(library)
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
@@ -181,6 +232,17 @@ def patch(library):
         patcher = _patcher(name)
         if patcher is not None and hasattr(module, "__dict__"):
             patcher(module)
+
+
+def _set_norm_gradients(said):
+    """Tells `_norm_calls`, if it is there; it is told when it is imported."""
+    global _norm_gradients
+
+    before, _norm_gradients = _norm_gradients, said
+    fused = sys.modules.get(f"{__package__}._norm_calls")
+    if fused is not None:
+        fused.own_gradients = said == "own"
+    return before
 
 
 def unpatch(library=None):
@@ -202,12 +264,13 @@ def unpatch(library=None):
 
 
 @contextmanager
-def patched(library):
-    """``with ropejit.patched("transformers"): …`` patches inside the block."""
-    already = library in _active
-    patch(library)
+def patched(library, norm_gradients="eager"):
+    """``with ropejit.patched("transformers"): …`` patches inside the block, with what `patch` takes."""
+    already, before = library in _active, _norm_gradients
+    patch(library, norm_gradients)
     try:
         yield
     finally:
+        _set_norm_gradients(before)
         if not already:
             unpatch(library)

@@ -4,7 +4,9 @@ on a GPU host its time is for what nothing else can show.
 
 import importlib
 import os
+import sys
 import tempfile
+import types
 
 # Before anything of ropejit is loaded: a cache of our own, and no tuning beside tests that share few cores.
 os.environ.setdefault("ROPEJIT_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"ropejit-tests-{os.getuid()}"))
@@ -98,3 +100,19 @@ def served(monkeypatch):
 
     monkeypatch.setattr(_functions, "_drop_in", counted)
     return calls
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """Loads a text as a module of a model, which `patch` finds."""
+    monkeypatch.syspath_prepend(tmp_path)
+    package = types.ModuleType("transformers_modules")
+    package.__path__ = [str(tmp_path)]
+    monkeypatch.setitem(sys.modules, "transformers_modules", package)
+
+    def load(text):
+        name = f"modeling_{len(list(tmp_path.glob('*.py')))}_{tmp_path.name}"
+        (tmp_path / f"{name}.py").write_text(text)
+        return importlib.import_module(f"transformers_modules.{name}")
+
+    return load

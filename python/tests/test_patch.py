@@ -1,10 +1,8 @@
 """What is replaced and how: wrappers stay, wrong calls fail as before, the log names what is left alone."""
 
 import functools
-import importlib
 import inspect
 import logging
-import sys
 import re
 import types
 
@@ -33,22 +31,6 @@ def tables(freqs):
     emb = torch.cat((freqs, freqs), dim=-1)
     return emb.cos(), emb.sin()
 '''
-
-
-@pytest.fixture
-def load(tmp_path, monkeypatch):
-    """Loads a text as a module of a model, which `patch` finds."""
-    monkeypatch.syspath_prepend(tmp_path)
-    package = types.ModuleType("transformers_modules")
-    package.__path__ = [str(tmp_path)]
-    monkeypatch.setitem(sys.modules, "transformers_modules", package)
-
-    def load(text):
-        name = f"modeling_{len(list(tmp_path.glob('*.py')))}_{tmp_path.name}"
-        (tmp_path / f"{name}.py").write_text(text)
-        return importlib.import_module(f"transformers_modules.{name}")
-
-    return load
 
 
 def inputs():

@@ -49,7 +49,8 @@ pub enum SumOrder {
 pub enum Rsqrt {
     /// CUDA's `rsqrt.approx.f32`, which PyTorch uses on CUDA. A GPU's own: the host device does not have it.
     Approx,
-    /// `fl(1 / fl(√v))`, as PyTorch has it on the CPU.
+    /// `fl(1 / fl(√v))`, both rounded to nearest. PyTorch on the CPU means the same; its square root misses the nearest value now
+    /// and then.
     Ieee,
 }
 

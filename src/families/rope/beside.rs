@@ -129,7 +129,7 @@ impl Shape<'_> {
         }
         tensor.layout.validate(name)?;
         let size = tensor.dtype.size();
-        if tensor.address() % size as u64 != 0 {
+        if !tensor.address().is_multiple_of(size as u64) {
             return Err(Error::argument(name, "is not aligned to its elements"));
         }
         // Words are counted in bytes of q's elements.
@@ -168,7 +168,7 @@ impl Shape<'_> {
                 let what = format!("its strides {:?} put several elements in one place", cache.layout.strides);
                 return Err(Error::argument(name, what));
             }
-            self.apart(name, cache, args, given)?;
+            Self::apart(name, cache, args, given)?;
             self.tensor(name, cache, mix)
         };
         (params.k_cache, params.k_cache_stride) = cache("k_cache", &given.k_cache, spec.k_dim(), mix)?;
@@ -203,7 +203,7 @@ impl Shape<'_> {
     }
 
     /// A cache must not lie where inputs are read from: which of them comes first is not said.
-    fn apart(&self, name: &str, cache: &Tensor<'_>, args: &Args<'_>, given: &AppendArgs<'_>) -> Result<()> {
+    fn apart(name: &str, cache: &Tensor<'_>, args: &Args<'_>, given: &AppendArgs<'_>) -> Result<()> {
         let inputs = [Some(&args.q.tensor), args.k.as_ref().map(|k| &k.tensor), given.v.as_ref().map(|v| &v.0)];
         let written = span(cache);
         for (input, what) in inputs.into_iter().zip(["q", "k", "v"]) {

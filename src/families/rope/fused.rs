@@ -18,7 +18,7 @@ pub(super) fn widest_slot(spec: &RopeSpec) -> u32 {
     let rest = (spec.head_dim - spec.rotary_dim) / 2;
     let v = spec.append.map_or(0, |append| append.v_head_dim / 2);
     let widest = 16 / spec.dtype.size() as u32;
-    1 << (spec.rotary_dim / 2 | rest | v | widest).trailing_zeros()
+    1 << ((spec.rotary_dim / 2) | rest | v | widest).trailing_zeros()
 }
 
 /// The gradient of a norm, whose heads are worked off in tiles.

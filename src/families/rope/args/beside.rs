@@ -50,10 +50,11 @@ pub trait Number: sealed::Sealed + Copy {
 
 mod sealed {
     pub trait Sealed {}
-    impl<T: super::Element> Sealed for T {}
     impl Sealed for i32 {}
     impl Sealed for i64 {}
 }
+
+impl<T: Element> sealed::Sealed for T {}
 
 impl<T: Element> Number for T {
     const TYPE: NumberType = NumberType::Element(T::DTYPE);
@@ -128,7 +129,7 @@ impl<'a> Vector<'a> {
                 format!("is {} numbers of {}, {len} of {} are needed", self.len, self.number.name(), number.name());
             return Err(Error::argument(name, what));
         }
-        if self.memory.address % number.size() as u64 != 0 {
+        if !self.memory.address.is_multiple_of(number.size() as u64) {
             return Err(Error::argument(name, "is not aligned to its numbers"));
         }
         Ok(self.memory.address)
@@ -217,6 +218,7 @@ pub struct AppendArgs<'a> {
 }
 
 /// Where each token is stored.
+#[allow(clippy::large_enum_variant)] // made once a call, on the stack
 pub enum Slots<'a> {
     /// i64, a number for each token of the batch: the slot, counted through all blocks. −1: nowhere.
     Mapping(VectorInput<'a>),

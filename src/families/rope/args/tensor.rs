@@ -18,19 +18,18 @@ pub trait Element: sealed::Sealed + Copy {
 }
 
 mod sealed {
-    use super::E4M3;
-
     pub trait Sealed {}
     impl Sealed for f32 {}
     impl Sealed for half::f16 {}
     impl Sealed for half::bf16 {}
-    impl Sealed for E4M3 {}
 }
 
 /// An fp8 number, by its bits: e4m3fn, as `torch.float8_e4m3fn`. For caches, and q of specs that write it so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(transparent)]
 pub struct E4M3(pub u8);
+
+impl sealed::Sealed for E4M3 {}
 
 impl Element for E4M3 {
     const DTYPE: DType = DType::E4M3;
