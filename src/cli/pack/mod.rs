@@ -3,7 +3,7 @@
 mod export;
 mod install;
 mod make;
-mod sign;
+pub mod sign;
 mod told;
 pub mod trust;
 mod verify;

@@ -90,7 +90,8 @@ impl Keygen {
     }
 }
 
-fn password(file: Option<&PathBuf>) -> Result<Option<String>> {
+/// The password in the first line of a file.
+pub fn password(file: Option<&PathBuf>) -> Result<Option<String>> {
     let Some(path) = file else { return Ok(None) };
     let text = read_text(path, 4 << 10)
         .map_err(|e| Error::argument("--password-file", format!("'{}' cannot be read", path.display())).caused_by(e))?;
