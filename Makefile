@@ -91,6 +91,7 @@ lint:
 	$(CARGO) clippy --all-targets --features metrics -- -D warnings
 	$(CARGO) clippy --test remote -- -D warnings
 	$(CARGO) clippy --no-default-features --all-targets -- -D warnings
+	$(CARGO) clippy --no-default-features --features remote --lib -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items
 
 # The wheel serves Python 3.10 and newer, whatever builds it.

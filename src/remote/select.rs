@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::families::{Stated, families, read_choice, rope};
+use crate::families::{families, read_choice, rope};
+use crate::service::bucket::Bucket;
 use crate::service::engine::ChoiceMeta;
 use crate::service::key::Key;
 use crate::service::lock::Lock;
@@ -15,9 +16,9 @@ use crate::service::store::{Kind, Store};
 pub struct Selection<'a> {
     /// Only for these architectures; all where none is named.
     pub architectures: Vec<String>,
-    /// Only specs of which this holds.
-    pub spec: Option<&'a dyn Fn(&Stated) -> bool>,
-    /// Only what these choices need: the variants that the lock file names.
+    /// Only specs of whose text this holds.
+    pub spec: Option<&'a dyn Fn(&str) -> bool>,
+    /// Only what these lines need: the variants that a lock file names.
     pub lock: Option<&'a Lock>,
 }
 
@@ -28,7 +29,8 @@ pub struct Selection<'a> {
 pub fn select(store: &dyn Store, selection: &Selection<'_>) -> Result<Vec<(Kind, Key)>> {
     let kernels: BTreeSet<Key> =
         store.heads(Kind::Artifact)?.into_iter().filter_map(|listed| Some(listed.entry.ok()?.key)).collect();
-    let (mut picked, mut locked) = (BTreeSet::new(), BTreeSet::new());
+    let there = |candidate: &Candidate| candidate.artifact.filter(|key| kernels.contains(key));
+    let (mut picked, mut served) = (BTreeSet::new(), BTreeSet::new());
     let mut missing: Vec<String> = Vec::new();
     for listed in store.heads(Kind::Choice)? {
         let Ok(head) = listed.entry else { continue };
@@ -36,46 +38,37 @@ pub fn select(store: &dyn Store, selection: &Selection<'_>) -> Result<Vec<(Kind,
         if !is_wanted(&meta, selection) {
             continue;
         }
-        let needed: Vec<&Candidate> = match selection.lock {
-            None => meta.record.chosen().into_iter().collect(),
-            Some(lock) => {
-                let (spec, class) = (meta.spec.to_string(), meta.class.to_string());
-                let named = lock.of_arch(&meta.arch, &spec, &class, meta.bucket);
-                locked.extend(named.iter().map(|line| line.line));
-                let configs: BTreeSet<&str> = named.iter().map(|line| line.config.as_str()).collect();
-                meta.record.candidates.iter().filter(|c| configs.contains(c.config.to_string().as_str())).collect()
-            }
-        };
-        let mut complete = !needed.is_empty();
-        for candidate in needed {
-            match candidate.artifact.filter(|key| kernels.contains(key)) {
-                Some(key) => {
-                    picked.insert((Kind::Artifact.name(), key));
-                }
-                None => {
-                    complete = false;
-                    missing.push(format!(
-                        "{}, {}, {} tokens, {}: {}",
-                        meta.arch,
-                        meta.spec,
-                        meta.bucket.tokens(),
-                        meta.class,
-                        candidate.config
-                    ));
-                }
-            }
-        }
-        if complete {
+        let (spec, class) = (meta.spec.to_string(), meta.class.to_string());
+        let mut pick = |artifact: Key| {
+            picked.insert((Kind::Artifact.name(), artifact));
             picked.insert((Kind::Choice.name(), head.key));
+        };
+        if let Some(lock) = selection.lock {
+            // Of several choices for one call (a device's, an architecture's) one has the kernel of the locked variant.
+            for line in lock.of_arch(&meta.arch, &spec, &class, meta.bucket) {
+                let mut candidates = meta.record.candidates.iter().filter(|c| c.config.to_string() == line.config);
+                if let Some(key) = candidates.find_map(there) {
+                    pick(key);
+                    served.insert(line.line);
+                }
+            }
+        } else if let Some(chosen) = meta.record.chosen() {
+            match there(chosen) {
+                Some(key) => pick(key),
+                None => missing.push(call(&meta.arch, &spec, &class, meta.bucket, &chosen.config.to_string())),
+            }
         }
     }
     if let Some(lock) = selection.lock {
-        let wanted =
-            |arch: &str| selection.architectures.is_empty() || selection.architectures.iter().any(|a| a == arch);
-        let lines = lock.choices().filter(|(section, line)| wanted(&section.arch) && !locked.contains(&line.line));
-        missing.extend(lines.map(|(section, line)| {
-            format!("{}, {}, {} tokens, {}: {}", section.arch, line.spec, line.bucket.tokens(), line.class, line.config)
-        }));
+        let (archs, holds) = (&selection.architectures, selection.spec);
+        let unserved = lock.choices().filter(|(section, line)| {
+            (archs.is_empty() || archs.contains(&section.arch))
+                && holds.is_none_or(|holds| holds(&line.spec))
+                && !served.contains(&line.line)
+        });
+        missing.extend(
+            unserved.map(|(section, line)| call(&section.arch, &line.spec, &line.class, line.bucket, &line.config)),
+        );
     }
     let incomplete = |what: String, hint: &str| Error::new(ErrorKind::NotCached, what).hint(hint);
     if let Some(first) = missing.first() {
@@ -98,6 +91,11 @@ pub fn select(store: &dyn Store, selection: &Selection<'_>) -> Result<Vec<(Kind,
     Ok(picked.into_iter().map(|(name, key)| (kind(name), key)).collect())
 }
 
+/// A call and its variant, for people.
+fn call(arch: &str, spec: &str, class: &str, bucket: Bucket, config: &str) -> String {
+    format!("{arch}, {spec}, {class}, {} tokens: {config}", bucket.tokens())
+}
+
 /// Whether a choice is of this program's templates, and what was asked for.
 fn is_wanted(meta: &ChoiceMeta, selection: &Selection<'_>) -> bool {
     let Selection { architectures, spec, .. } = selection;
@@ -106,5 +104,5 @@ fn is_wanted(meta: &ChoiceMeta, selection: &Selection<'_>) -> bool {
         meta.fields.get("family") != Some(rope::NAME) || meta.fields.get("templates") == Some(families().templates());
     of_these
         && (architectures.is_empty() || architectures.contains(&meta.arch))
-        && spec.is_none_or(|holds| holds(&meta.spec))
+        && spec.is_none_or(|holds| holds(&meta.spec.to_string()))
 }

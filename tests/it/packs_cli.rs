@@ -122,9 +122,29 @@ fn a_model_and_a_lock_file_say_what_is_packed() {
     assert_eq!(shell.json(&["pack", &pack, "--model", &model])["choices"], 2);
     assert_eq!(shell.json(&["pack", &pack, "--lock", &lock])["choices"], 2);
     assert_eq!(shell.json(&["pack", &pack, "--all"])["choices"], 3);
+    // Of both: lines of other models are not asked for.
+    shell.ok(&[&["prewarm", "--no-tune", "--tokens", "8", "--lock", &lock], &SMALL[..]].concat());
+    assert_eq!(shell.json(&["pack", &pack, "--lock", &lock])["choices"], 3);
+    assert_eq!(shell.json(&["pack", &pack, "--lock", &lock, "--model", &model])["choices"], 2);
+    // A variant that the lock names and nobody has compiled; then it is compiled, and is what is packed.
+    let text_of = fs_err::read_to_string(&lock).expect("read");
+    let (line, other) =
+        (text_of.lines().find(|l| l.contains("h8/2") && l.contains("| 8 =")).expect("a line"), "t256 v8 h1 wb/wb");
+    let changed = format!("{} = {other}", line.split(" = ").next().expect("a spec"));
+    fs_err::write(&lock, text_of.replace(line, &changed)).expect("written");
+    let of_lock = ["pack", &pack, "--lock", &lock, "--model", &model];
+    shell.run(&of_lock).fails(1, &["not be complete", other]);
+    let compiled = shell
+        .run_with(&["prewarm", "--no-tune", "--tokens", "8,64", "--model", &model], &[("ROPEJIT_LOCK", Some(&lock))]);
+    assert_eq!(compiled.code, 0, "{}", compiled.stderr);
+    assert!(shell.json(&of_lock)["choices"].as_u64() >= Some(2));
+    let kernels = shell.json(&["inspect", "--pack", &pack, "list", "--kind", "artifact"]);
+    assert!(kernels["entries"].as_array().expect("an array").iter().any(|e| text(e, "variant") == other), "{kernels}");
     // Complete, or not at all.
-    let kernel = shell.json(&["inspect", "list", "h8/2", "--kind", "artifact"]);
-    fs_err::remove_file(text(&kernel["entries"][0], "path")).expect("removed");
+    let kernels = shell.json(&["inspect", "list", "h8/2", "--kind", "artifact"]);
+    for kernel in kernels["entries"].as_array().expect("an array") {
+        fs_err::remove_file(text(kernel, "path")).expect("removed");
+    }
     for words in [&["--lock", &lock][..], &["--all"]] {
         shell.run(&[&["pack", &pack], words].concat()).fails(1, &["not be complete", "prewarm"]);
     }

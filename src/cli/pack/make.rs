@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use ropejit::families::{Stated, read_lock};
+use ropejit::families::read_lock;
 use ropejit::remote::pack::write;
 use ropejit::remote::select::{Selection, select};
 use ropejit::store::layers::{Layers, Places};
@@ -45,8 +45,8 @@ impl Make {
     pub fn run(self) -> Result<()> {
         let Some(out) = &self.out else { return Ok(()) }; // clap requires it
         let shapes = self.shapes()?;
-        let is_of_model = |stated: &Stated| {
-            stated.to::<RopeSpec>().is_some_and(|spec| {
+        let is_of_model = |spec: &str| {
+            spec.parse::<RopeSpec>().is_ok_and(|spec| {
                 shapes.iter().any(|s| {
                     s.head_dims.contains(&spec.head_dim)
                         && (s.rotary_dim, s.num_heads) == (spec.rotary_dim, spec.num_heads)

@@ -103,7 +103,8 @@ impl Builder {
     }
 
     /// Cache folders that are only read, such as those of an image's layers: what the cache folder lacks is looked for
-    /// there, the first first. They may belong to root.
+    /// there, the first first. They may belong to root. Unless they are named here, they are those of `ROPEJIT_CACHE_PATH`, and behind
+    /// them the packs that are installed in the user's data folder.
     #[must_use]
     pub fn cache_path(mut self, folders: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
         self.cache_path = Some(folders.into_iter().map(Into::into).collect());
