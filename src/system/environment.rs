@@ -1,5 +1,5 @@
 //! The environment's variables. All that this crate reads itself are read here, so that one rule holds: an empty variable is
-//! an unset one. Libraries read `TMPDIR` (the standard library), and `HOME`, `XDG_CACHE_HOME`
+//! an unset one. What speaks to stores reads credentials (`AWS_ACCESS_KEY_ID` and others) and `SSL_CERT_FILE` itself. Libraries read `TMPDIR` (the standard library), and `HOME`, `XDG_CACHE_HOME`
 //! and `XDG_DATA_HOME` (`directories`).
 //!
 //! | variable | says | read by |

@@ -23,7 +23,7 @@ use ropejit::{Error, ErrorKind, Result};
 use tokio::runtime::Runtime;
 use url::{Position, Url};
 
-use super::reach::Patience;
+use super::reach::Limits;
 
 /// How long to wait before a request that failed and may succeed is made again, such as one that a server was too busy for: the first
 /// wait, and the factor by which the range grows that each further one is drawn from. `benches/fleet.py` has simulated it.
@@ -68,7 +68,7 @@ impl Place {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] when the URL, or what the environment says about its store, is wrong.
-    pub fn open(address: &str, patience: Patience) -> Result<Self> {
+    pub fn open(address: &str, limits: Limits) -> Result<Self> {
         let wrong = |why: String| {
             Error::argument("URL", why)
                 .hint("such as s3://bucket/folder, gs://…, az://…, https://host/folder or file:///folder")
@@ -88,13 +88,13 @@ impl Place {
         };
         let (scheme, root) =
             ObjectStoreScheme::parse(&url).map_err(|_| wrong(format!("{shown}: no kind of store that is known")))?;
-        let store = open(&scheme, &url, patience)
+        let store = open(&scheme, &url, limits)
             .map_err(unusable)?
             .ok_or_else(|| wrong(format!("{shown}: no kind of store that is known")))?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime =
             runtime.map_err(|e| Error::new(ErrorKind::Io, "no network: it cannot be waited for").caused_by(e))?;
-        let limit = patience.timeout;
+        let limit = limits.whole;
         Ok(Self { runtime: Some(runtime), store, root, shown, ends: Instant::now() + limit, limit })
     }
 
@@ -216,18 +216,14 @@ impl Drop for Place {
 }
 
 /// The store of a URL; `None` for a kind that is not served.
-fn open(
-    scheme: &ObjectStoreScheme,
-    url: &Url,
-    patience: Patience,
-) -> object_store::Result<Option<Box<dyn ObjectStore>>> {
+fn open(scheme: &ObjectStoreScheme, url: &Url, limits: Limits) -> object_store::Result<Option<Box<dyn ObjectStore>>> {
     static RING: Once = Once::new();
     RING.call_once(|| {
         // Fails where the program has chosen another one, which does as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
     });
     let (init_backoff, base) = BACKOFF;
-    let max_backoff = patience.timeout / LAST;
+    let max_backoff = limits.whole / LAST;
     let retry = RetryConfig {
         backoff: BackoffConfig { init_backoff, max_backoff, base },
         max_retries: usize::MAX,
@@ -235,8 +231,8 @@ fn open(
     };
     // The whole is timed here; a request of its own may take all of it.
     let times = [
-        (ClientConfigKey::ConnectTimeout, patience.connect_timeout),
-        (ClientConfigKey::Timeout, patience.timeout + Duration::from_secs(1)),
+        (ClientConfigKey::ConnectTimeout, limits.connect),
+        (ClientConfigKey::Timeout, limits.whole + Duration::from_secs(1)),
     ]
     .map(|(key, time)| (key, format!("{}ms", time.as_millis())));
     Ok(Some(match scheme {

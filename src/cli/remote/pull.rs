@@ -134,7 +134,7 @@ impl Order<'_> {
 
     fn pull(&self) -> Result<Pulled, Fault> {
         let templates = Target::here(None).templates;
-        let place = Place::open(self.url, self.patience).map_err(Fault::Broken)?;
+        let place = Place::open(self.url, self.patience.to_pull()).map_err(Fault::Broken)?;
         let at = folder(templates, self.arch);
         let latest = self.latest(&place, &at, templates)?;
         let into =

@@ -63,7 +63,7 @@ pub struct Pushed {
 impl Push {
     pub fn run(self) -> Result<()> {
         let key = self.signing.read()?;
-        let place = || Place::open(&self.url, self.patience);
+        let place = || Place::open(&self.url, self.patience.to_push());
         place()?; // before any work: a URL that is wrong
         let pushed = match &self.pack {
             Some(path) => {
@@ -117,7 +117,7 @@ pub fn publish(
     };
     let packs = named.iter().map(|arch| Ok((arch, make(arch, vec![arch.clone()])?)));
     let packs = packs.collect::<Result<Vec<_>>>()?;
-    let place = Place::open(url, patience)?; // the time runs from now on
+    let place = Place::open(url, patience.to_push())?; // the time runs from now on
     packs.iter().map(|(arch, pack)| one(&place, pack, arch, key)).collect()
 }
 

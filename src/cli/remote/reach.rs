@@ -18,10 +18,35 @@ pub const URL_HELP: &str = "Folder of a store: s3://bucket/folder, gs://…, az:
 pub struct Patience {
     /// Seconds that connecting to the store may take.
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "1")]
-    pub connect_timeout: Duration,
-    /// Seconds that all of it may take, retries included.
-    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "5")]
-    pub timeout: Duration,
+    connect_timeout: Duration,
+    /// Seconds that all of it may take, retries included (default: 5 to pull, 60 to push).
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    timeout: Option<Duration>,
+}
+
+/// Times that end an attempt.
+#[derive(Clone, Copy)]
+pub struct Limits {
+    /// To connect.
+    pub connect: Duration,
+    /// For all of it.
+    pub whole: Duration,
+}
+
+impl Patience {
+    /// Before a program starts: it had better start cold than late.
+    pub fn to_pull(self) -> Limits {
+        self.within(Duration::from_secs(5))
+    }
+
+    /// After work that is not to be lost.
+    pub fn to_push(self) -> Limits {
+        self.within(Duration::from_secs(60))
+    }
+
+    fn within(self, whole: Duration) -> Limits {
+        Limits { connect: self.connect_timeout, whole: self.timeout.unwrap_or(whole) }
+    }
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
