@@ -756,7 +756,7 @@ fn every_command_has_help_with_an_example_or_explanation() {
             }
         }
     }
-    assert_eq!(pages, 1 + 10 + 7 + 2 + 5, "the program, its commands, and those of inspect, pack and template");
+    assert_eq!(pages, 1 + 12 + 7 + 2 + 5, "the program, its commands, and those of inspect, pack and template");
     shell.ok(&["--version"]);
     let bare = shell.run(&[]);
     assert_eq!((bare.code, bare.stdout.as_str()), (2, ""));
