@@ -12,14 +12,15 @@ export ROPEJIT_NVRTC = $(shell $(OWN_NVRTC))
 endif
 BIN := $(or $(CARGO_TARGET_DIR),target)/release/ropejit
 
-.PHONY: help build nvrtc demo test test-transformers miri fuzz kernels check-kernels check-priors lint python test-python lint-python gpu-bundle priors peers-bundle clean
+.PHONY: help build nvrtc demo test test-remote test-transformers miri fuzz kernels check-kernels check-priors lint python test-python lint-python gpu-bundle priors peers-bundle clean
 
 help:
 	@echo "make demo        what it is about, in a minute (no GPU needed)"
 	@echo "make test        all tests that need no GPU"
 	@echo "make test-transformers  forms of RoPE, bit for bit with transformers on the CPU (installs PyTorch)"
+	@echo "make test-remote  packs over nginx, s3s-fs and docker-registry on this machine, and all faults of a network"
 	@echo "make miri        unsafe code that needs no GPU, in Miri (a nightly toolchain with miri and rust-src)"
-	@echo "make fuzz        the readers of entries, of config.json and of kernels' descriptions against any input (FUZZ_SECONDS each)"
+	@echo "make fuzz        the readers of entries, of packs, of config.json and of kernels' descriptions against any input (FUZZ_SECONDS each)"
 	@echo "make kernels     the kernels that the crate ships, from templates/ into cache/"
 	@echo "make check-priors  which shipped choices were measured with older templates, and how to measure them again"
 	@echo "make lint        format, clippy, documentation, feature combinations"
@@ -47,6 +48,12 @@ test: nvrtc
 	$(CARGO) test --release --all-targets
 	$(CARGO) test --release --doc
 
+# The faults need nothing more. Of servers, s3s-fs is built (some minutes, into target/servers); nginx, docker-registry, skopeo and
+# minisign are used where they are: apt-get install nginx-light docker-registry skopeo minisign openssl
+test-remote:
+	@test -x target/servers/bin/s3s-fs || $(CARGO) install s3s-fs --version 0.13.0 --locked --features binary --root target/servers
+	PATH="$(CURDIR)/target/servers/bin:$$PATH" $(CARGO) test --test remote
+
 # transformers on the CPU over a grid of forms, bit for bit: PyTorch and transformers from PyPI, some gigabytes.
 test-transformers: build
 	@test -x .venv-transformers/bin/python || { python3 -m venv .venv-transformers && \
@@ -63,6 +70,7 @@ miri:
 fuzz:
 	scripts/fuzz.sh entry $(FUZZ_SECONDS)
 	scripts/fuzz.sh model_config $(FUZZ_SECONDS)
+	scripts/fuzz.sh pack $(FUZZ_SECONDS)
 	scripts/fuzz.sh template_description $(FUZZ_SECONDS)
 	scripts/fuzz.sh template_expression $(FUZZ_SECONDS)
 
@@ -80,7 +88,10 @@ check-priors:
 lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) clippy --all-targets --features metrics -- -D warnings
+	$(CARGO) clippy --test remote -- -D warnings
 	$(CARGO) clippy --no-default-features --all-targets -- -D warnings
+	$(CARGO) clippy --no-default-features --features remote --lib -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items
 
 # The wheel serves Python 3.10 and newer, whatever builds it.

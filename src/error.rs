@@ -35,6 +35,10 @@ pub enum ErrorKind {
     UntrustedCache,
     /// `Frozen` forbids work, and what was asked for is not in the cache: the subject names the entry.
     NotCached,
+    /// A pack cannot be used: it is damaged, or for something else. The subject is its path.
+    Pack,
+    /// A signature is missing, wrong, or of nobody who is trusted; or a key is none.
+    Signature,
     /// A lock file cannot be used as it stands: the subject is its path, and the line where there is one.
     LockFile,
     /// A token's position lies outside the cos/sin table.

@@ -50,6 +50,7 @@
 //! - [`Engine::prewarm`] fills the cache ahead of time for a list of specs and numbers of tokens, with
 //!   [`Builder::arch`](engine::Builder::arch) for a GPU that is not there. [`Engine::wait_tuned`] waits for what is tuned in
 //!   the background, after [`Engine::freeze`] nothing is compiled, and [`Engine::stats`] counts what was done.
+//! - The module `remote`, behind the feature of that name, makes a cache one signed file for other machines.
 //! - [`Rope::check`] reports a token whose position lay outside the tables; such a token has become NaN.
 //! - [`rope`] is the domain, pure: [`rope::model`] reads a `config.json`, [`rope::scaling`] turns it into frequencies and
 //!   tables, [`rope::reference`] computes the rotation in plain Rust. [`engine`], [`store`] (the cache), [`tune`] (the search) and
@@ -66,6 +67,8 @@ pub mod cli;
 pub mod error;
 pub mod families;
 pub mod jit;
+#[cfg(feature = "remote")]
+pub mod remote;
 pub mod rope;
 mod service;
 pub mod system;

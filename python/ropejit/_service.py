@@ -21,6 +21,7 @@ class Stats:
     waited: int
     unusable_entries: int
     failed_writes: int
+    late_compiles: int
 
 
 @dataclass(frozen=True)

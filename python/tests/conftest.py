@@ -10,6 +10,8 @@ import types
 
 # Before anything of ropejit is loaded: a cache of our own, and no tuning beside tests that share few cores.
 os.environ.setdefault("ROPEJIT_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"ropejit-tests-{os.getuid()}"))
+# Packs that the tester has installed are not read.
+os.environ["XDG_DATA_HOME"] = os.path.join(tempfile.gettempdir(), f"ropejit-tests-{os.getuid()}", "no-data")
 os.environ.setdefault("ROPEJIT_TUNING", "never")
 # Products that come out the same twice, so that bits can be compared.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -37,6 +37,8 @@ enum Need {
     HostCompiler,
     Cache,
     CachePath,
+    /// Those in the user's data folder.
+    Packs,
 }
 
 impl Doctor {
@@ -54,7 +56,15 @@ impl Doctor {
             (Need::HostCompiler, "host_compiler", host),
             (Need::Cache, "cache", usable(&places)),
         ];
-        all.extend(places.read_only.iter().map(|root| (Need::CachePath, "cache_path", readable(&places, root))));
+        all.extend(
+            places
+                .read_only
+                .iter()
+                .flat_map(|root| readable(&places, root))
+                .map(|found| (Need::CachePath, "cache_path", found)),
+        );
+        let packs = places.packs.iter().filter(|folder| folder.exists());
+        all.extend(packs.flat_map(|root| readable(&places, root)).map(|found| (Need::Packs, "packs", found)));
         if self.json {
             let mut fields = serde_json::Map::new();
             for (need, name, found) in &all {
@@ -62,8 +72,8 @@ impl Doctor {
                     Ok(text) => json!({ "ok": true, "what": text }),
                     Err(e) => json!({ "ok": false, "what": e.to_string() }),
                 };
-                if *need == Need::CachePath {
-                    // As many as the variable names.
+                if matches!(need, Need::CachePath | Need::Packs) {
+                    // As many as there are.
                     let list = fields.entry(*name).or_insert_with(|| json!([]));
                     list.as_array_mut().into_iter().for_each(|list| list.push(value.clone()));
                 } else {
@@ -109,9 +119,13 @@ fn usable(places: &Places) -> Result<String> {
     }
 }
 
-/// Whether a folder that is only read is there and can be trusted.
-fn readable(places: &Places, root: &Path) -> Result<String> {
-    Ok(format!("{} ({})", root.display(), holding(&places.open_read_only(root)?)?))
+/// Whether the layers of a folder that is only read are there and can be trusted.
+fn readable(places: &Places, root: &Path) -> Vec<Result<String>> {
+    let told = |disk: Disk| Ok(format!("{} ({})", disk.root().unwrap_or(root).display(), holding(&disk)?));
+    match places.open_layers(root) {
+        Ok(layers) => layers.into_iter().map(|layer| layer.and_then(told)).collect(),
+        Err(e) => vec![Err(e)],
+    }
 }
 
 /// Owner, mode and number of entries of a folder.

@@ -7,15 +7,18 @@ use ropejit::system::environment;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
+/// Warnings. What the library that judges certificates says is in the error as well.
+const DEFAULT: &str = "warn,rustls_platform_verifier=off";
+
 /// Warnings of the library go to stderr, in colours only where a person reads them and wants any. A program that has set up a
 /// log of its own keeps it.
 pub fn to_stderr() {
     let (filter, problem) = match environment::raw("ROPEJIT_LOG") {
         Some(value) => match filter(&value) {
             Ok(filter) => (filter, None),
-            Err(problem) => (EnvFilter::new("warn"), Some(problem)),
+            Err(problem) => (EnvFilter::new(DEFAULT), Some(problem)),
         },
-        None => (EnvFilter::new("warn"), None),
+        None => (EnvFilter::new(DEFAULT), None),
     };
     let colours = colours(std::io::stderr().is_terminal(), environment::raw("NO_COLOR").as_deref());
     tracing_subscriber::fmt()

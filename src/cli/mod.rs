@@ -18,11 +18,14 @@ mod lock;
 pub mod log;
 mod model;
 mod output;
+mod pack;
 mod prewarm;
 mod prewarm_command;
+mod prewarm_remote;
 mod prewarm_template;
 mod prewarmed;
 mod program;
+mod remote;
 mod run;
 mod spec;
 mod table;
@@ -48,8 +51,10 @@ Examples:
   ropejit demo                                           what it is about, in a minute
   ropejit prewarm --model config.json --tokens 1,8192    fill the cache at deploy time
   ropejit prewarm --model llama-3.1-8b --arch sm_90      the same where there is no GPU
+  ropejit pack OUT.pack --model config.json              what is in the cache as one file, for other machines
   ropejit inspect                                        what was chosen, and why
   ropejit run --model llama-3.1-8b --tokens 8192         one application, checked and timed
+  ropejit pull s3://bucket/packs --pubkey RW…            a machine that starts warm
   ropejit template check my_kernel.toml                  a kernel of your own, checked before it serves
 
 Environment:
@@ -79,11 +84,14 @@ struct Cli {
 enum Command {
     Demo(demo::Demo),
     Run(run::Run),
-    Prewarm(prewarm::Prewarm),
+    Prewarm(Box<prewarm::Prewarm>),
+    Pack(pack::Pack),
     Inspect(inspect::Inspect),
     Model(model::Model),
     Bench(bench::Bench),
     Doctor(doctor::Doctor),
+    Push(remote::Push),
+    Pull(remote::Pull),
     Template(template::Template),
     Test(test::Test),
 }
@@ -105,10 +113,13 @@ pub fn run(program: Vec<OsString>, arguments: impl IntoIterator<Item = OsString>
         Command::Demo(command) => command.run(),
         Command::Run(command) => command.run(),
         Command::Prewarm(command) => command.run(),
+        Command::Pack(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Model(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Doctor(command) => command.run(),
+        Command::Push(command) => command.run(),
+        Command::Pull(command) => command.run(),
         Command::Template(command) => command.run(),
         Command::Test(command) => command.run(),
     };

@@ -13,6 +13,7 @@ use ropejit::{Engine, Error, Result};
 use super::fused::root_of;
 use super::lock::{self, Writer};
 use super::output;
+use super::prewarm_remote::RemoteArgs;
 use super::prewarm_template::TemplateArgs;
 use super::prewarmed::{Done, Report};
 use super::spec::{self, Chosen, FormArgs, NumberArgs};
@@ -43,6 +44,9 @@ Examples:
                                            compile what it names where there is no GPU
   ropejit prewarm --template add_rmsnorm.toml --spec hidden=4096,dtype=bf16 --size rows=1,64,8192
                                            a kernel of your own
+  ropejit prewarm --model config.json --arch sm_90 --pull s3://bucket/packs --pubkey RW… \
+                  --push s3://bucket/packs --key ropejit.key
+                                           what CI runs: get the pack, make what it lacks, push the new one
   ropejit prewarm --check rope.lock        exit status 1 if it no longer holds
 
 A call finds what was prepared for its dtype, tables, positions, rounding, direction
@@ -102,6 +106,8 @@ pub struct Prewarm {
         conflicts_with_all = ["model", "lock", "manifest", "no_tune", "measure", "bhsd", "layout", "head_dim", "num_heads"]
     )]
     check: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    remote: RemoteArgs,
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
@@ -121,6 +127,8 @@ impl Prewarm {
         }
         // Before any work: a file that cannot be read ends it.
         let mut writer = self.lock.as_deref().map(Writer::open).transpose()?;
+        let remote = self.remote.open()?;
+        remote.pull(&self.architectures()?)?;
         let bar = output::spinner();
         let engines = self.engines(Some(&bar))?;
         let report = if self.templates.is_empty() {
@@ -142,7 +150,8 @@ impl Prewarm {
         } else {
             report.print()?;
         }
-        report.kept()
+        report.kept()?;
+        remote.push(&engines)
     }
 
     /// What to prepare.
@@ -165,6 +174,12 @@ impl Prewarm {
             return Ok(vec![builder().build()?]);
         }
         self.arch.iter().map(|arch| builder().arch(arch).build().map_err(spec::as_typed)).collect()
+    }
+
+    /// What is prepared for, where packs are pulled.
+    fn architectures(&self) -> Result<Vec<String>> {
+        let looks = self.remote.pulls() && self.arch.is_empty();
+        Ok(if looks { vec![Engine::builder().in_memory().build()?.facts().arch.clone()] } else { self.arch.clone() })
     }
 
     fn fill(

@@ -1,5 +1,6 @@
 //! The environment's variables. All that this crate reads itself are read here, so that one rule holds: an empty variable is
-//! an unset one. Libraries read `TMPDIR` (the standard library), and `HOME` and `XDG_CACHE_HOME` (`directories`).
+//! an unset one. Libraries read `TMPDIR` (the standard library), and `HOME`, `XDG_CACHE_HOME`
+//! and `XDG_DATA_HOME` (`directories`).
 //!
 //! | variable | says | read by |
 //! |---|---|---|

@@ -8,8 +8,12 @@ pub(crate) mod fork;
 pub mod private;
 mod read;
 pub(crate) mod trust;
+#[cfg(feature = "remote")]
+mod write;
 
 pub use read::{read_bytes, read_config, read_text};
+#[cfg(feature = "remote")]
+pub(crate) use {read::open_regular, write::replace};
 
 /// The process's standard error, without a lock of this process: a line is one call of the system.
 #[derive(Debug, Clone, Copy)]

@@ -10,11 +10,8 @@ use std::path::Path;
 /// When it cannot be opened or read, is no regular file (a pipe, a device, a folder), or has more than `most` bytes. Never
 /// waits for others.
 pub fn read_bytes(path: &Path, most: u64) -> Result<Vec<u8>> {
-    // Asked before it is opened, since opening some devices does something, and of what is open, which is what is read.
-    regular(&std::fs::metadata(path)?)?;
-    let file = open(path)?;
+    let file = open_regular(path)?;
     let meta = file.metadata()?;
-    regular(&meta)?;
     let too_long = || Error::new(ErrorKind::FileTooLarge, format!("it has more than {most} bytes"));
     if meta.len() > most {
         return Err(too_long());
@@ -22,6 +19,18 @@ pub fn read_bytes(path: &Path, most: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(meta.len() as usize);
     file.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > most { Err(too_long()) } else { Ok(bytes) }
+}
+
+/// Opens a regular file to read it; never waits for others.
+///
+/// # Errors
+/// When it cannot be opened, or is a pipe, a device or a folder.
+pub(crate) fn open_regular(path: &Path) -> Result<File> {
+    // Asked before it is opened, since opening some devices does something, and of what is open, which is what is read.
+    regular(&std::fs::metadata(path)?)?;
+    let file = open(path)?;
+    regular(&file.metadata()?)?;
+    Ok(file)
 }
 
 /// Bytes at most of a model's configuration: some name tens of thousands of labels.

@@ -47,7 +47,12 @@ impl Shell {
 
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ropejit"));
-        command.args(args).env("ROPEJIT_CACHE_DIR", self.cache()).env("ROPEJIT_DEVICE", "host").stdin(Stdio::null());
+        command
+            .args(args)
+            .env("ROPEJIT_CACHE_DIR", self.cache())
+            .env("XDG_DATA_HOME", self.at("data"))
+            .env("ROPEJIT_DEVICE", "host")
+            .stdin(Stdio::null());
         command
     }
 
@@ -751,7 +756,7 @@ fn every_command_has_help_with_an_example_or_explanation() {
             }
         }
     }
-    assert_eq!(pages, 1 + 9 + 7 + 2, "the program, its commands, and those of inspect and template");
+    assert_eq!(pages, 1 + 10 + 7 + 2 + 5, "the program, its commands, and those of inspect, pack and template");
     shell.ok(&["--version"]);
     let bare = shell.run(&[]);
     assert_eq!((bare.code, bare.stdout.as_str()), (2, ""));

@@ -4,6 +4,7 @@
 
 use std::path::Path;
 use std::sync::Barrier;
+use std::time::Duration;
 
 use ropejit::args::{Args, Operand, PositionIds, Positions, Tables, Tensor};
 use ropejit::engine::ChoiceMeta;
@@ -43,6 +44,22 @@ fn a_second_process_neither_compiles_nor_tunes() {
         second.wait_tuned();
         let Stats { compiles, tunings, disk_hits, .. } = second.stats();
         assert_eq!((compiles, tunings, disk_hits), (0, 0, 1), "{tuning:?}");
+    }
+}
+
+/// The first call may compile. One that does so later, when a program has warmed up, is counted and warned of.
+#[test]
+fn a_late_compile_is_counted() {
+    let builder = || Engine::builder().device(DeviceChoice::Host).in_memory().tuning(Tuning::Never);
+    let other = Case::new(RopeSpec::new(DType::F16, 64, 4, 2), 1, 5);
+    let engine = builder().late_after(Duration::ZERO).build().expect("opens");
+    assert_eq!(works(&engine, &small()), Origin::Compiled);
+    assert_eq!(engine.stats().late_compiles, 0, "the first call is in time");
+    assert_eq!((works(&engine, &small()), engine.stats().late_compiles), (Origin::Memory, 0));
+    assert_eq!((works(&engine, &other), engine.stats().late_compiles), (Origin::Compiled, 1));
+    let patient = builder().late_after(Duration::MAX).build().expect("opens");
+    for case in [small(), other] {
+        assert_eq!((works(&patient, &case), patient.stats().late_compiles), (Origin::Compiled, 0));
     }
 }
 

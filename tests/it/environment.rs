@@ -29,6 +29,8 @@ extern "C" fn clean() {
             unsafe { std::env::remove_var(&name) };
         }
     }
+    // SAFETY: as above. Packs that the tester has installed are not read: there is no such folder.
+    unsafe { std::env::set_var("XDG_DATA_HOME", "/nonexistent/data") };
     // SAFETY: as above.
     unsafe { std::env::set_var(DONE, "1") };
     #[cfg(unix)]

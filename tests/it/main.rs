@@ -30,7 +30,13 @@ mod inspect_cli;
 mod lock;
 #[cfg(all(feature = "cli", unix))]
 mod lock_cli;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod nvrtc;
+#[cfg(all(feature = "cli", unix))]
+mod packs;
+#[cfg(all(feature = "cli", unix))]
+mod packs_cli;
 mod portable;
 mod positions;
 mod priors;
@@ -40,3 +46,5 @@ mod templates;
 mod templates_cli;
 #[cfg(all(feature = "cli", unix))]
 mod untrusted_cli;
+#[cfg(feature = "cli")]
+mod watch;

@@ -31,8 +31,10 @@ fn dependencies_point_down() {
         ("families/rope", &["error", "service", "rope"]),
         // The facade of names that others use.
         ("jit", &["service", "families"]),
+        // What carries a cache to other machines knows what is in it; no engine knows that.
+        ("remote", &["error", "service", "families", "system"]),
         // The command sees what everybody sees, and none of it sees the command.
-        ("cli", &["error", "families", "jit", "rope", "service", "system"]),
+        ("cli", &["error", "families", "jit", "remote", "rope", "service", "system"]),
     ];
     let part = |name: &str| {
         let inside =

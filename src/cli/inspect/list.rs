@@ -1,16 +1,18 @@
 //! `ropejit inspect list`
 
 use std::cmp::Reverse;
+use std::path::Path;
 
 use clap::{Args, ValueEnum};
 use rayon::prelude::*;
 use ropejit::jit::Bucket;
+use ropejit::store::{Head, Listed};
 use ropejit::{DType, Result};
 use serde_json::json;
 
 use super::super::table::{Table, heading};
 use super::super::{output, spec};
-use super::entries::{Cache, Row, row, short};
+use super::entries::{Row, row, short};
 
 /// All entries, or those that the filters let through (the default).
 ///
@@ -83,15 +85,14 @@ enum Sort {
 }
 
 impl List {
-    pub fn run(&self, cache: &Cache, as_json: bool) -> Result<()> {
-        let all = cache.heads()?;
+    pub fn run(&self, all: &[Listed<Head>], root: &Path, as_json: bool) -> Result<()> {
         let mut rows: Vec<Row> = all.par_iter().map(row).filter(|row| self.lets_through(row)).collect();
         self.sort(&mut rows);
         if as_json {
             return output::json(&output::without_engine(json!({ "entries": rows })));
         }
         if rows.is_empty() {
-            let root = cache.root.display();
+            let root = root.display();
             if all.is_empty() {
                 output::note(&format!(
                     "the cache is empty ({root}); fill it with: ropejit prewarm --model llama-3.1-8b"

@@ -10,10 +10,13 @@ mod upkeep;
 mod verdict;
 mod why;
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
-use ropejit::Result;
+use ropejit::remote::Pack;
 use ropejit::store::sweep::Bytes;
 use ropejit::store::{Kind, Store as _};
+use ropejit::{Error, Result};
 use serde_json::json;
 
 use super::output;
@@ -34,6 +37,7 @@ Examples:
                                   all choices as pictures
   ropejit inspect verify          exit status 1 if an entry is damaged
   ropejit inspect gc              remove what nobody needs
+  ropejit inspect --pack OUT.pack what is in a pack
 
 How to read a spec: bf16 d128[..64] h32/8 half_split once table=f32/half pos=implicit
   bf16, d128[..64], h32/8         dtype, head_dim (and rotary_dim), heads of q/k
@@ -53,6 +57,9 @@ pub struct Inspect {
     /// Print one JSON document.
     #[arg(long, global = true)]
     json: bool,
+    /// List what is in this pack instead, which is not installed and not verified for it.
+    #[arg(long, global = true, value_name = "FILE")]
+    pack: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -93,9 +100,18 @@ Example:
 
 impl Inspect {
     pub fn run(self) -> Result<()> {
+        if let Some(path) = &self.pack {
+            let What::List(command) = self.what.unwrap_or(What::List(list::List::default())) else {
+                return Err(Error::argument("--pack", "only a list can be made of a pack").hint(format!(
+                    "ropejit inspect list --pack {0}; to check it: ropejit pack verify {0} --pubkey ropejit.pub",
+                    path.display()
+                )));
+            };
+            return command.run(&Pack::open(path)?.heads()?, path, self.json);
+        }
         let root = entries::root()?;
         match self.what.unwrap_or(What::List(list::List::default())) {
-            What::List(command) => command.run(&Cache::open(&root)?, self.json),
+            What::List(command) => command.run(&Cache::open(&root)?.heads()?, &root, self.json),
             What::Show(command) => command.run(&Cache::open(&root)?, self.json),
             What::Why(command) => command.run(&Cache::open(&root)?, self.json),
             What::Report(command) => command.run(&Cache::open(&root)?, self.json),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use once_cell::race::OnceBox;
 
@@ -21,6 +21,9 @@ use crate::service::family::Families;
 use crate::service::store::layers::{Layers, Places};
 use crate::service::store::{Store, memory::InMemory};
 use crate::system::{environment, fork};
+
+/// A program warms up for less than this.
+const LATE_AFTER: Duration = Duration::from_secs(60);
 
 /// Options of an [`Engine`]. Unset ones come from the environment (`ROPEJIT_DEVICE`, `ROPEJIT_CACHE_DIR`,
 /// `ROPEJIT_CACHE_PATH`, `ROPEJIT_CACHE_MAX_BYTES`, `ROPEJIT_TRUST_GROUP`, `ROPEJIT_STRICT`, `ROPEJIT_TUNING`, `ROPEJIT_LOCK`),
@@ -43,6 +46,7 @@ pub struct Builder {
     lock_file: Option<PathBuf>,
     without_priors: bool,
     on_progress: Option<OnProgress>,
+    late_after: Option<Duration>,
 }
 
 impl Builder {
@@ -66,6 +70,7 @@ impl Builder {
             lock_file: None,
             without_priors: false,
             on_progress: None,
+            late_after: None,
         }
     }
 
@@ -98,7 +103,8 @@ impl Builder {
     }
 
     /// Cache folders that are only read, such as those of an image's layers: what the cache folder lacks is looked for
-    /// there, the first first. They may belong to root.
+    /// there, the first first. They may belong to root. Unless they are named here, they are those of `ROPEJIT_CACHE_PATH`, and behind
+    /// them the packs that are installed in the user's data folder.
     #[must_use]
     pub fn cache_path(mut self, folders: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
         self.cache_path = Some(folders.into_iter().map(Into::into).collect());
@@ -182,6 +188,14 @@ impl Builder {
         self
     }
 
+    /// So long after the engine's first call, a call that waits for a compiler is a warning that names it; default: one minute.
+    /// By then a program has warmed up, and what it calls should have been prewarmed.
+    #[must_use]
+    pub fn late_after(mut self, time: Duration) -> Self {
+        self.late_after = Some(time);
+        self
+    }
+
     /// Called while candidates are compiled and measured, from any thread. It must not drop the engine.
     #[must_use]
     pub fn on_progress(mut self, f: impl Fn(&Progress<'_>) + Send + Sync + 'static) -> Self {
@@ -209,7 +223,9 @@ impl Builder {
             None => {
                 let mut places = Places::from_environment()?;
                 places.user = self.cache_dir.clone().or(places.user);
-                places.read_only = self.cache_path.unwrap_or(places.read_only);
+                if let Some(named) = self.cache_path {
+                    (places.read_only, places.packs) = (named, None);
+                }
                 places.max_bytes = self.cache_max_bytes.or(places.max_bytes);
                 places.trust_group = self.trust_group.or(places.trust_group);
                 places.strict = self.strict.unwrap_or(places.strict);
@@ -238,6 +254,7 @@ impl Builder {
             named_folder: self.cache_dir,
             extensions: self.extensions,
             on_progress: self.on_progress,
+            late_after: self.late_after.unwrap_or(LATE_AFTER),
         }))
     }
 }
@@ -254,6 +271,7 @@ pub(super) struct Parts {
     pub named_folder: Option<PathBuf>,
     pub extensions: Extensions,
     pub on_progress: Option<OnProgress>,
+    pub late_after: Duration,
 }
 
 /// Makes an engine, of this process.
@@ -270,6 +288,7 @@ pub(super) fn assemble(parts: Parts) -> Engine {
         named_folder,
         extensions,
         on_progress,
+        late_after,
     } = parts;
     let (counters, closing) = (Arc::new(Counters::default()), Arc::new(AtomicBool::new(false)));
     let kernels = Kernels::new(Arc::clone(&device), Arc::clone(&store), Arc::clone(&counters), Arc::clone(&closing));
@@ -291,6 +310,8 @@ pub(super) fn assemble(parts: Parts) -> Engine {
         generation: fork::generation(),
         renewed: OnceBox::new(),
         opened: Instant::now(),
+        late_after,
+        first_call: AtomicU64::new(0),
         captured: AtomicU64::new(0),
         counters,
         slots: std::sync::Mutex::default(),

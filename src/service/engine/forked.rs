@@ -68,6 +68,7 @@ impl Engine {
             named_folder: shared.named_folder.clone(),
             extensions: shared.extensions.anew(),
             on_progress: None,
+            late_after: shared.late_after,
         }))
     }
 }

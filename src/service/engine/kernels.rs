@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::stats::Counters;
 use super::throttle::cancelled;
+use super::watch::{self, Work};
 use crate::error::{Error, ErrorKind, Result};
 use crate::service::device::{self, Binary, Device, Kernel};
 use crate::service::digest::text_digest;
@@ -111,7 +112,8 @@ impl Kernels {
                     None => None, // refused, by the driver say
                 },
             };
-            let made = self.device.compile(source).and_then(|binary| problem.compiled(&binary).map(|()| binary));
+            let compile = || self.device.compile(source).and_then(|binary| problem.compiled(&binary).map(|()| binary));
+            let made = watch::timed(Work::Compile, problem, compile);
             let binary = made.inspect_err(|e| self.note_failure(key, e))?;
             self.counters.compiles.add();
             let meta = ArtifactMeta {
@@ -252,7 +254,8 @@ impl Kernels {
         if !self.device.runs() {
             return Ok(Loaded { artifact, kernel: None });
         }
-        let kernel = device::load(self.device.as_ref(), binary, &source.entry, &problem.attrs(config))?;
+        let load = || device::load(self.device.as_ref(), binary, &source.entry, &problem.attrs(config));
+        let kernel = watch::timed(Work::Load, problem, load)?;
         Ok(Loaded { artifact, kernel: Some(kernel) })
     }
 }

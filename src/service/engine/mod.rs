@@ -22,6 +22,7 @@ pub(crate) mod slots;
 mod stats;
 pub(crate) mod throttle;
 mod tuning;
+mod watch;
 mod worker;
 
 pub use builder::Builder;

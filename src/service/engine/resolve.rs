@@ -7,7 +7,7 @@ use super::policy::{BUDGET, Tuning};
 use super::shared::Shared;
 use super::slots::Slots;
 use super::throttle::Throttle;
-use super::{lookup, missing, priors, single_flight};
+use super::{lookup, missing, priors, single_flight, watch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::service::device::Stream;
 use crate::service::family::{Config, Origin, Plan, Problem, Provenance};
@@ -43,9 +43,19 @@ pub fn resolve(
         return Ok((plan, false));
     }
     let started = Instant::now();
+    let since_first = shared.since_first_call();
     let plan = Arc::new(find_or_make(shared, problem, tuning)?);
     let (spec, tokens) = (problem.spec(), problem.bucket().tokens());
     tracing::debug!("{spec}, {tokens} tokens: {:?} in {:?}", plan.origin, started.elapsed());
+    if let Some(since_first) = since_first.filter(|&time| time >= shared.late_after && watch::has_waited(plan.origin)) {
+        shared.counters.late_compiles.add();
+        tracing::warn!(
+            "a call waited {:?} for a compiler, {since_first:?} after the first call: {} {spec}, {tokens} tokens, layout {}; prewarm it",
+            started.elapsed(),
+            problem.family(),
+            problem.class()
+        );
+    }
     slots.publish(problem, Arc::clone(&plan));
     let left = tuning == Tuning::Background && !plan.provenance.is_settled(shared.priors);
     Ok((plan, left))

@@ -57,6 +57,10 @@ pub struct Shared {
     pub(super) generation: u32,
     pub(super) renewed: OnceBox<Box<dyn StandIn>>,
     pub(super) opened: Instant,
+    /// So long after the first call, one that waits for a compiler is late.
+    pub(super) late_after: Duration,
+    /// When the first call came: milliseconds since `opened`, plus one; 0 for not yet.
+    pub(super) first_call: AtomicU64,
     /// When a capture was last seen: milliseconds since `opened`, plus one; 0 for never.
     pub(super) captured: AtomicU64,
     /// Of all specs.
@@ -84,6 +88,14 @@ impl Shared {
     pub fn since_capture(&self) -> Option<Duration> {
         let seen = Duration::from_millis(self.captured.load(Ordering::Relaxed).checked_sub(1)?);
         Some(self.opened.elapsed().saturating_sub(seen))
+    }
+
+    /// Time since the engine's first call; `None` for that call, which is the first to ask.
+    pub(super) fn since_first_call(&self) -> Option<Duration> {
+        let now = self.opened.elapsed();
+        let first =
+            self.first_call.compare_exchange(0, now.as_millis() as u64 + 1, Ordering::Relaxed, Ordering::Relaxed);
+        first.err().map(|ms| now.saturating_sub(Duration::from_millis(ms - 1)))
     }
 
     pub fn tell(&self, progress: &Progress<'_>) {

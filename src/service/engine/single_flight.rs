@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::policy::BUDGET;
 use super::shared::Shared;
 use super::throttle::{Throttle, cancelled};
+use super::watch::{self, Work};
 use super::{lookup, priors, room, tuning};
 use crate::error::Result;
 use crate::service::family::{Plan, Problem};
@@ -76,5 +77,5 @@ fn follow(
     };
     // Before candidates are compiled for nothing.
     room::room(shared.device.as_ref(), problem)?;
-    tuning::tune(shared, problem, budget, throttle)
+    watch::timed(Work::Tune, problem, || tuning::tune(shared, problem, budget, throttle))
 }

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 
+use super::watch;
 use crate::error::Result;
 use crate::service::store::Miss;
 
@@ -31,15 +32,25 @@ pub struct Stats {
     pub unusable_entries: u64,
     /// Entries that could not be kept.
     pub failed_writes: u64,
+    /// Calls that waited for a compiler long after the engine's first call ([`Builder::late_after`](super::Builder::late_after)).
+    pub late_compiles: u64,
 }
 
 /// A counter that threads share.
 #[derive(Default)]
-pub struct Counter(AtomicU64);
+pub struct Counter(AtomicU64, Option<&'static str>);
 
 impl Counter {
+    /// One that the metric of this name counts too.
+    const fn watched(metric: &'static str) -> Self {
+        Self(AtomicU64::new(0), Some(metric))
+    }
+
     pub fn add(&self) {
         self.0.fetch_add(1, Relaxed);
+        if let Some(metric) = self.1 {
+            watch::count(metric);
+        }
     }
 
     pub fn get(&self) -> u64 {
@@ -48,7 +59,6 @@ impl Counter {
 }
 
 /// The counters behind [`Stats`]; the hits in memory are counted where calls are made.
-#[derive(Default)]
 pub struct Counters {
     pub compiles: Counter,
     pub tunings: Counter,
@@ -58,8 +68,27 @@ pub struct Counters {
     pub waited: Counter,
     pub unusable_entries: Counter,
     pub failed_writes: Counter,
+    pub late_compiles: Counter,
     told_failures: Mutex<BTreeSet<String>>,
     told: AtomicBool,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            compiles: Counter::watched("ropejit_compiles_total"),
+            tunings: Counter::watched("ropejit_tunings_total"),
+            priors: Counter::watched("ropejit_priors_total"),
+            disk_hits: Counter::watched("ropejit_disk_hits_total"),
+            embedded_hits: Counter::watched("ropejit_embedded_hits_total"),
+            waited: Counter::watched("ropejit_waited_total"),
+            unusable_entries: Counter::watched("ropejit_unusable_entries_total"),
+            failed_writes: Counter::watched("ropejit_failed_writes_total"),
+            late_compiles: Counter::watched("ropejit_late_compiles_total"),
+            told_failures: Mutex::default(),
+            told: AtomicBool::new(false),
+        }
+    }
 }
 
 impl Counters {
@@ -101,6 +130,7 @@ impl Counters {
             waited: self.waited.get(),
             unusable_entries: self.unusable_entries.get(),
             failed_writes: self.failed_writes.get(),
+            late_compiles: self.late_compiles.get(),
         }
     }
 }

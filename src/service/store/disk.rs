@@ -35,7 +35,7 @@ use crate::service::key::Key;
 use crate::system::fork;
 
 /// What a file must not exceed to be read at all; the largest kernels are some tens of kilobytes.
-const MAX_ENTRY: u64 = 64 << 20;
+pub(crate) const MAX_ENTRY: u64 = 64 << 20;
 /// Bytes that a folder may hold unless the caller says otherwise: some fifty thousand kernels.
 const MAX_BYTES: u64 = 1 << 30;
 /// An entry's time is set when it is older than this.

@@ -19,6 +19,7 @@
 use std::io::Read;
 use std::ops::Deref;
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::service::key::FORMAT_VERSION;
@@ -29,7 +30,8 @@ const HEADER: usize = 72;
 const DIGEST: usize = 32;
 
 /// What an entry is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// A compiled kernel.
     Artifact,
@@ -151,7 +153,7 @@ impl Entry {
     }
 
     /// As [`decode`](Self::decode), of a file whose owner and mode were looked at.
-    pub(super) fn read(bytes: &[u8]) -> Result<Self, String> {
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self, String> {
         let Some((header, _)) = bytes.split_first_chunk::<HEADER>().filter(|_| bytes.len() >= HEADER + DIGEST) else {
             return Err(too_short(bytes.len() as u64));
         };

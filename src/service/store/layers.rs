@@ -52,18 +52,24 @@ impl Layers {
             )),
         };
         let mut layers = Self::new(top, Vec::new());
-        for root in &places.read_only {
-            match places.open_read_only(root) {
-                Ok(disk) => layers.push(Arc::new(disk)),
-                Err(e) if bearable(&e) => {
-                    if e.kind() == ErrorKind::Io {
-                        tracing::debug!("a cache folder is passed over: {e}");
-                    } else {
-                        tracing::warn!("a cache folder is passed over: {e}");
+        for root in places.to_read() {
+            let opened = match places.open_layers(root) {
+                Ok(opened) => opened,
+                Err(e) => vec![Err(e)],
+            };
+            for layer in opened {
+                match layer {
+                    Ok(disk) => layers.push(Arc::new(disk)),
+                    Err(e) if bearable(&e) => {
+                        if e.kind() == ErrorKind::Io {
+                            tracing::debug!("a cache folder is passed over: {e}");
+                        } else {
+                            tracing::warn!("a cache folder is passed over: {e}");
+                        }
+                        layers.searched.push(e.without_hint());
                     }
-                    layers.searched.push(e.without_hint());
+                    Err(e) => return Err(e),
                 }
-                Err(e) => return Err(e),
             }
         }
         Ok(layers)
@@ -79,8 +85,10 @@ impl Layers {
             None => Arc::new(InMemory::default()),
         };
         let mut layers = Self::new(top, Vec::new());
-        for root in places.read_only.iter().filter(|root| root.exists()) {
-            layers.push(Arc::new(places.open_read_only(root)?));
+        for root in places.to_read().filter(|root| root.exists()) {
+            for layer in places.open_layers(root)? {
+                layers.push(Arc::new(layer?));
+            }
         }
         Ok(layers)
     }

@@ -1,7 +1,7 @@
 //! Where compiled kernels and choices are kept. The store knows keys and bytes, not what they mean.
 //!
 //! An entry is trusted or it is a miss: [`Lookup`] says which, and why. [`disk`] is the folder of a user, kept tidy by
-//! [`sweep`], [`memory`] serves where no folder can be had, [`layers`] puts stores over one another at [`places`], [`entry`] is the format
+//! [`sweep`], [`memory`] serves where no folder can be had, [`layers`] puts stores over one another at [`places`], among them [`packs`], [`entry`] is the format
 //! of one file. [`flight`] lets one process make what many want. [`files`] is the seam where tests put faults in.
 
 pub mod claim;
@@ -11,6 +11,7 @@ pub mod files;
 pub mod flight;
 pub mod layers;
 pub mod memory;
+pub mod packs;
 pub mod places;
 pub mod sweep;
 mod trust;

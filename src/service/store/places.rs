@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::Store as _;
 use super::disk::Disk;
+use super::packs;
 use super::sweep::Bytes;
 use super::trust::Trust;
 use crate::error::{Error, Result};
@@ -15,6 +17,8 @@ pub struct Places {
     pub user: Option<PathBuf>,
     /// Folders that are only read, the first first.
     pub read_only: Vec<PathBuf>,
+    /// The folder that packs were installed in: read last.
+    pub packs: Option<PathBuf>,
     /// Bytes that the user's folder may hold.
     pub max_bytes: Option<u64>,
     /// A group that may write to the folders, by its number.
@@ -33,6 +37,7 @@ impl Places {
         Ok(Self {
             user: default_root(),
             read_only: default_read_only(),
+            packs: packs::default_folder(),
             max_bytes: environment::parsed("ROPEJIT_CACHE_MAX_BYTES")?.map(|Bytes(n)| n),
             trust_group: environment::trust_group()?,
             strict: match environment::text(strict)?.as_deref() {
@@ -65,12 +70,33 @@ impl Places {
         })
     }
 
-    /// Opens a folder that is only read.
+    /// Opens a folder that is only read; of one that is for several users, the user's own in it, if it is there.
     ///
     /// # Errors
     /// As [`Disk::read_only`].
     pub fn open_read_only(&self, root: &Path) -> Result<Disk> {
-        Disk::read_only_trusting(root, self.trust_group)
+        let own = Trust::read_only(self.trust_group).folder_in(root);
+        Disk::read_only_trusting(if own.exists() { &own } else { root }, self.trust_group)
+    }
+
+    /// The folders that are only read and are there or were named: those of the list, then that of packs.
+    pub fn to_read(&self) -> impl Iterator<Item = &Path> {
+        let packs = self.packs.as_ref().filter(|folder| folder.exists());
+        self.read_only.iter().chain(packs).map(PathBuf::as_path)
+    }
+
+    /// Opens the layers that a folder to read holds: its own entries, unless there are none and packs were installed in it, then these
+    /// packs, the newest first.
+    ///
+    /// # Errors
+    /// As [`open_read_only`](Self::open_read_only), for the folder; each pack may fail for itself.
+    pub fn open_layers(&self, root: &Path) -> Result<Vec<Result<Disk>>> {
+        let own = self.open_read_only(root)?;
+        let installed = packs::installed_in(own.root().unwrap_or(root));
+        let only_packs = !installed.is_empty() && !own.version().exists();
+        let packs = installed.iter().map(|pack| Disk::read_only_trusting(pack, self.trust_group));
+        let packs: Vec<_> = packs.collect();
+        Ok(Some(Ok(own)).filter(|_| !only_packs).into_iter().chain(packs).collect())
     }
 }
 

@@ -16,6 +16,7 @@ mod damage;
 mod kills;
 mod kubernetes;
 mod many;
+mod packs;
 mod places;
 mod processes;
 mod templates;
@@ -284,6 +285,7 @@ fn child() {
             }
         }
         "never" => drop(works(&with(&folder, &files, Tuning::Never))),
+        "install" => packs::install(&folder, files.as_ref()).expect("installed"),
         "broken" => processes::broken(&folder),
         other => panic!("no job {other}"),
     }
