@@ -168,6 +168,16 @@ priors() {
             measure --lock "$file" --head-dim "$d" --num-heads "$q" --num-kv-heads "$k" "${words[@]}"
         done
     done
+    # Norms with RoPE, forward and gradient: Qwen 3's sizes, LFM 2's, Gemma 3's.
+    local norm more
+    for shape in 128,32,8,weight_after 128,16,8,weight_after 128,64,8,weight_after 128,40,8,weight_after 64,32,8,weight_after \
+        256,16,8,one_plus_weight 256,8,4,one_plus_weight; do
+        IFS=, read -r d q k norm <<<"$shape"
+        for more in "" --backward; do
+            measure --lock "$file" --fused qk-norm --norm "$norm" --head-dim "$d" --num-heads "$q" --num-kv-heads "$k" \
+                "${transformers[@]}" $more
+        done
+    done
     of=(--head-dim 128 --num-heads 32 --num-kv-heads 8)
     for layout in "" --bhsd; do
         measure --lock "$file" "${of[@]}" --dtype f32 $layout
@@ -221,7 +231,18 @@ PY
 
 # Memory errors, races and reads of uninitialised memory in the GPU tests.
 sanitize() {
-    local tool which
+    local tool which form
+    # One call of each kind of fused kernel, checked against f64 by the command itself.
+    for tool in memcheck racecheck initcheck synccheck; do
+        for form in "qk-norm --head-dim 128" "qk-norm --head-dim 80 --dtype f32" "qk-norm --head-dim 128 --backward" \
+            "qk-norm --head-dim 96 --backward --dtype f16" "append --head-dim 128 --cache fp8 --q-fp8 --slots pages --norm weight_after" \
+            "mla --head-dim 192 --rotary-dim 64 --v-head-dim 512"; do
+            ROPEJIT_CACHE_DIR=$(mktemp -d) timeout 60 compute-sanitizer --tool $tool --error-exitcode 9 "$ropejit" run --fused $form \
+                --num-heads 8 --tokens 70 --tuning never >"$out/sanitizer-fused.txt" 2>&1
+            echo "compute-sanitizer $tool, $form: exit $? $(grep -hE 'ERROR SUMMARY|RACECHECK SUMMARY' "$out/sanitizer-fused.txt" | tail -1)"
+        done
+    done
+    [ -n "${SANITIZE_FUSED_ONLY:-}" ] && return
     for tool in memcheck racecheck initcheck; do
         # The tensors of more than 2^31 elements are left out for time, and tuning under the slowest tool; so is what times calls.
         which=(gpu:: --skip two_to_the --skip steady)
