@@ -22,7 +22,7 @@ struct Head<'a> {
 /// Works off a launch.
 ///
 /// # Safety
-/// As [`Kernel::launch`].
+/// As [`Kernel::launch`](crate::service::device::Kernel::launch).
 pub unsafe fn run(launch: &Launch<'_>) {
     let (spec, p, f) = (launch.spec, launch.p, &launch.f);
     let weight = |address: u64| {
@@ -71,7 +71,7 @@ pub unsafe fn run(launch: &Launch<'_>) {
 /// Normalises and turns one head, or copies it. `to` is `None` where it is stored nowhere: its root is saved all the same.
 ///
 /// # Safety
-/// As [`Kernel::launch`].
+/// As [`Kernel::launch`](crate::service::device::Kernel::launch).
 unsafe fn head(launch: &Launch<'_>, token: &Token, head: &Head<'_>, to: Option<Target>) {
     let (spec, t) = (launch.spec, head.tensor);
     let from = dot(&t.in_stride, [token.batch, token.number, head.number]);

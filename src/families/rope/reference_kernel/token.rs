@@ -46,7 +46,7 @@ impl Launch<'_> {
     /// A token of the launch; one that stands outside of the tables is reported.
     ///
     /// # Safety
-    /// As [`Kernel::launch`].
+    /// As [`Kernel::launch`](crate::service::device::Kernel::launch).
     pub unsafe fn token(&self, batch: i64, token: i64) -> Token {
         // SAFETY: this function's contract.
         let stand = unsafe { stand(self.spec, self.p, batch, token) };
