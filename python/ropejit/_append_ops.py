@@ -13,7 +13,8 @@ _NAMES = (
 )  # fmt: skip
 
 
-#: PyTorch 2.11 compiles an operator that writes to two views of one tensor so that the second is lost; 2.14 does not.
+#: PyTorch 2.11 compiles an operator that writes to two parts of one tensor so that the second is lost; 2.14 does not. Parts that lie
+#: between each other (MLA's) are right in both.
 _LOSES_VIEWS = tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) < (2, 14)
 
 
@@ -59,7 +60,8 @@ def rope_append(
                     " torch.no_grad() or torch.inference_mode()"
                 )
     if _LOSES_VIEWS and torch.compiler.is_dynamo_compiling() and v_cache is not None:
-        if k_cache._base is not None and k_cache._base is v_cache._base:
+        of_one = k_cache._base is not None and k_cache._base is v_cache._base
+        if of_one and sum((n - 1) * step for n, step in zip(k_cache.shape, k_cache.stride(), strict=True)) < k_cache.numel():
             raise ValueError(
                 "v_cache: is a view of the tensor that k_cache is a view of, and this PyTorch (before 2.14) would compile that"
                 " wrongly; hint: allocate the caches apart, or call rope_append outside of what is compiled"

@@ -27,8 +27,8 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _TOKENS = (1, 13, 700)
 #: Beyond this PyTorch's order changes with the number of rows.
 _WIDEST = 256
-#: With fewer rows of heads PyTorch gives a row more lanes, where it is long enough for them: another order, but for these.
-_FEW_ROWS, _ALIKE = 16, (64, 128, 192)
+#: With fewer rows of heads PyTorch gives a row more than 32 lanes, where it is long enough for them.
+_FEW_ROWS = 16
 
 _SWAPPED = {"bhsd": "bshd", "bshd": "bhsd"}
 
@@ -195,7 +195,7 @@ def of(rule):
         # A compiler takes sizes for unknown, where it is told so: `index` has it make these constants.
         head_dim, width, *counts = map(index, (q.shape[-1], width, q.shape[heads], 0 if k is None else k.shape[heads]))
         fewest = q if k is None or q.numel() <= k.numel() else k
-        if head_dim not in _ALIKE and fewest.numel() < _FEW_ROWS * head_dim:
+        if fewest.numel() < _FEW_ROWS * head_dim and not _adds_alike(head_dim):
             return None
         if not agrees(flavour, device, *counts, head_dim, width, q.dtype, cos.dtype, recorded):
             return None
@@ -213,6 +213,11 @@ def of(rule):
         return out[0] if k is None else out
 
     return fused
+
+
+def _adds_alike(head_dim):
+    """Whether a row is added up in one order for any number of rows: by 32 lanes, or by 64 whose halves meet first."""
+    return head_dim <= 64 or (128 <= head_dim < 256 and head_dim % 4 == 0)
 
 
 def _angles(form, shape, dtype, generator, device):
@@ -245,7 +250,7 @@ def _measured(rule, flavour, device, sizes, recorded):
     with torch.inference_mode(False), torch.set_grad_enabled(recorded), torch.autocast(place.type, enabled=False):
         try:
             heads, kv_heads, head_dim = sizes[:3]
-            fewest = 1 if head_dim in _ALIKE else -(-_FEW_ROWS // (min(heads, kv_heads) or heads))
+            fewest = 1 if _adds_alike(head_dim) else -(-_FEW_ROWS // (min(heads, kv_heads) or heads))
             counts = [n for n in _TOKENS if n >= fewest]
             same, why = all(_same(rule, flavour, place, n, *sizes, recorded) for n in counts), "PyTorch computes other bits"
         except (_ropejit.RopejitError, NotImplementedError) as error:  # frozen without such a kernel, say
