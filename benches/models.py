@@ -106,7 +106,10 @@ def compare(one, other):
     report = {}
     for part in ("prefill", "decode", "loss"):
         if part in one and part in other:
-            report[part] = {"differ": int((one[part] != other[part]).sum()), "of": one[part].numel()}
+            differ = one[part] != other[part]
+            report[part] = {"differ": int(differ.sum()), "of": differ.numel()}
+            if part == "decode" and differ.any():
+                report[part]["first_step"] = int(differ[0].any(-1).nonzero()[0])
     if "gradients" in one and "gradients" in other:
         norms = [n for n in one["gradients"] if n.endswith(("q_norm.weight", "k_norm.weight"))]
         rest = [n for n in one["gradients"] if n not in norms]
@@ -124,7 +127,7 @@ def main():
     made, ids = model(layers), torch.randint(0, 151936, (1, PREFILL), device="cuda")
     parts = ("prefill", "decode", "train")
     eager = measure(made, ids, parts)
-    again = measure(made, ids, ("train",))  # whether eager repeats itself
+    again = measure(made, ids, ("decode", "train"))  # whether eager repeats itself
     ropejit.patch("transformers")
     measure(made, ids, parts)  # kernels are tuned beside this
     ropejit.wait_tuned()
