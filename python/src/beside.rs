@@ -85,7 +85,7 @@ pub enum Where {
 
 impl Append {
     pub fn args(&self, spec: &RopeSpec, [batch, tokens, ..]: [usize; 4]) -> AppendArgs<'static> {
-        let cached = if spec.append.is_some_and(|append| append.cache.is_some()) { DType::E4M3 } else { spec.dtype };
+        let cached = spec.cache_dtype();
         // SAFETY: as in `Call::args`.
         let cache = |(address, layout)| unsafe { Tensor::from_raw(address as *mut c_void, cached, layout) };
         let numbers = |(address, len): (u64, usize), number| {

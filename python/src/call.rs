@@ -154,7 +154,6 @@ impl Call {
             let written = unsafe { Tensor::from_raw(output.0 as *mut c_void, dtype, output.1) };
             if self.in_place { Operand::in_place(written) } else { Operand::out_of_place(read(input), written) }
         };
-        let q_type = if self.spec.append.is_some_and(|append| append.q.is_some()) { DType::E4M3 } else { dtype };
         let k = |k: [(u64, Layout); 2]| match self.append {
             Some(_) => Operand::read_only(read(k[0])),
             None => operand(k, dtype),
@@ -194,7 +193,7 @@ impl Call {
         // SAFETY: as above; `tables` has checked that both have these rows and strides.
         let tables = unsafe { Tables::from_raw(tables[0], tables[1], form.dtype, rows, width, self.table_strides) };
         Args {
-            q: operand(self.q, q_type),
+            q: operand(self.q, self.spec.q_out_dtype()),
             k: self.k.map(k),
             tables,
             positions,

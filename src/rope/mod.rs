@@ -7,6 +7,7 @@
 mod append;
 mod dtype;
 mod e4m3;
+mod forms;
 mod layout;
 pub mod library;
 pub mod model;
@@ -18,9 +19,7 @@ pub(crate) mod text;
 
 pub use append::{Append, Fp8, ScaleUse, SlotForm};
 pub use dtype::DType;
+pub use forms::{Direction, PairStyle, PositionForm, RotaryPart, Rounding, TableForm, TableWidth};
 pub use layout::Layout;
 pub use norm::{Flavour, Norm, Rsqrt, SumOrder};
-
-pub use spec::{
-    Direction, PairStyle, PositionForm, RopeSpec, RotaryPart, Rounding, TableForm, TableWidth, weight_tiles,
-};
+pub use spec::{RopeSpec, weight_tiles};

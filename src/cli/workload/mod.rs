@@ -224,7 +224,7 @@ impl Workload {
     /// A launch of the kernel that serves these tensors, without anything around it: as many blocks of it, which find no
     /// work. `None` for the gradient of a norm, which is two launches.
     pub fn bare_launch(&self, rope: &Rope, head_major: bool) -> Result<Option<impl Fn() -> Result<()> + use<>>> {
-        if self.spec.norm.is_some() && self.spec.direction == Direction::Backward {
+        if self.spec.is_norm_gradient() {
             return Ok(None);
         }
         let missing = || Error::new(ErrorKind::Device, "the kernel to launch is not loaded");

@@ -1,7 +1,7 @@
 //! Where the tensors of one application lie in its memory.
 
 use ropejit::rope::Layout;
-use ropejit::{DType, Direction, RopeSpec};
+use ropejit::{DType, RopeSpec};
 
 /// Slots in a block of a cache, as in vLLM.
 pub const BLOCK: usize = 16;
@@ -43,7 +43,7 @@ impl Parts {
     pub fn of(spec: &RopeSpec, batch: usize, tokens: usize, head_major: bool) -> Self {
         let (q, kv) = (spec.num_heads as usize, spec.num_kv_heads as usize);
         let v_dim = spec.append.map_or(0, |append| append.v_head_dim as usize);
-        let saved = spec.norm.is_some() && spec.direction == Direction::Backward;
+        let saved = spec.is_norm_gradient();
         let dims = [spec.head_dim as usize, spec.k_dim() as usize];
         let tensor = |heads: usize, dim: usize, dtype: DType| {
             let layout = if head_major {
@@ -53,17 +53,16 @@ impl Parts {
             };
             Part { start: 0, layout, dtype }
         };
-        let fp8 = |is: bool| if is { DType::E4M3 } else { spec.dtype };
         let mut inputs = [(q, dims[0]), (kv, dims[1]), (q, dims[0]), (kv, dims[1]), (kv, v_dim)]
             .map(|(heads, dim)| tensor(heads, dim, spec.dtype));
         if !saved {
             (inputs[2].layout, inputs[3].layout) = (Layout::thd(0, 0, 0), Layout::thd(0, 0, 0));
         }
-        let q_type = fp8(spec.append.is_some_and(|append| append.q.is_some()));
-        let mut outputs = [tensor(q, dims[0], q_type), tensor(kv, dims[1], spec.dtype), tensor(0, 0, spec.dtype)];
-        if let Some(append) = spec.append {
+        let mut outputs =
+            [tensor(q, dims[0], spec.q_out_dtype()), tensor(kv, dims[1], spec.dtype), tensor(0, 0, spec.dtype)];
+        if spec.append.is_some() {
             let blocks = (batch * tokens).div_ceil(BLOCK);
-            let dtype = fp8(append.cache.is_some());
+            let dtype = spec.cache_dtype();
             for (output, dim) in outputs[1..].iter_mut().zip([dims[1], v_dim]) {
                 *output = Part { start: 0, layout: Layout::bshd(blocks, BLOCK, kv, dim), dtype };
             }

@@ -9,7 +9,7 @@ use ropejit::args::{NumberType, Slots, Vector, VectorInput};
 use ropejit::device::Memory;
 use ropejit::rope::scaling::{TableMode, cos_sin_table};
 use ropejit::rope::{Fp8, ScaleUse, SlotForm};
-use ropejit::{Angles, DType, Direction, Engine, Error, PositionForm, Result, RopeSpec};
+use ropejit::{Angles, DType, Engine, Error, PositionForm, Result, RopeSpec};
 
 use super::super::spec::Chosen;
 use super::parts::BLOCK;
@@ -145,7 +145,7 @@ impl Neighbours {
         let scales = [(heads[0], of_q), (heads[1], of_cache), (heads[2], of_cache)]
             .map(|(heads, step)| bytes.place((0..heads).flat_map(|_| (step * near_one()).to_ne_bytes())));
         // Backward reads the roots; here forward keeps none.
-        let backward = spec.norm.is_some() && spec.direction == Direction::Backward;
+        let backward = spec.is_norm_gradient();
         let rooted = if backward { tokens } else { 0 };
         let roots =
             [heads[0], heads[1]].map(|heads| bytes.place((0..heads * rooted).flat_map(|_| near_one().to_ne_bytes())));

@@ -148,7 +148,7 @@ impl Shape<'_> {
         mix: &mut u64,
     ) -> Result<()> {
         let spec = self.spec;
-        let cache_type = if append.cache.is_some() { DType::E4M3 } else { spec.dtype };
+        let cache_type = spec.cache_dtype();
         if args.k.as_ref().is_some_and(|k| k.output.is_some()) {
             return Err(
                 Error::argument("k output", "is given, and k goes to the cache").hint("pass k as Operand::read_only")

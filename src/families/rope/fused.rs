@@ -4,7 +4,7 @@
 //! `lanes` threads share the slots of a head.
 
 use super::tunables::{Class, Hint, Variant, Why};
-use crate::rope::{Direction, RopeSpec, Rounding};
+use crate::rope::{RopeSpec, Rounding};
 use crate::service::bucket::Bucket;
 use crate::service::device::{Abilities, Dialect};
 
@@ -19,11 +19,6 @@ pub(super) fn widest_slot(spec: &RopeSpec) -> u32 {
     let v = spec.append.map_or(0, |append| append.v_head_dim / 2);
     let widest = 16 / spec.dtype.size() as u32;
     1 << ((spec.rotary_dim / 2) | rest | v | widest).trailing_zeros()
-}
-
-/// The gradient of a norm, whose heads are worked off in tiles.
-fn is_tiled(spec: &RopeSpec) -> bool {
-    spec.norm.is_some() && spec.direction == Direction::Backward
 }
 
 /// Threads that share a head when each has one slot of it.
@@ -51,7 +46,7 @@ pub(super) fn space(
     let host = can.dialect == Dialect::Host;
     let few = heads_of_all <= 1 << 17 || host;
     let vec = widest_slot(spec);
-    let tiled = is_tiled(spec);
+    let tiled = spec.is_norm_gradient();
     let lanes = if host { 1 } else { lanes(spec, vec) };
     let fits = |threads: &u32| !tiled || lanes == 1 || shared_bytes(spec, vec, lanes, *threads) <= SHARED;
     // With these, a thread fits so many registers that ten blocks stay; others share cos and sin between two heads.
@@ -130,7 +125,7 @@ pub(super) fn check(spec: &RopeSpec, v: Variant) -> Result<(), Why> {
     if u32::from(v.blocks) * u32::from(v.threads) > 2048 {
         return Err(("blocks", "must be fewer: a multiprocessor has 2048 threads"));
     }
-    if !is_tiled(spec) {
+    if !spec.is_norm_gradient() {
         return Ok(());
     }
     if v.heads != 1 {
@@ -151,7 +146,7 @@ pub(super) fn check(spec: &RopeSpec, v: Variant) -> Result<(), Why> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rope::{Append, DType, Flavour, Norm, PairStyle};
+    use crate::rope::{Append, DType, Direction, Flavour, Norm, PairStyle};
 
     #[test]
     fn the_space_is_legal_for_every_head_dim() {

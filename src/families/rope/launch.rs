@@ -8,7 +8,7 @@ use super::beside::beside;
 use super::params::{AngleParams, Divider, FusedParams, Params, ShapeParams, TensorParams};
 use super::variant::{Class, Variant};
 use crate::error::{Error, ErrorKind, Result};
-use crate::rope::{DType, Direction, PositionForm, RopeSpec, weight_tiles};
+use crate::rope::{DType, PositionForm, RopeSpec, weight_tiles};
 use crate::service::family::{Dialect, Geometry, LaunchAttrs, Plan, Stream};
 
 /// A call, checked against its spec. Made of [`Args`] only, so what it points to is valid while they live.
@@ -27,8 +27,7 @@ pub(crate) struct Call<'a> {
 pub(crate) fn attrs(spec: &RopeSpec, class: Class, variant: Variant) -> LaunchAttrs {
     let lanes = variant.lanes(spec, class);
     let groups = spec.items() / u32::from(variant.heads);
-    let tiled = spec.norm.is_some() && spec.direction == Direction::Backward;
-    let numbers = [i64::from(groups * lanes), variant.threads.into(), lanes.into(), tiled.into()];
+    let numbers = [i64::from(groups * lanes), variant.threads.into(), lanes.into(), spec.is_norm_gradient().into()];
     LaunchAttrs { overlap: variant.overlap, shared: 0, numbers: Box::new(numbers) }
 }
 
@@ -58,7 +57,7 @@ fn launch_tiles(plan: &Plan, stream: Stream<'_>, call: &Call<'_>, mut fused: Fus
         return Ok(());
     }
     fused.stage = 1;
-    // A block adds up four columns (`WIDTH` in templates/fused.h).
+    // A block adds up four columns (`WIDTH` in templates/gradient.h).
     let columns = call.head_dim.div_ceil(4);
     launch_blocks(plan, stream, Geometry::row(2 * columns, threads), &params, call.angles, Some(&fused))
 }
@@ -66,8 +65,8 @@ fn launch_tiles(plan: &Plan, stream: Stream<'_>, call: &Call<'_>, mut fused: Fus
 /// Launches a call: once, unless it has more work than 2^31 threads.
 pub(crate) fn launch(plan: &Plan, stream: Stream<'_>, call: &Call<'_>) -> Result<()> {
     const MOST: u64 = (1 << 31) - 1;
-    if let Some(fused) = call.fused.filter(|_| plan.attrs.numbers[3] != 0) {
-        return launch_tiles(plan, stream, call, fused);
+    if let (Some(fused), true) = (&call.fused, plan.attrs.numbers[3] != 0) {
+        return launch_tiles(plan, stream, call, *fused);
     }
     let (units_per_token, threads) = work(plan);
     let tokens_at_once = (MOST / u64::from(units_per_token)) as u32;

@@ -19,7 +19,7 @@ use super::params::AngleParams;
 use super::variant::Class;
 use crate::error::{Error, Result};
 use crate::rope::scaling::{RopeParameters, cos_sin_table};
-use crate::rope::{DType, Direction, Layout, PositionForm, RopeSpec};
+use crate::rope::{DType, Layout, PositionForm, RopeSpec};
 use crate::service::device;
 use crate::service::family::{Bucket, Device, Memory, Plan, Stream, Throttle, Trial};
 
@@ -122,7 +122,6 @@ impl Scratch {
         let spec = &self.spec;
         let Shot { batch, tokens, .. } = shot;
         let base = self.base(shot.set);
-        let stored = |fp8: bool| if fp8 { DType::E4M3 } else { spec.dtype };
         let operand = |which: usize, heads: u32, dim: u32, dtype: DType| {
             let input = self.tensor(shot, base + self.set.inputs[which], heads, dim, spec.dtype)?;
             if self.in_place() {
@@ -146,10 +145,9 @@ impl Scratch {
             }
             (Some(ids), form) => Positions::Offsets(Offsets::in_memory(ids.as_ref(), form.is_wide(), batch)),
         };
-        let q_type = stored(spec.append.is_some_and(|append| append.q.is_some()));
         let has_k = spec.num_kv_heads > 0;
         let mut args = Args::new(
-            operand(0, spec.num_heads, spec.head_dim, q_type)?,
+            operand(0, spec.num_heads, spec.head_dim, spec.q_out_dtype())?,
             has_k.then(|| operand(1, spec.num_kv_heads, spec.k_dim(), spec.dtype)).transpose()?,
             self.tables(width)?,
             positions,
@@ -159,8 +157,8 @@ impl Scratch {
                 let at = base + self.set.inputs[2 + which];
                 self.tensor(shot, at, heads, spec.head_dim, spec.dtype).map(Input::from)
             };
-            let backward = spec.norm.is_some() && spec.direction == Direction::Backward;
-            let x = if backward { Some([x(0, spec.num_heads)?, x(1, spec.num_kv_heads)?]) } else { None };
+            let x =
+                if spec.is_norm_gradient() { Some([x(0, spec.num_heads)?, x(1, spec.num_kv_heads)?]) } else { None };
             args.norm = neighbours.norm(spec, batch * tokens, shot.compared, x)?;
             args.append = self.append(neighbours, shot)?;
         }
@@ -175,7 +173,7 @@ impl Scratch {
         let Some(append) = self.spec.append else { return Ok(None) };
         let (base, heads, dim) = (self.base(shot.set), self.spec.num_kv_heads, append.v_head_dim);
         let tokens = shot.batch * shot.tokens;
-        let cache_type = if append.cache.is_some() { DType::E4M3 } else { self.spec.dtype };
+        let cache_type = self.spec.cache_dtype();
         // Fewer tokens than there is room for are stored where they always are.
         let most = if shot.compared { tokens } else { self.tokens as usize };
         let cache = |which: usize, dim: u32| {

@@ -1,6 +1,6 @@
 //! Where the tensors of one call lie in the memory of a trial.
 
-use crate::rope::{Direction, RopeSpec};
+use crate::rope::RopeSpec;
 
 /// Small tensors start at multiples of this, large ones at multiples of that: so PyTorch's allocator places them. Where a
 /// tensor starts decides which memory channels are read and written at one time (benches/NOTES.md, 4).
@@ -22,13 +22,11 @@ impl PerToken {
         let (heads, kv_heads) = (u64::from(spec.num_heads), u64::from(spec.num_kv_heads));
         let size = spec.dtype.size() as u64;
         let (q, k) = (heads * u64::from(spec.head_dim), kv_heads * u64::from(spec.k_dim()));
-        let saved = spec.norm.is_some() && spec.direction == Direction::Backward;
+        let saved = spec.is_norm_gradient();
         let [q_x, k_x] = if saved { [q, k] } else { [0, 0] };
         let v = spec.append.map_or(0, |append| kv_heads * u64::from(append.v_head_dim));
         // What is stored as fp8 has a byte an element.
-        let stored = |fp8: bool| if fp8 { 1 } else { size };
-        let q_out = stored(spec.append.is_some_and(|append| append.q.is_some()));
-        let cache = stored(spec.append.is_some_and(|append| append.cache.is_some()));
+        let [q_out, cache] = [spec.q_out_dtype(), spec.cache_dtype()].map(|dtype| dtype.size() as u64);
         Self { inputs: [q, k, q_x, k_x, v].map(|elements| elements * size), outputs: [q * q_out, k * cache, v * cache] }
     }
 }
@@ -93,7 +91,7 @@ fn aligned(bytes: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rope::{Append, DType, Flavour, Fp8, Norm, ScaleUse};
+    use crate::rope::{Append, DType, Direction, Flavour, Fp8, Norm, ScaleUse};
 
     #[test]
     fn bytes_are_those_that_a_launch_moves() {
