@@ -17,18 +17,37 @@ pub struct TrustArgs {
     pub trust_unsigned: bool,
 }
 
+/// Whose packs are taken.
+pub enum Accepted {
+    /// Those that one of these keys has signed.
+    Signed(Vec<PublicKey>),
+    /// All.
+    Any,
+}
+
 impl TrustArgs {
-    /// The keys.
-    pub fn keys(&self) -> Result<Vec<PublicKey>> {
-        self.pubkey.iter().map(|key| PublicKey::read(key)).collect()
+    /// Reads the keys. Nothing is taken unless the caller says whose it may be; `unsigned_if` is when that may be anybody's.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`](ropejit::ErrorKind::InvalidArgument) when neither option is given, or a key is none.
+    pub fn accepted(&self, unsigned_if: &str) -> Result<Accepted> {
+        if self.trust_unsigned {
+            return Ok(Accepted::Any);
+        }
+        if self.pubkey.is_empty() {
+            let what = "is missing: no key says whose packs are accepted";
+            return Err(Error::argument("--pubkey", what).hint(format!(
+                "give the signer's public key (--pubkey ropejit.pub), or --trust-unsigned if {unsigned_if}"
+            )));
+        }
+        self.pubkey.iter().map(|key| PublicKey::read(key)).collect::<Result<_>>().map(Accepted::Signed)
     }
 
     /// Verifies a pack's signature; `None` where none is asked for.
     pub fn judge(&self, pack: &Pack) -> Result<Option<Signed>> {
-        if self.pubkey.is_empty() && !self.trust_unsigned {
-            return Err(Error::argument("--pubkey", "is missing: no key says whose packs are accepted")
-                .hint("give the signer's public key (--pubkey ropejit.pub), or --trust-unsigned if you know who made the file"));
+        match self.accepted("you know who made the file")? {
+            Accepted::Any => Ok(None),
+            Accepted::Signed(keys) => pack.verify_signature(&keys).map(Some),
         }
-        if self.trust_unsigned { Ok(None) } else { pack.verify_signature(&self.keys()?).map(Some) }
     }
 }

@@ -2,39 +2,24 @@
 
 use std::path::PathBuf;
 
-use ropejit::remote::signature::{self, PublicKey, SecretKey, Signed};
+use ropejit::remote::signature::{self, SecretKey, Signed};
 use ropejit::{Error, ErrorKind, Result};
 
 use super::super::pack::sign::password;
+pub use super::super::pack::trust::Accepted;
 use super::super::pack::trust::TrustArgs;
 
-/// Whose packs are taken.
-pub enum Accepted {
-    /// Those that one of these keys has signed.
-    Signed(Vec<PublicKey>),
-    /// All.
-    Any,
-}
-
 impl Accepted {
-    /// Reads the keys. Nothing is taken from a store unless the caller says whose it may be.
+    /// Whose packs are taken from a store.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`] when neither option is given, or a key is none.
+    /// As [`TrustArgs::accepted`], and where nothing is signed and the way to the store is open to all.
     pub fn read(trust: &TrustArgs, url: &str) -> Result<Self> {
-        if trust.trust_unsigned {
-            if url.trim_start().to_ascii_lowercase().starts_with("http:") {
-                return Err(Error::argument("--trust-unsigned", "over http anybody on the way can change what comes")
-                    .hint("use https, or packs that are signed: --pubkey RW…"));
-            }
-            return Ok(Self::Any);
+        if trust.trust_unsigned && url.trim_start().to_ascii_lowercase().starts_with("http:") {
+            return Err(Error::argument("--trust-unsigned", "over http anybody on the way can change what comes")
+                .hint("use https, or packs that are signed: --pubkey RW…"));
         }
-        if trust.pubkey.is_empty() {
-            return Err(Error::argument("--pubkey", "is missing: no key says whose packs are accepted").hint(
-                "give the signer's public key (--pubkey ropejit.pub), or --trust-unsigned if all who can write to the store may run code here",
-            ));
-        }
-        trust.keys().map(Self::Signed)
+        trust.accepted("all who can write to the store may run code here")
     }
 
     /// Verifies what must be signed; `None` where nothing need be.
