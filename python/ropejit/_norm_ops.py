@@ -3,7 +3,7 @@
 import torch
 
 from . import _ropejit, _tensors
-from ._norm_autograd import refuse_in_place, room, wants
+from ._norm_autograd import Gradients, refuse_in_place, room, wants
 from ._ops import _like, _tables_are_constant
 
 _Maybe = torch.Tensor | None  # the types below are the operators' schemas
@@ -100,14 +100,8 @@ def _backward(ctx, grad_q, grad_k, _):
     return *present, *(None,) * 14
 
 
-def _backward_of_gradients(ctx, *_):
-    raise NotImplementedError(
-        "qk_norm_rope has no second derivative; hint: differentiate the norm in PyTorch and rotate with ropejit.apply"
-    )
-
-
 norm_op.register_autograd(_backward, setup_context=_setup)
-norm_backward_op.register_autograd(_backward_of_gradients)
+norm_backward_op.register_autograd(Gradients.backward)
 
 
 def dispatched(q, k, *rest):

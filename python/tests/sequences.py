@@ -206,3 +206,9 @@ def innermost(function):
         if not named:
             return function
         function = named[0]
+
+
+def compiled(model, ids):
+    """The logits of a model that is compiled anew."""
+    torch.compiler.reset()
+    return torch.compile(model, fullgraph=True, backend="aot_eager")(input_ids=ids, use_cache=False).logits

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import ropejit
+import sequences
 import torch
 from transformers import (
     CohereConfig, CohereForCausalLM, GemmaConfig, GemmaForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig,
@@ -133,15 +134,10 @@ def test_a_compiled_patched_model(device):
     model = MODELS["llama"]().to(device).eval()
     ids = torch.randint(1, 64, (1, 5), device=device)
 
-
-    def compiled():
-        torch.compiler.reset()
-        return torch.compile(model, fullgraph=True, backend="aot_eager")(input_ids=ids, use_cache=False).logits
-
     with torch.no_grad():
-        plain = compiled()
+        plain = sequences.compiled(model, ids)
         with ropejit.patched("transformers"):
-            assert torch.equal(compiled(), plain)
+            assert torch.equal(sequences.compiled(model, ids), plain)
 
 
 def test_patch_and_unpatch():

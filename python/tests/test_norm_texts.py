@@ -7,27 +7,9 @@ import pytest
 import ropejit
 import sequences
 import torch
+from test_patch import TEXT as ROTATION
 
-TEXT = '''
-import torch
-from torch import nn
-
-def rotate_half(x):
-    x1 = x[..., : x.shape[-1] // 2]
-    x2 = x[..., x.shape[-1] // 2 :]
-    return torch.cat((-x2, x1), dim=-1)
-
-def apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=1):
-    cos = cos.unsqueeze(unsqueeze_dim)
-    sin = sin.unsqueeze(unsqueeze_dim)
-    q_embed = (q * cos) + (rotate_half(q) * sin)
-    k_embed = (k * cos) + (rotate_half(k) * sin)
-    return q_embed, k_embed
-
-def tables(freqs):
-    emb = torch.cat((freqs, freqs), dim=-1)
-    return emb.cos(), emb.sin()
-
+TEXT = ROTATION.replace("import torch\n", "import torch\nfrom torch import nn\n", 1) + '''
 class Norm(nn.Module):
     def __init__(self, size, eps=1e-6):
         super().__init__()
