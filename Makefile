@@ -1,8 +1,8 @@
 # `make demo` and `make test` are all that a fresh machine needs: Rust, make and Python 3 with pip.
 
 CARGO ?= cargo
-# The newest NVRTC whose PTX the oldest driver of CUDA 13 can load.
-NVRTC_PACKAGE := nvidia-cuda-nvrtc==13.0.88
+# What is shipped is compiled with it: drivers of CUDA 12 load what NVRTC 12 made, those of CUDA 13 as well.
+NVRTC_PACKAGE := nvidia-cuda-nvrtc-cu12==12.9.86
 # Of each fuzz target.
 FUZZ_SECONDS ?= 600
 # The NVRTC that `make nvrtc` has fetched, once it has: the command searches no folder of this kind by itself.

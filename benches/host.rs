@@ -17,7 +17,7 @@ fn first_call(c: &mut Criterion) {
     let spec = RopeSpec::new(DType::BF16, 128, 32, 8);
     let class = Class::contiguous(&spec, false, true);
     let bucket = Bucket::of(8192);
-    let can = Abilities { dialect: Dialect::Cuda, overlap: true };
+    let can = Abilities { dialect: Dialect::Cuda, overlap: true, cubins: None };
     let space = variant::space(&spec, class, bucket, can);
     let v = space[0];
     c.bench_function("choice key", |b| {
@@ -34,7 +34,7 @@ fn first_call(c: &mut Criterion) {
 fn priors(c: &mut Criterion) {
     let of = |name| Identity::new(name, (9, 0), 132, 62_914_560, 6144);
     let (h200, b200) = (of("NVIDIA H200"), of("NVIDIA B200"));
-    let can = Abilities { dialect: Dialect::Cuda, overlap: true };
+    let can = Abilities { dialect: Dialect::Cuda, overlap: true, cubins: None };
     let mut lock = Lock::new(ropejit::jit::render::templates_digest());
     for i in 0..600 {
         let spec = RopeSpec::new(DType::BF16, 128, 1 + i / 15, 8);

@@ -11,11 +11,13 @@ use ropejit::jit::{Abilities, prior, variant};
 /// Choices of GPUs that today's space does not offer, so that they serve nobody.
 fn gone(lock: &Lock) -> usize {
     let measured = lock.choices().filter(|(place, _)| place.device.is_some());
-    let offered = |overlap, l: &ropejit::jit::lock::Locked| {
-        let can = Abilities { dialect: Dialect::Cuda, overlap };
+    let offered = |overlap, cubins, l: &ropejit::jit::lock::Locked| {
+        let can = Abilities { dialect: Dialect::Cuda, overlap, cubins };
         l.typed().is_ok_and(|(spec, class, v)| variant::space(&spec, class, l.bucket, can).contains(&v))
     };
-    measured.filter(|(_, l)| ![true, false].into_iter().any(|overlap| offered(overlap, l))).count()
+    let capability =
+        |place: &ropejit::jit::lock::Section| place.device.as_ref().map(|device| device.compute_capability);
+    measured.filter(|(at, l)| ![true, false].into_iter().any(|overlap| offered(overlap, capability(at), l))).count()
 }
 
 fn main() -> Result<ExitCode, Error> {

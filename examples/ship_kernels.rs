@@ -2,34 +2,44 @@
 //! there is what comes out. `make kernels` runs it with the NVRTC that the project pins: another one makes other bytes.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::Path;
 
-use flate2::Compression;
-use flate2::write::DeflateEncoder;
 use rayon::prelude::*;
 use ropejit::Error;
 use ropejit::device::{Device as _, Target, nvrtc_version};
 
 use ropejit::jit::render::{Dialect, source};
-use ropejit::jit::shipped::{ARCHS, PTX_ARCH, Shipped, sources_digest};
+use ropejit::jit::shipped::{ARCHS, DICTIONARY, PTX_ARCH, Shipped, overlaps, sources_digest};
 
-fn packed(arch: &str, shipped: Shipped) -> Result<Vec<u8>, Error> {
-    let ptx = arch == PTX_ARCH;
-    let binary = Target::new(&arch.replace("compute_", "sm_"))?.compile(&source(shipped.render(Dialect::Cuda)))?;
-    let code = if ptx { binary.ptx() } else { binary.image() };
-    let mut packer = DeflateEncoder::new(Vec::new(), Compression::best());
-    packer
-        .write_all(code)
-        .and_then(|()| packer.finish())
-        .map_err(|e| Error::new(ropejit::ErrorKind::Io, "a kernel cannot be packed").caused_by(e))
+/// What kernels are compressed with, so that what most of them share is stored once.
+const DICTIONARY_BYTES: usize = 64 << 10;
+const LEVEL: i32 = 22;
+
+fn code(arch: &str, shipped: Shipped) -> Result<Vec<u8>, Error> {
+    let text = shipped.render(Dialect::Cuda, overlaps(arch));
+    let binary = Target::new(&arch.replace("compute_", "sm_"))?.compile(&source(text))?;
+    Ok(if arch == PTX_ARCH { for_older_drivers(binary.ptx())?.into_bytes() } else { binary.image().to_vec() })
+}
+
+/// PTX for drivers from CUDA 12.3 on. NVRTC writes its own version into the head, whatever the text needs; these need no more than
+/// this one has (`gpu::shipped_ptx_is_bit_exact` has a driver translate it).
+fn for_older_drivers(ptx: &[u8]) -> Result<String, Error> {
+    const VERSION: &str = ".version 8.3\n";
+    let text = String::from_utf8_lossy(ptx);
+    let at = text.find(".version ").ok_or_else(|| Error::new(ropejit::ErrorKind::Compile, "PTX without a version"))?;
+    let end = text[at..].find('\n').map_or(text.len(), |length| at + length + 1);
+    Ok([&text[..at], VERSION, &text[end..]].concat())
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let check = std::env::args().nth(1).is_some_and(|a| a == "--check");
-    let work: Vec<(&str, Shipped)> =
-        ARCHS.into_iter().chain([PTX_ARCH]).flat_map(|arch| Shipped::all().map(move |p| (arch, p))).collect();
-    let all: Vec<Vec<u8>> = work.par_iter().map(|&(arch, p)| packed(arch, p)).collect::<Result<_, Error>>()?;
+    let all = ARCHS.into_iter().chain([PTX_ARCH]).flat_map(|arch| Shipped::all().map(move |p| (arch, p)));
+    let work: Vec<(&str, Shipped)> = all.filter(|(arch, shipped)| shipped.is_for(arch)).collect();
+    let codes: Vec<Vec<u8>> = work.par_iter().map(|&(arch, p)| code(arch, p)).collect::<Result<_, Error>>()?;
+    let dictionary = zstd::dict::from_samples(&codes, DICTIONARY_BYTES)?;
+    let prepared = zstd::dict::EncoderDictionary::copy(&dictionary, LEVEL);
+    let mut packer = zstd::bulk::Compressor::with_prepared_dictionary(&prepared)?;
+    let all: Vec<Vec<u8>> = codes.iter().map(|code| packer.compress(code)).collect::<Result<_, _>>()?;
     let (_, compiler) = nvrtc_version()?;
     let mut index = format!(
         "# Kernels compiled ahead of time from templates/: where each lies in kernels.bin, and its length there.\n\
@@ -37,9 +47,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         sources_digest()
     );
     let mut kernels = Vec::new();
+    let mut add = |name: &str, bytes: &[u8]| {
+        let _ = writeln!(index, "{name} = {} {}", kernels.len(), bytes.len());
+        kernels.extend_from_slice(bytes);
+    };
+    add(DICTIONARY, &dictionary);
     for ((arch, shipped), code) in work.iter().zip(&all) {
-        let _ = writeln!(index, "{arch} {shipped} = {} {}", kernels.len(), code.len());
-        kernels.extend_from_slice(code);
+        add(&format!("{arch} {shipped}"), code);
     }
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cache");
     for (name, bytes) in [("kernels.txt", index.as_bytes()), ("kernels.bin", &kernels)] {

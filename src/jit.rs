@@ -5,7 +5,7 @@
 //! ships.
 
 pub use crate::families::rope::variant::{self, Class, Hint, Variant};
-pub use crate::families::rope::{portable, prior, render, shipped};
+pub use crate::families::rope::{known_head, portable, prior, render, shipped};
 pub use crate::service::bucket::Bucket;
 pub use crate::service::device::{Abilities, Identity};
 pub use crate::service::key::{self, Key, KeyFields};

@@ -149,11 +149,7 @@ ROPE_INLINE void let_next_start() {
 }
 
 // Brings a line into the L2, where what the kernel ahead still writes is seen.
-ROPE_INLINE void prefetch(const void* at) {
-#if ROPE_PREFETCH
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
-#endif
-}
+ROPE_INLINE void prefetch(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
 
 ROPE_INLINE void wait_for_previous() {
 #if ROPE_OVERLAP

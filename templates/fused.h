@@ -33,7 +33,7 @@ ROPE_INLINE void fused_unit(const RopeParams& p, const FusedParams& f, const Ang
                 : is_k[h] ? (const Element*)p.k.in + offset(p.k.in_stride, at.batch, at.token, head[h])
                           : (const Element*)p.q.in + offset(p.q.in_stride, at.batch, at.token, head[h]);
         const u32 dim = is_v[h] ? ROPE_V_DIM : is_k[h] ? ROPE_K_DIM : DIM;
-        if (has(lane, dim / 2 / VEC)) {
+        if (shape.prefetch && has(lane, dim / 2 / VEC)) {
             prefetch(in[h] + place_of<IN_PAIRS>(lane, dim).a);
             prefetch(in[h] + place_of<IN_PAIRS>(lane, dim).b);
         }

@@ -104,9 +104,10 @@ ROPE_INLINE u32 high_halves(u32 a, u32 b) { return a >> 16 | (b & 0xffff0000u); 
                                             u32 first_block, u32 last_block) {                                        \
         (void)angles;                                                                                                 \
         (void)shape;                                                                                                  \
+        const Shape& known = ROPE_SHAPE(*shape);                                                                      \
         for (u32 block = first_block; block < last_block; ++block)                                                    \
-            for (u32 thread = 0; thread < ROPE_THREADS; ++thread)                                                     \
-                rope_thread(*p, ROPE_ANGLES(*angles), ROPE_SHAPE(*shape), block, thread);                             \
+            for (u32 thread = 0; thread < known.threads; ++thread)                                                    \
+                rope_thread(*p, ROPE_ANGLES(*angles), known, block, thread);                                          \
     }
 
 #define FUSED_ENTRY                                                                                                   \

@@ -92,7 +92,8 @@ struct RopeShape {
     u32 head_major;
     Divider lanes;     // threads that share a head
     Divider groups;    // heads of q and k
-    u32 reserved;
+    u32 threads;       // of a block
+    u32 prefetch;      // inputs are asked for before the wait
 };
 
 // What kernels are told beside that hold a head together.
@@ -136,5 +137,5 @@ struct FusedParams {
 };
 
 static_assert(sizeof(FusedParams) == 320, "src/families/rope/params.rs mirrors this struct");
-static_assert(sizeof(RopeParams) == 272 && sizeof(RopeAngles) == 1028 && sizeof(RopeShape) == 88,
+static_assert(sizeof(RopeParams) == 272 && sizeof(RopeAngles) == 1028 && sizeof(RopeShape) == 92,
               "src/families/rope/params.rs mirrors these structs");

@@ -58,8 +58,8 @@ ROPE_INLINE void rope_unit(const RopeParams& p, const Angles& angles, const Shap
         const i64 out_head = is_k ? p.k.out_stride[2] : p.q.out_stride[2];
         in[h] = (const Element*)(is_k ? p.k.in : p.q.in) + batch * in_batch + token * in_token + head * in_head;
         out[h] = (Element*)(is_k ? p.k.out : p.q.out) + batch * out_batch + token * out_token + head * out_head;
-        prefetch(in[h] + at_a);
-        if (two) prefetch(in[h] + at_b);
+        if (shape.prefetch) prefetch(in[h] + at_a);
+        if (shape.prefetch && two) prefetch(in[h] + at_b);
     }
     wait_for_previous();
 
@@ -83,7 +83,7 @@ ROPE_INLINE void rope_unit(const RopeParams& p, const Angles& angles, const Shap
 }
 
 ROPE_INLINE void rope_thread(const RopeParams& p, const Angles& angles, const Shape& shape, u32 block, u32 thread) {
-    u32 unit = block * ROPE_THREADS + thread;
+    u32 unit = block * shape.threads + thread;
     if (unit < p.units) rope_unit(p, angles, shape, unit);
 }
 

@@ -36,11 +36,27 @@ constexpr u32 HEADS = ROPE_HEADS_PER_THREAD;
 
 ROPE_INLINE u32 divide(u32 n, const Divider& d) { return (mul_high(n, d.multiplier) + n) >> d.shift; }
 
-#if ROPE_PORTABLE
+ROPE_INLINE u32 divide(u32 n, u32 d) { return n / d; }
+ROPE_INLINE u32 count(const Divider& d) { return d.divisor; }
+ROPE_INLINE u32 count(u32 d) { return d; }
+
+#if ROPE_PORTABLE && ROPE_KNOWN_HEAD
+// The head is known, all of which turns, by implicit positions; how many there are, and in which order, is told at run time.
+struct Shape {
+    static constexpr u32 rotary_dim = ROPE_ROTARY_DIM, rest = 0, per_op = ROPE_PER_OP, accurate = 0;
+    static constexpr u32 positions = ROPE_IMPLICIT, mrope = 0, mrope_t = 0, mrope_h = 0, mrope_w = 0;
+    static constexpr u32 lanes = rotary_dim / 2 / PAIRS;
+    u32 num_heads, num_kv_heads, backward, head_major, threads, prefetch;
+    Divider groups;
+    ROPE_MEMBER Shape(const RopeShape& s)
+        : num_heads(s.num_heads), num_kv_heads(s.num_kv_heads), backward(s.backward), head_major(s.head_major), threads(s.threads), prefetch(s.prefetch), groups(s.groups) {}
+};
+#define ROPE_SHAPE(given) Shape(given)
+static_assert(Shape::rotary_dim / 2 % PAIRS == 0, "illegal variant");
+#elif ROPE_PORTABLE
 // Told at run time: one kernel for all shapes.
 typedef RopeShape Shape;
 #define ROPE_SHAPE(given) given
-ROPE_INLINE u32 count(const Divider& d) { return d.divisor; }
 #else
 // Known: the same names, as constants.
 struct Shape {
@@ -50,12 +66,11 @@ struct Shape {
     static constexpr u32 mrope = ROPE_MROPE, mrope_t = ROPE_MROPE_T, mrope_h = ROPE_MROPE_H, mrope_w = ROPE_MROPE_W;
     static constexpr u32 backward = ROPE_BACKWARD, per_op = ROPE_PER_OP, accurate = ROPE_ACCURATE;
     static constexpr u32 head_major = ROPE_HEAD_MAJOR;
+    static constexpr u32 threads = ROPE_THREADS, prefetch = ROPE_PREFETCH;
     static constexpr u32 lanes = ROPE_LANES ? ROPE_LANES : rotary_dim / 2 / PAIRS + rest / VEC;
     static constexpr u32 groups = ROPE_ITEMS / HEADS;  // a thread's heads lie so far apart
 };
 #define ROPE_SHAPE(given) Shape()
-ROPE_INLINE u32 divide(u32 n, u32 d) { return n / d; }
-ROPE_INLINE u32 count(u32 d) { return d; }
 static_assert(Shape::rotary_dim / 2 % PAIRS == 0 && Shape::groups * HEADS == ROPE_ITEMS, "illegal variant");
 #endif
 

@@ -8,7 +8,7 @@ use clap::Args;
 use ropejit::families::read_choice;
 use ropejit::store::Kind;
 use ropejit::tune::median;
-use ropejit::{Engine, Error, Result, RopeSpec, Stream, Tuning};
+use ropejit::{Engine, Error, Origin, Result, Rope, RopeSpec, Stream, Tuning};
 use serde::Serialize;
 
 use super::bench_case::{Candidate, Case};
@@ -63,11 +63,14 @@ impl Bench {
         let bar = output::spinner();
         let engine =
             Engine::builder().tuning(Tuning::BLOCKING).priors(false).on_progress(output::show_on(&bar)).build()?;
+        // What serves until a tuning has ended.
+        let at_first = Engine::builder().in_memory().tuning(Tuning::Never).build()?;
+        let engines = [&engine, &at_first];
         let mut cases = Vec::new();
         for Asked { chosen, size, forms } in self.shapes.asked(&engine)? {
             for (head_major, in_place) in forms {
                 bar.set_message(format!("{} {}", chosen.name, chosen.spec.dtype));
-                cases.push(self.measure(&engine, &chosen, size, head_major, in_place)?);
+                cases.push(self.measure(engines, &chosen, size, head_major, in_place)?);
             }
         }
         bar.finish_and_clear();
@@ -94,7 +97,7 @@ impl Bench {
 
     fn measure(
         &self,
-        engine: &Engine,
+        [engine, at_first]: [&Engine; 2],
         chosen: &Chosen,
         [batch, tokens]: [u32; 2],
         head_major: bool,
@@ -113,25 +116,36 @@ impl Bench {
         let works = Arc::new(works);
         let rope = engine.rope(&chosen.spec)?;
         works[0].apply_to(&rope, Stream::DEFAULT, in_place)?;
+        let shipped = at_first.rope(&chosen.spec)?;
+        let comes_with =
+            |origin| matches!(origin, Origin::Embedded | Origin::Memory) && at_first.stats().embedded_hits > 0;
+        let shipped = comes_with(works[0].apply_to(&shipped, Stream::DEFAULT, in_place)?).then_some(shipped);
         device.synchronize()?;
 
         let guess = bytes as f64 / 4000.0 + 1000.0; // ns at 4 TB/s
         let (least, most) = device.measuring().launches;
         let launches = ((device.measuring().sample_ns / guess) as usize).clamp(least, most);
-        let kernel = {
+        let timed = |rope: &Rope| {
             let (works, rope) = (Arc::clone(&works), rope.clone());
-            move |i: usize, stream: Stream<'_>| works[i % works.len()].apply_to(&rope, stream, in_place).map(|_| ())
+            let call = move |i: usize, stream: Stream<'_>| {
+                works[i % works.len()].apply_to(&rope, stream, in_place).map(|_| ())
+            };
+            workload::timer(engine, launches, Box::new(call))
         };
         let copy = {
             let (works, engine) = (Arc::clone(&works), engine.clone());
             move |i: usize, stream: Stream<'_>| works[i % works.len()].copy(&engine, stream)
         };
-        let mut kernel = workload::timer(engine, launches, Box::new(kernel))?;
+        let mut kernel = timed(&rope)?;
+        let mut shipped = shipped.map(|rope| timed(&rope)).transpose()?;
         let mut copy = workload::timer(engine, launches, Box::new(copy))?;
-        let (mut kernel_ns, mut copy_ns) = (Vec::new(), Vec::new());
+        let (mut kernel_ns, mut shipped_ns, mut copy_ns) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..self.samples {
             kernel_ns.push(kernel.sample()?);
             copy_ns.push(copy.sample()?);
+            if let Some(shipped) = &mut shipped {
+                shipped_ns.push(shipped.sample()?);
+            }
         }
         let (kernel_ns, copy_ns) = (median(&kernel_ns).unwrap_or(0.0), median(&copy_ns).unwrap_or(0.0));
         let host_us = host_time(engine, || works[0].apply_to(&rope, Stream::DEFAULT, in_place).map(|_| ()))?;
@@ -149,6 +163,7 @@ impl Bench {
             copy_us: copy_ns / 1e3,
             device_us: kernel_ns / 1e3,
             ratio: copy_ns / kernel_ns,
+            shipped_ratio: median(&shipped_ns).map(|ns| copy_ns / ns),
             variant: serving.map_or_else(String::new, |s| s.variant.to_string()),
             host_us,
             bare_us,
@@ -211,11 +226,12 @@ fn print(report: &Report) -> Result<()> {
             format!("{:.1}", c.bytes as f64 / 1e6),
             format!("{:.2}", c.device_us),
             format!("{:.3}", c.ratio),
+            c.shipped_ratio.map_or_else(|| "–".into(), |ratio| format!("{ratio:.3}")),
             if worst.is_finite() { format!("{worst:.3}") } else { "–".into() },
             format!("{:.2}", c.host_us),
             c.bare_us.map_or_else(|| "–".into(), |us| format!("{us:.2}")),
         ]
     });
-    let header = ["shape", "dtype", "form", "variant", "MB", "µs", "ratio", "worst", "host µs", "bare µs"];
-    table::Table { header: &header, rows: rows.collect(), numbers: 6, gives: &["variant", "shape"] }.print()
+    let header = ["shape", "dtype", "form", "variant", "MB", "µs", "ratio", "shipped", "worst", "host µs", "bare µs"];
+    table::Table { header: &header, rows: rows.collect(), numbers: 7, gives: &["variant", "shape"] }.print()
 }

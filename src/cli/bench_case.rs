@@ -17,6 +17,8 @@ pub struct Case {
     pub device_us: f64,
     /// `copy_us / device_us`.
     pub ratio: f64,
+    /// The same of the kernel that answers first calls, where one comes with the crate.
+    pub shipped_ratio: Option<f64>,
     pub variant: String,
     /// Host time of one call.
     pub host_us: f64,

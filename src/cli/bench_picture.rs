@@ -86,6 +86,7 @@ mod tests {
             copy_us: 1.0,
             device_us: 1.0,
             ratio,
+            shipped_ratio: None,
             variant: String::new(),
             host_us: 0.0,
             bare_us: None,

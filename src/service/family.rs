@@ -89,16 +89,30 @@ pub trait Problem: Send + Sync {
     }
 
     /// Whether kernels that were compiled ahead of time serve this family on a device.
-    fn has_ahead_of_time(&self, _device: &dyn Device) -> bool {
+    fn has_ahead_of_time(&self, _device: &dyn Device, _can: Abilities) -> bool {
         false
     }
 
-    /// A kernel that was compiled ahead of time and comes with the crate: it answers at once, with nothing compiled.
+    /// A kernel that was compiled ahead of time and comes with the crate: it answers at once, with nothing compiled. With the
+    /// config that it runs as, which need not be one of the space.
     ///
     /// # Errors
     /// When there is one that cannot be loaded.
-    fn ahead_of_time(&self, _device: &dyn Device) -> Result<Option<(Arc<dyn Kernel>, Config)>> {
+    fn ahead_of_time(&self, _device: &dyn Device, _can: Abilities) -> Result<Option<(Arc<dyn Kernel>, Config)>> {
         Ok(None)
+    }
+
+    /// The kernel of a config of the space whose kernel comes with the crate; `None` where it has to be compiled.
+    ///
+    /// # Errors
+    /// When it cannot be loaded.
+    fn shipped(&self, _device: &dyn Device, _config: &Config) -> Result<Option<Arc<dyn Kernel>>> {
+        Ok(None)
+    }
+
+    /// Whether a config's kernel comes with the crate, so that there is no artifact of it.
+    fn is_shipped(&self, _config: &Config) -> bool {
+        false
     }
 
     /// What serves when nothing can be compiled.
@@ -107,12 +121,12 @@ pub trait Problem: Send + Sync {
     }
 
     /// What was measured on a GPU of the device's model for a problem that is near enough: the model's name and the config.
-    fn prior(&self, _device: &dyn Device) -> Option<(String, Config)> {
+    fn prior(&self, _device: &dyn Device, _can: Abilities) -> Option<(String, Config)> {
         None
     }
 
     /// The few configs worth measuring, by what was measured on a similar GPU: its name, and the configs, the default first.
-    fn prior_few(&self, _device: &dyn Device) -> Option<(String, Vec<Config>)> {
+    fn prior_few(&self, _device: &dyn Device, _can: Abilities) -> Option<(String, Vec<Config>)> {
         None
     }
 }

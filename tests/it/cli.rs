@@ -254,7 +254,18 @@ fn prewarm_compiles_for_gpus_that_are_not_there() {
         return;
     }
     let manifest = shell.at("manifest.json").display().to_string();
-    let prewarm = ["prewarm", "--model", "llama-3.1-8b", "--arch", "sm_90", "--no-tune", "--manifest", &manifest];
+    let prewarm = [
+        "prewarm",
+        "--model",
+        "llama-3.1-8b",
+        "--dtype",
+        "f32",
+        "--arch",
+        "sm_90",
+        "--no-tune",
+        "--manifest",
+        &manifest,
+    ];
     let first = shell.ok(&prewarm);
     first.says(&["done: compiles ", "tunings 0"]);
     let second = shell.ok(&prewarm);
@@ -602,7 +613,7 @@ fn wrong_environment_variables_are_named() {
     with("ROPEJIT_DEVICE", "tpu", &RUN).fails(2, &["ROPEJIT_DEVICE", "tpu", "host"]);
     with("ROPEJIT_LOG", "a=b=c", &["inspect", "path"]).says(&["WARN ROPEJIT_LOG"]);
     let nowhere = shell.at("libnvrtc.so").display().to_string();
-    let prewarm = [&["prewarm"], &SMALL[..], &["--arch", "sm_90", "--no-tune"]].concat();
+    let prewarm = [&["prewarm"], &SMALL[..], &["--dtype", "f32", "--arch", "sm_90", "--no-tune"]].concat();
     let parts = ["ROPEJIT_NVRTC", nowhere.as_str(), "hint: set it to the file of a libnvrtc.so, or unset it"];
     with("ROPEJIT_NVRTC", &nowhere, &prewarm).fails(1, &parts);
     let doctor = with("ROPEJIT_NVRTC", &nowhere, &["doctor", "--require", "nvrtc"]);

@@ -195,7 +195,7 @@ fn every_variant_gives_the_bits_of_the_default() {
         let data = Data::new(&case, 5);
         let class = Class::contiguous(spec, order == Order::Bhsd, true);
         let bucket = Bucket::of(30);
-        let can = Abilities { dialect: Dialect::Cuda, overlap: false };
+        let can = Abilities { dialect: Dialect::Cuda, overlap: false, cubins: None };
         let all: std::collections::BTreeSet<Variant> =
             [1, 1 << 20].into_iter().flat_map(|tokens| variant::space(spec, class, Bucket::of(tokens), can)).collect();
         variants += all.len();

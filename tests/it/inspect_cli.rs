@@ -82,11 +82,11 @@ fn why_says_hit_or_which_fields_differ() {
     assert_eq!(fields(&["--tokens", "8", "--bhsd", "--table", "same"], "choice"), ["spec.table.dtype", "class"]);
     // For a GPU that is not there; without a compiler its version is not held against an entry.
     let nowhere = [("ROPEJIT_NVRTC", Some("/nowhere/libnvrtc.so"))];
-    let there = shell.run_with(&why(&["--tokens", "8", "--arch", "sm_90", "--json"]), &nowhere);
+    let there = shell.run_with(&why(&["--tokens", "8", "--dtype", "f32", "--arch", "sm_90", "--json"]), &nowhere);
     assert_eq!(there.code, 0, "{}", there.stderr);
     let answer = there.json()["answers"][0].clone();
     let names: Vec<String> = differences(&answer["choice"]).into_iter().map(|(field, _)| field).collect();
-    assert_eq!(names, ["device", "space"]);
+    assert_eq!(names, ["spec.dtype", "device", "space"]);
     assert!(differences(&answer["artifact"]).iter().all(|(field, _)| field != "compiler"), "{answer}");
     assert!(text(&answer["artifact"], "what").contains("no compiler is here"), "{answer}");
     assert!(text(&answer, "hint").ends_with("--arch sm_90"), "{answer}");
@@ -268,7 +268,16 @@ fn show_disassembles_where_it_can_and_says_where_it_cannot() {
     if !nvrtc(&shell, "show_disassembles_where_it_can_and_says_where_it_cannot") {
         return;
     }
-    shell.ok(&[&["prewarm"], &SMALL[..], &["--tokens", "8", "--arch", "sm_90"]].concat());
+    // What comes with the crate is in no cache.
+    let shipped = Shell::new();
+    let prewarm = [&["prewarm"], &SMALL[..], &["--tokens", "8", "--arch", "sm_90"]].concat();
+    shipped.ok(&prewarm).says(&["compiles 0"]);
+    let key = text(&shipped.json(&["inspect", "list"])["entries"][0], "key").to_owned();
+    shipped.run(&["inspect", "show", &key, "--ptx"]).fails(2, &["--ptx", "comes with ropejit"]);
+    let why = shipped.json(&[&["inspect", "why"], &SMALL[..], &["--tokens", "8", "--arch", "sm_90"]].concat());
+    assert_eq!(why["hit"], true, "{why}");
+
+    shell.ok(&[&prewarm[..], &["--dtype", "f32"]].concat());
     let key = text(&shell.json(&["inspect", "list", "--kind", "choice"])["entries"][0], "key").to_owned();
     let ptx = shell.ok(&["inspect", "show", &key, "--ptx"]).stdout;
     assert!(ptx.contains(".target sm_90"), "of the kernel that the choice names");

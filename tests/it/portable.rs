@@ -40,7 +40,7 @@ pub fn all_are_portable(engine: &Engine) {
 #[test]
 fn it_answers_first_and_what_is_tuned_takes_over() {
     let store = Arc::default();
-    let case = Case::new(RopeSpec::new(DType::BF16, 64, 4, 2), 1, 7);
+    let case = Case::new(RopeSpec::new(DType::BF16, 72, 4, 2), 1, 7);
     let data = Data::new(&case, 1);
     let go = |engine: &Engine| {
         let (origin, got) = run(engine, &case, &data).expect("served");
@@ -68,6 +68,42 @@ fn it_answers_first_and_what_is_tuned_takes_over() {
     assert_eq!(go(&never), Origin::Embedded);
     never.wait_tuned();
     assert_eq!((never.stats().compiles, never.stats().tunings), (0, 0));
+}
+
+/// A head that most models have: what is shipped for it is a candidate like others, and where it is chosen nothing is compiled.
+#[test]
+fn what_is_shipped_can_be_the_choice() {
+    use ropejit::jit::{Bucket, Class, Variant, variant};
+    let case = Case::new(RopeSpec::new(DType::BF16, 64, 4, 2), 1, 7);
+    let data = Data::new(&case, 1);
+    let device = Host::open().with_portable();
+    let class = Class::contiguous(&case.spec, false, true);
+    let space = variant::space(&case.spec, class, Bucket::of(7), ropejit::device::Device::abilities(&device));
+    let shipped: Vec<&Variant> = space.iter().filter(|v| v.shipped).collect();
+    assert!(!shipped.is_empty() && space[0].shipped && space.len() > shipped.len(), "{space:?}");
+    let folder = tempfile::tempdir().expect("a folder");
+    for chosen in shipped {
+        let lock = folder.path().join("rope.lock");
+        let facts = ropejit::device::Device::facts(&device);
+        let text = format!(
+            "version = 1\ntemplates = {}\n\n[{}]\n{} | {class} | 8 = {chosen}\n",
+            ropejit::jit::render::templates_digest(),
+            facts.arch,
+            case.spec
+        );
+        fs_err::write(&lock, text).expect("written");
+        let builder = Engine::builder().with_device(Arc::new(Host::open().with_portable())).in_memory();
+        let engine = builder.lock_file(&lock).tuning(Tuning::Frozen).build().expect("opened");
+        let (origin, got) = run(&engine, &case, &data).expect("served, though nothing is cached");
+        assert_bits(&case, &got, &data.expected);
+        let stats = engine.stats();
+        assert_eq!((origin, stats.embedded_hits, stats.compiles), (Origin::Embedded, 1, 0), "{chosen}");
+    }
+    // Without what is shipped, such a variant is not legal.
+    let builder = Engine::builder().with_device(Arc::new(device)).in_memory().portable(false);
+    let engine = builder.lock_file(folder.path().join("rope.lock")).tuning(Tuning::Frozen).build().expect("opened");
+    let refused = run(&engine, &case, &data).expect_err("refused").to_string();
+    assert!(refused.contains("comes with this release"), "{refused}");
 }
 
 #[test]

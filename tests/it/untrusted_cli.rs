@@ -7,8 +7,9 @@ use std::process::Command;
 
 use crate::cli::{Ended, RUN, SMALL, Shell};
 
+/// Of a kernel that has to be compiled.
 fn prewarm() -> Vec<&'static str> {
-    [&["prewarm"], &SMALL[..], &["--tokens", "1", "--arch", "sm_90", "--no-tune"]].concat()
+    [&["prewarm"], &SMALL[..], &["--dtype", "f32", "--tokens", "1", "--arch", "sm_90", "--no-tune"]].concat()
 }
 
 fn mode(path: &Path, mode: u32) {

@@ -143,7 +143,7 @@ mod tests {
 
     fn fields(spec: &RopeSpec, tokens: u64, device: &str) -> KeyFields {
         let class = Class::contiguous(spec, false, true);
-        let can = variant::Abilities { dialect: ropejit::jit::render::Dialect::Cuda, overlap: true };
+        let can = variant::Abilities { dialect: ropejit::jit::render::Dialect::Cuda, overlap: true, cubins: None };
         let space = variant::space(spec, class, Bucket::of(tokens), can);
         ropejit::families::rope::choice_fields(spec, Bucket::of(tokens), class, &space, device)
     }

@@ -87,7 +87,10 @@ impl Show {
         let Meta::Choice(m) = meta else { return Ok(entry) };
         let option = if self.ptx { "--ptx" } else { "--sass" };
         let Some(key) = m.record.chosen().and_then(|c| c.artifact) else {
-            return Err(Error::argument(option, "the choice names no kernel"));
+            return Err(Error::argument(
+                option,
+                "the choice's kernel is in no cache: it comes with ropejit, or was never made",
+            ));
         };
         match cache.store.get(Kind::Artifact, key) {
             Lookup::Hit(entry) => Ok(entry),

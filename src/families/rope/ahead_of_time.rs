@@ -18,14 +18,13 @@ use crate::service::device::{AheadOfTime, Binary, Device, Geometry, Kernel, Laun
 #[derive(Default)]
 pub(crate) struct Loaded(Mutex<Vec<(Shipped, Arc<dyn Kernel>)>>);
 
-/// Whether there is one for a spec and layout class on a device.
-pub(crate) fn serves(device: &dyn Device, spec: &RopeSpec, class: Class) -> bool {
-    let for_device = match device.ahead_of_time() {
+/// Whether there are any for a device.
+pub(crate) fn serves(device: &dyn Device) -> bool {
+    match device.ahead_of_time() {
         None => false,
         Some(AheadOfTime::Cubin) => arch_for(device.facts().compute_capability).is_some(),
         Some(AheadOfTime::Ptx | AheadOfTime::Text) => true,
-    };
-    for_device && Shipped::of(spec, class).is_some()
+    }
 }
 
 /// The compiled kernel for a device; `None` if none is shipped for it.
@@ -33,7 +32,7 @@ fn binary(shipped: Shipped, device: &dyn Device) -> Result<Option<Binary>> {
     let arch = match device.ahead_of_time() {
         None => return Ok(None),
         Some(AheadOfTime::Text) => {
-            return device.compile(&source(shipped.render(Dialect::Host))).map(Some);
+            return device.compile(&source(shipped.render(Dialect::Host, false))).map(Some);
         }
         Some(AheadOfTime::Ptx) => Some(PTX_ARCH),
         Some(AheadOfTime::Cubin) => arch_for(device.facts().compute_capability),
@@ -45,15 +44,28 @@ fn binary(shipped: Shipped, device: &dyn Device) -> Result<Option<Binary>> {
     }))
 }
 
+/// Loads it; where the driver refuses the cubin, the PTX, which it compiles.
+fn load_for(shipped: Shipped, device: &dyn Device, binary: &Binary, attrs: &LaunchAttrs) -> Result<Arc<dyn Kernel>> {
+    let newest = device.facts().compute_capability >= (8, 0);
+    load(device, binary, ENTRY, attrs).or_else(|refused| match shipped.code(PTX_ARCH).filter(|_| newest) {
+        Some(ptx) if !binary.image.is_empty() => {
+            tracing::debug!("{shipped}: {refused}; loading its PTX");
+            load(device, &Binary { ptx, image: Vec::new() }, ENTRY, &LaunchAttrs::default())
+        }
+        _ => Err(refused),
+    })
+}
+
 impl Loaded {
-    /// The one that serves a spec and layout class, with how it runs; `None` if none is shipped for this device.
+    /// One that serves a spec and layout class as a variant; `None` if it is not shipped for this device.
     pub fn get(
         &self,
         device: &dyn Device,
+        shipped: Shipped,
         spec: &RopeSpec,
         class: Class,
-    ) -> Result<Option<(Arc<dyn Kernel>, Variant)>> {
-        let Some(shipped) = Shipped::of(spec, class) else { return Ok(None) };
+        variant: Variant,
+    ) -> Result<Option<Arc<dyn Kernel>>> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let inner = match all.iter().find(|(s, _)| *s == shipped) {
             Some((_, kernel)) => Arc::clone(kernel),
@@ -61,15 +73,19 @@ impl Loaded {
                 let started = Instant::now();
                 let Some(binary) = binary(shipped, device)? else { return Ok(None) };
                 let unpacked = started.elapsed();
-                let kernel = load(device, &binary, ENTRY, &LaunchAttrs::default())?;
+                let kernel = load_for(
+                    shipped,
+                    device,
+                    &binary,
+                    &LaunchAttrs { overlap: variant.overlap, ..LaunchAttrs::default() },
+                )?;
                 tracing::debug!("{shipped}: unpacked in {unpacked:?}, loaded after {:?}", started.elapsed());
                 all.push((shipped, Arc::clone(&kernel)));
                 kernel
             }
         };
-        let variant = shipped.variant();
         let shape = ShapeParams::of(spec, class, variant);
-        Ok(Some((Arc::new(Shaped { inner, shape, at: if spec.is_fused() { 3 } else { 2 } }), variant)))
+        Ok(Some(Arc::new(Shaped { inner, shape, at: if spec.is_fused() { 3 } else { 2 } })))
     }
 }
 

@@ -408,7 +408,7 @@ fn a_call_that_only_looks_does_not_wait_for_a_compiler() {
         scope.spawn(|| kernels.obtain(problem.as_ref(), &config, None).expect("compiled"));
         until("compiling", || fake.compiles.load(Relaxed) == 1);
         let key = crate::service::key::Key::from_bytes([0; 32]);
-        assert!(kernels.find(problem.as_ref(), &config, key).expect("looked for").is_none());
+        assert!(kernels.find(problem.as_ref(), &config, Some(key)).expect("looked for").is_none());
         fake.allow(1);
     });
 }

@@ -66,6 +66,7 @@ pub(super) fn space(
         early: false,
         // Fewer registers than the compiler would take, for more rows that are on their way.
         blocks: if few || tiled || !lean { 0 } else { 10 },
+        shipped: false,
     };
     let mut all = vec![default];
     let mut push = |v: Variant| {
@@ -160,7 +161,7 @@ mod tests {
                 spec.style = PairStyle::Deinterleave;
             }
             for (dialect, tokens) in [(Dialect::Cuda, 1), (Dialect::Cuda, 1 << 16), (Dialect::Host, 64)] {
-                let can = Abilities { dialect, overlap: dialect == Dialect::Cuda };
+                let can = Abilities { dialect, overlap: dialect == Dialect::Cuda, cubins: None };
                 let class = Class::contiguous(&spec, false, true);
                 let legal = |v| super::super::variant::check(&spec, class, v, can).is_ok();
                 let all = space(&spec, class, Bucket::of(tokens), can, &legal);

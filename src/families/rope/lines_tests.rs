@@ -14,7 +14,7 @@ use crate::service::lock::{Lock, Section};
 const GPU: &str = "NVIDIA H200; cc 9.0; 132 multiprocessors; L2 62914560 B; bus 6144 bit";
 const HOST: &str = "a host; cc 0.0; 2 multiprocessors; L2 33554432 B; bus 0 bit";
 const ANOTHER: &str = "NVIDIA H100; cc 9.0; 132 multiprocessors; L2 52428800 B; bus 5120 bit";
-const CAN: Abilities = Abilities { dialect: Dialect::Cuda, overlap: true };
+const CAN: Abilities = Abilities { dialect: Dialect::Cuda, overlap: true, cubins: None };
 
 fn of(device: &str) -> Identity {
     device.parse().expect("an identity")

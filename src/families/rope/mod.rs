@@ -2,12 +2,14 @@
 
 pub(crate) mod ahead_of_time;
 mod angles;
+mod archs;
 pub mod args;
 mod beside;
 mod fused;
 mod handle;
 mod in_engine;
 mod kept_angles;
+pub mod known_head;
 pub(crate) mod launch;
 pub(crate) mod lines;
 pub mod params;

@@ -113,7 +113,8 @@ pub struct ShapeParams {
     pub head_major: u32,
     pub lanes: Divider,
     pub groups: Divider,
-    pub reserved: u32,
+    pub threads: u32,
+    pub prefetch: u32,
 }
 
 impl ShapeParams {
@@ -132,7 +133,8 @@ impl ShapeParams {
         head_major: 0,
         lanes: Divider::NONE,
         groups: Divider::NONE,
-        reserved: 0,
+        threads: 0,
+        prefetch: 0,
     };
 
     /// The shape of a spec's calls in a layout class, for the portable kernel that runs as `v`.
@@ -152,7 +154,8 @@ impl ShapeParams {
             head_major: class.head_major.into(),
             lanes: Divider::new(v.lanes(spec, class)),
             groups: Divider::new(spec.num_heads + spec.num_kv_heads),
-            reserved: 0,
+            threads: v.threads.into(),
+            prefetch: v.prefetch.into(),
         }
     }
 }
@@ -198,7 +201,7 @@ pub struct FusedParams {
 
 // The same figure stands in templates/params.h, where the compilers check it.
 const _: () = assert!(size_of::<Params>() == 272 && align_of::<Params>() == 8 && size_of::<AngleParams>() == 1028);
-const _: () = assert!(size_of::<ShapeParams>() == 88);
+const _: () = assert!(size_of::<ShapeParams>() == 92);
 const _: () = assert!(size_of::<FusedParams>() == 320);
 
 #[cfg(test)]

@@ -6,9 +6,10 @@
 
 use std::fmt;
 
+use super::known_head::{KnownHead, MOST_THREADS};
 use super::render::{Dialect, assemble, dtype_name};
-use super::variant::{Class, Hint, Variant};
-use crate::rope::{DType, PairStyle, RopeSpec};
+use super::tunables::{Class, Hint, Variant};
+use crate::rope::{DType, PairStyle, RopeSpec, Rounding};
 
 /// What a portable kernel is compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -47,7 +48,7 @@ impl Portable {
     pub fn of(spec: &RopeSpec, class: Class) -> Self {
         let table = (class.table_word > 0).then_some(spec.table.dtype);
         let wide = Self { dtype: spec.dtype, table, style: spec.style, wide: true };
-        let vec = u32::from(wide.variant().vec);
+        let vec = u32::from(wide.vec());
         let pairs = if spec.style == PairStyle::Interleaved { vec / 2 } else { vec };
         let row_word = (pairs as usize * spec.table.dtype.size()).min(16);
         let rest = if class.copy_rest { spec.head_dim - spec.rotary_dim } else { 0 };
@@ -60,22 +61,28 @@ impl Portable {
         Self { wide: fits, ..wide }
     }
 
-    /// How it runs.
-    pub fn variant(self) -> Variant {
+    /// Elements in a piece.
+    fn vec(self) -> u8 {
         let narrow = if self.style == PairStyle::Interleaved { 2 } else { 1 };
+        if self.wide { 16 / self.dtype.size() as u8 } else { narrow }
+    }
+
+    /// How it runs; with `overlap` where launches may.
+    pub fn variant(self, overlap: bool) -> Variant {
         Variant {
             threads: 128,
-            vec: if self.wide { 16 / self.dtype.size() as u8 } else { narrow },
+            vec: self.vec(),
             heads: 1,
             lanes: 0,
             load: Hint::Default,
             store: Hint::Default,
             keep_tables: false,
-            overlap: false,
+            overlap,
             tableless: self.table.is_none(),
             prefetch: false,
             early: false,
             blocks: 0,
+            shipped: false,
         }
     }
 }
@@ -98,12 +105,12 @@ impl fmt::Display for Portable {
 }
 
 /// The complete source of a portable kernel.
-pub fn render_portable(dialect: Dialect, portable: &Portable) -> String {
-    let v = portable.variant();
+pub fn render_portable(dialect: Dialect, portable: &Portable, overlap: bool) -> String {
+    let v = portable.variant(overlap);
     let element = portable.dtype.size() as u8;
     let table = portable.table.unwrap_or(DType::F32);
     let word = |size| if portable.wide { 16 } else { size };
-    let prelude: [(&str, &dyn fmt::Display); 17] = [
+    let prelude: [(&str, &dyn fmt::Display); 16] = [
         ("PORTABLE", &1),
         ("DTYPE", &dtype_name(portable.dtype)),
         ("TABLE_F32", &u8::from(table == DType::F32)),
@@ -119,8 +126,34 @@ pub fn render_portable(dialect: Dialect, portable: &Portable) -> String {
         ("STORE_HINT", &v.store.code()),
         ("KEEP_TABLES", &0),
         ("TABLELESS", &u8::from(v.tableless)),
-        ("OVERLAP", &0),
-        ("PREFETCH", &0),
+        ("OVERLAP", &u8::from(overlap)),
+    ];
+    assemble(dialect, &prelude.map(|(name, value)| (name, value.to_string())), false)
+}
+
+/// The complete source of a kernel for a known head.
+pub fn render_known_head(dialect: Dialect, head: KnownHead, overlap: bool) -> String {
+    let word = (head.vec * head.dtype.size() as u8).min(16);
+    let prelude: [(&str, &dyn fmt::Display); 19] = [
+        ("PORTABLE", &1),
+        ("KNOWN_HEAD", &1),
+        ("DTYPE", &dtype_name(head.dtype)),
+        ("TABLE_F32", &u8::from(head.table == DType::F32)),
+        ("ROTARY_DIM", &head.head_dim),
+        ("LANES", &0),
+        ("INTERLEAVED", &u8::from(head.style == PairStyle::Interleaved)),
+        ("PER_OP", &u8::from(head.rounding == Rounding::PerOp)),
+        ("ONE_AXIS", &1),
+        ("WORD", &word),
+        ("TABLE_WORD", &head.table_word()),
+        ("THREADS", &MOST_THREADS),
+        ("VEC", &head.vec),
+        ("HEADS_PER_THREAD", &1),
+        ("LOAD_HINT", &0),
+        ("STORE_HINT", &0),
+        ("KEEP_TABLES", &1),
+        ("TABLELESS", &0),
+        ("OVERLAP", &u8::from(overlap)),
     ];
     assemble(dialect, &prelude.map(|(name, value)| (name, value.to_string())), false)
 }

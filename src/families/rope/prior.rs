@@ -282,7 +282,7 @@ impl Beside {
 }
 
 /// A variant relative to its call, without what only some GPUs can do: the same idea on another GPU or element type.
-type Form = (u16, u8, u8, [u8; 2], Hint, Hint, [bool; 3]);
+type Form = (u16, u8, u8, [u8; 2], Hint, Hint, [bool; 4]);
 
 impl Work {
     fn of(spec: &RopeSpec, class: Class, bucket: Bucket) -> Self {
@@ -348,7 +348,7 @@ impl Work {
 
     fn form(&self, v: Variant) -> Form {
         let lanes = self.lanes.checked_div(v.lanes).unwrap_or(0);
-        let (of_threads, switches) = ([lanes, v.blocks], [v.keep_tables, v.tableless, v.early]);
+        let (of_threads, switches) = ([lanes, v.blocks], [v.keep_tables, v.tableless, v.early, v.shipped]);
         (v.threads, self.widest / v.vec.max(1), v.heads, of_threads, v.load, v.store, switches)
     }
 }

@@ -5,7 +5,7 @@ use crate::rope::{DType, Direction, PositionForm, Rounding, TableWidth};
 use crate::service::lock::{Locked, Section};
 
 const H200: &str = "NVIDIA H200; cc 9.0; 132 multiprocessors; L2 62914560 B; bus 6144 bit; memory 3201000 kHz";
-const GPU: Abilities = Abilities { dialect: Dialect::Cuda, overlap: true };
+const GPU: Abilities = Abilities { dialect: Dialect::Cuda, overlap: true, cubins: None };
 
 fn llama(dtype: DType) -> RopeSpec {
     RopeSpec::new(dtype, 128, 32, 8)

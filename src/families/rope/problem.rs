@@ -4,8 +4,11 @@ use std::sync::Arc;
 
 use super::ahead_of_time;
 use super::in_engine::InEngine;
+use super::known_head::KnownHead;
+use super::portable::render_known_head;
 use super::reference_kernel::ReferenceKernel;
 use super::render::{render, source, templates_digest};
+use super::shipped::Shipped;
 use super::trial::Scratch;
 use super::variant::{self, Class, Variant};
 use crate::error::{Error, Result};
@@ -30,6 +33,13 @@ pub(super) struct RopeProblem {
 impl RopeProblem {
     pub fn new(spec: &RopeSpec, class: Class, bucket: Bucket, kept: Arc<InEngine>) -> Self {
         Self { spec: spec.clone(), class, bucket, stated: [Stated::of(spec), Stated::of(&class)], kept }
+    }
+
+    /// The shipped kernel that a config names, and the variant that it runs as.
+    fn known_head(&self, config: &Config) -> Option<(KnownHead, Variant)> {
+        let variant = variant_of(config);
+        let head = variant.shipped.then(|| KnownHead::of(&self.spec, self.class, variant.vec)).flatten()?;
+        Some((head, variant))
     }
 }
 
@@ -92,7 +102,10 @@ impl Problem for RopeProblem {
     }
 
     fn source(&self, dialect: Dialect, config: &Config) -> Source {
-        source(render(dialect, &self.spec, self.class, variant_of(config)))
+        source(match self.known_head(config) {
+            Some((head, variant)) => render_known_head(dialect, head, variant.overlap),
+            None => render(dialect, &self.spec, self.class, variant_of(config)),
+        })
     }
 
     fn attrs(&self, config: &Config) -> LaunchAttrs {
@@ -108,27 +121,37 @@ impl Problem for RopeProblem {
         Ok(Box::new(Scratch::new(device, &self.spec, self.class, self.bucket, fault, limit, throttle)?))
     }
 
-    fn has_ahead_of_time(&self, device: &dyn Device) -> bool {
-        ahead_of_time::serves(device, &self.spec, self.class)
+    fn has_ahead_of_time(&self, device: &dyn Device, can: Abilities) -> bool {
+        ahead_of_time::serves(device) && Shipped::of(&self.spec, self.class, self.bucket, can).is_some()
     }
 
-    fn ahead_of_time(&self, device: &dyn Device) -> Result<Option<(Arc<dyn Kernel>, Config)>> {
-        let found = self.kept.ahead_of_time.get(device, &self.spec, self.class)?;
-        Ok(found.map(|(kernel, variant)| (kernel, Stated::of(&variant))))
+    fn ahead_of_time(&self, device: &dyn Device, can: Abilities) -> Result<Option<(Arc<dyn Kernel>, Config)>> {
+        let Some((shipped, variant)) = Shipped::of(&self.spec, self.class, self.bucket, can) else { return Ok(None) };
+        let kernel = self.kept.ahead_of_time.get(device, shipped, &self.spec, self.class, variant)?;
+        Ok(kernel.map(|kernel| (kernel, Stated::of(&variant))))
+    }
+
+    fn shipped(&self, device: &dyn Device, config: &Config) -> Result<Option<Arc<dyn Kernel>>> {
+        let Some((head, variant)) = self.known_head(config) else { return Ok(None) };
+        self.kept.ahead_of_time.get(device, Shipped::Head(head), &self.spec, self.class, variant)
+    }
+
+    fn is_shipped(&self, config: &Config) -> bool {
+        self.known_head(config).is_some()
     }
 
     fn fallback(&self, device: &dyn Device) -> Option<Arc<dyn Kernel>> {
         (device.dialect() == Dialect::Host).then(|| Arc::new(ReferenceKernel::new(&self.spec)) as _)
     }
 
-    fn prior(&self, device: &dyn Device) -> Option<(String, Config)> {
-        let (identity, can) = (device.facts().identity(), device.abilities());
+    fn prior(&self, device: &dyn Device, can: Abilities) -> Option<(String, Config)> {
+        let identity = device.facts().identity();
         let (model, variant) = self.kept.priors().exact(&identity, &self.spec, self.class, self.bucket, can)?;
         Some((model.to_owned(), Stated::of(&variant)))
     }
 
-    fn prior_few(&self, device: &dyn Device) -> Option<(String, Vec<Config>)> {
-        let (identity, can) = (device.facts().identity(), device.abilities());
+    fn prior_few(&self, device: &dyn Device, can: Abilities) -> Option<(String, Vec<Config>)> {
+        let identity = device.facts().identity();
         let (model, few) = self.kept.priors().few(&identity, &self.spec, self.class, self.bucket, can)?;
         Some((model.to_owned(), few.iter().map(Stated::of).collect()))
     }
@@ -152,7 +175,7 @@ mod tests {
     fn the_key_is_what_it_was() {
         let spec = RopeSpec::new(DType::BF16, 128, 32, 8);
         let class = Class::contiguous(&spec, false, true);
-        let can = Abilities { dialect: Dialect::Cuda, overlap: true };
+        let can = Abilities { dialect: Dialect::Cuda, overlap: true, cubins: None };
         let space = variant::space(&spec, class, Bucket::of(8192), can);
         let fields = choice_fields(&spec, Bucket::of(8192), class, &space, "H200");
         let names: Vec<&str> = fields.0.iter().map(|(name, _)| name.as_str()).collect();

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use once_cell::race::OnceBox;
 use sha2::{Digest, Sha256};
 
-use super::variant::{Class, Variant};
+use super::tunables::{Class, Variant};
 use crate::rope::scaling::{Mrope, TableMode};
 use crate::rope::{
     Append, DType, Direction, Flavour, Fp8, Norm, PairStyle, PositionForm, RopeSpec, RotaryPart, Rounding, Rsqrt,
@@ -224,7 +224,8 @@ mod tests {
     fn every_variant_has_its_own_text() {
         let spec = RopeSpec::new(DType::BF16, 128, 32, 8);
         let class = Class::contiguous(&spec, false, true);
-        let all = space(&spec, class, Bucket::of(8192), Abilities { dialect: Dialect::Cuda, overlap: true });
+        let all =
+            space(&spec, class, Bucket::of(8192), Abilities { dialect: Dialect::Cuda, overlap: true, cubins: None });
         let texts: std::collections::HashSet<_> = all.iter().map(|&v| render(Dialect::Cuda, &spec, class, v)).collect();
         assert_eq!(texts.len(), all.len());
     }

@@ -5,22 +5,23 @@
 use std::fmt;
 use std::io::Read as _;
 
-use flate2::read::DeflateDecoder;
+use ruzstd::decoding::{Dictionary, FrameDecoder, StreamingDecoder};
 use sha2::{Digest as _, Sha256};
 
-use super::portable::{Portable, render_portable};
+pub use super::archs::{ARCHS, PTX_ARCH, arch_for, cubin_arch, overlaps};
+use super::known_head::KnownHead;
+use super::portable::{Portable, render_known_head, render_portable};
 use super::render::{Dialect, assemble, dtype_name, fused_prelude};
-use super::variant::{Class, Hint, Variant};
+use super::tunables::{Class, Hint, Variant};
 use crate::rope::{DType, Direction, Flavour, Norm, PairStyle, RopeSpec, Rounding};
+use crate::service::bucket::Bucket;
+use crate::service::device::Abilities;
 use crate::service::digest::hex;
-
-/// Architectures that there are cubins for. Each serves the later ones of its generation as well.
-pub const ARCHS: [&str; 7] = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"];
-/// Whose PTX serves what has no cubin: the driver translates it.
-pub const PTX_ARCH: &str = "compute_80";
 
 const INDEX: &str = include_str!("../../../cache/kernels.txt");
 const KERNELS: &[u8] = include_bytes!("../../../cache/kernels.bin");
+/// What its index calls the part of `kernels.bin` that all kernels are packed with.
+pub const DICTIONARY: &str = "dictionary";
 /// No kernel is larger.
 const MOST_BYTES: u64 = 1 << 20;
 
@@ -41,6 +42,8 @@ pub struct ShippedNorm {
 pub enum Shipped {
     /// A rotation alone.
     Rope(Portable),
+    /// A rotation alone, of heads that most models have.
+    Head(KnownHead),
     /// A norm with it.
     Norm(ShippedNorm),
 }
@@ -54,49 +57,62 @@ impl Shipped {
                     .map(|direction| Self::Norm(ShippedNorm { head_dim, flavour, direction }))
             })
         });
-        Portable::all().map(Self::Rope).chain(norms)
+        Portable::all().map(Self::Rope).chain(KnownHead::all().map(Self::Head)).chain(norms)
     }
 
-    /// The one that serves a spec and layout class; `None` where none does.
-    pub fn of(spec: &RopeSpec, class: Class) -> Option<Self> {
-        if !spec.is_fused() {
-            return Some(Self::Rope(Portable::of(spec, class)));
+    /// The one that answers first calls of a spec, layout class and bucket, and how it runs; `None` where none does.
+    pub fn of(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilities) -> Option<(Self, Variant)> {
+        if spec.is_fused() {
+            return Self::norm_of(spec, class).map(|norm| (Self::Norm(norm), norm.variant(can.overlap)));
         }
+        let known = can.cubins.and_then(cubin_arch).and_then(|_| {
+            let variant = KnownHead::variants(spec, class, bucket, can).into_iter().next()?;
+            Some((Self::Head(KnownHead::of(spec, class, variant.vec)?), variant))
+        });
+        let portable = || Portable::of(spec, class);
+        known.or_else(|| Some((Self::Rope(portable()), portable().variant(can.overlap))))
+    }
+
+    fn norm_of(spec: &RopeSpec, class: Class) -> Option<ShippedNorm> {
         let norm = ShippedNorm { head_dim: spec.head_dim, flavour: spec.norm?.flavour, direction: spec.direction };
         // What it does not tell apart is as it is compiled.
         let mut alike = norm.spec(spec.num_heads, spec.num_kv_heads);
         (alike.positions, alike.table.width) = (spec.positions, spec.table.width);
         let fits = *spec == alike && class.word == 16 && class.table_word == 16;
-        Some(Self::Norm(norm)).filter(|shipped| fits && Self::all().any(|s| s == *shipped))
+        Some(norm).filter(|norm| fits && Self::all().any(|s| s == Self::Norm(*norm)))
     }
 
-    /// How it runs.
-    pub fn variant(self) -> Variant {
-        match self {
-            Self::Rope(portable) => portable.variant(),
-            Self::Norm(norm) => norm.variant(),
-        }
+    /// Whether there is code of it for an architecture, or [`PTX_ARCH`].
+    pub fn is_for(self, arch: &str) -> bool {
+        !matches!(self, Self::Head(_)) || arch != PTX_ARCH
     }
 
-    /// Its complete source.
-    pub fn render(self, dialect: Dialect) -> String {
+    /// Its complete source; with `overlap` for architectures whose launches may overlap.
+    pub fn render(self, dialect: Dialect, overlap: bool) -> String {
         match self {
-            Self::Rope(portable) => render_portable(dialect, &portable),
-            Self::Norm(norm) => norm.render(dialect),
+            Self::Rope(portable) => render_portable(dialect, &portable, overlap),
+            Self::Head(head) => render_known_head(dialect, head, overlap),
+            Self::Norm(norm) => norm.render(dialect, overlap),
         }
     }
 
     /// Its code for an architecture of [`arch_for`]: a cubin, or PTX.
     pub fn code(self, arch: &str) -> Option<Vec<u8>> {
-        let name = format!("{arch} {self} = ");
-        let place = INDEX.lines().find_map(|line| line.strip_prefix(&name))?;
-        let (start, length) = place.split_once(' ')?;
-        let (start, length): (usize, usize) = (start.parse().ok()?, length.parse().ok()?);
-        let packed = KERNELS.get(start..start.checked_add(length)?)?;
-        let mut code = Vec::with_capacity(4 * length);
-        DeflateDecoder::new(packed).take(MOST_BYTES).read_to_end(&mut code).ok()?;
+        let packed = piece(&format!("{arch} {self}"))?;
+        let mut decoder = FrameDecoder::new();
+        decoder.add_dict(Dictionary::decode_dict(piece(DICTIONARY)?).ok()?).ok()?;
+        let mut code = Vec::with_capacity(8 * packed.len());
+        StreamingDecoder::new_with_decoder(packed, decoder).ok()?.take(MOST_BYTES).read_to_end(&mut code).ok()?;
         Some(code)
     }
+}
+
+/// The part of `kernels.bin` that its index has under a name.
+fn piece(name: &str) -> Option<&'static [u8]> {
+    let place = INDEX.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(" = "))?;
+    let (start, length) = place.split_once(' ')?;
+    let (start, length): (usize, usize) = (start.parse().ok()?, length.parse().ok()?);
+    KERNELS.get(start..start.checked_add(length)?)
 }
 
 impl ShippedNorm {
@@ -109,7 +125,7 @@ impl ShippedNorm {
         spec
     }
 
-    fn variant(self) -> Variant {
+    fn variant(self, overlap: bool) -> Variant {
         Variant {
             threads: 128,
             vec: 8,
@@ -118,16 +134,17 @@ impl ShippedNorm {
             load: Hint::Default,
             store: Hint::Default,
             keep_tables: false,
-            overlap: false,
+            overlap,
             tableless: false,
             prefetch: false,
             early: false,
             blocks: 0,
+            shipped: false,
         }
     }
 
-    fn render(self, dialect: Dialect) -> String {
-        let (v, backward) = (self.variant(), self.direction == Direction::Backward);
+    fn render(self, dialect: Dialect, overlap: bool) -> String {
+        let (v, backward) = (self.variant(overlap), self.direction == Direction::Backward);
         let mut prelude: Vec<(&str, String)> = [
             ("PORTABLE", "1"),
             ("DTYPE", dtype_name(DType::BF16)),
@@ -143,8 +160,7 @@ impl ShippedNorm {
             ("STORE_HINT", "0"),
             ("KEEP_TABLES", "0"),
             ("TABLELESS", "0"),
-            ("OVERLAP", "0"),
-            ("PREFETCH", "0"),
+            ("OVERLAP", if overlap { "1" } else { "0" }),
         ]
         .map(|(name, value)| (name, value.to_owned()))
         .into();
@@ -167,6 +183,7 @@ impl fmt::Display for Shipped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Rope(portable) => portable.fmt(f),
+            Self::Head(head) => head.fmt(f),
             Self::Norm(norm) => {
                 write!(f, "bf16 d{} {}", norm.head_dim, norm.flavour.name())?;
                 if norm.direction == Direction::Backward { f.write_str(" backward") } else { Ok(()) }
@@ -175,24 +192,13 @@ impl fmt::Display for Shipped {
     }
 }
 
-/// Whose code serves a GPU of a compute capability: the PTX's where there is no cubin for it; `None` for a GPU that is older
-/// than all that are served.
-pub fn arch_for((major, minor): (u32, u32)) -> Option<&'static str> {
-    let device = 10 * major + minor;
-    // Systems on a chip (Xavier, Orin, Thor) run no other GPU's cubins.
-    let alone = matches!(device, 72 | 87 | 101);
-    let runs = |arch: &&str| {
-        let number = arch.trim_start_matches("sm_").parse::<u32>().unwrap_or(u32::MAX);
-        number / 10 == major && number <= device && !alone
-    };
-    ARCHS.into_iter().rfind(runs).or((device > 80).then_some(PTX_ARCH))
-}
-
 /// SHA-256 over the sources of all, which `cache/kernels.txt` repeats: by it a test knows when the shipped ones are stale.
 pub fn sources_digest() -> String {
     let mut hasher = Sha256::new();
     for shipped in Shipped::all() {
-        hasher.update(shipped.render(Dialect::Cuda));
+        for overlap in [false, true] {
+            hasher.update(shipped.render(Dialect::Cuda, overlap));
+        }
     }
     hex(&hasher.finalize())
 }
@@ -210,11 +216,14 @@ mod tests {
 
     #[test]
     fn every_architecture_has_every_kernel() {
-        assert_eq!(Shipped::all().count(), 26 + 12);
+        assert_eq!(Shipped::all().count(), 26 + KnownHead::all().count() + 12);
         for shipped in Shipped::all() {
             for capability in [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0), (12, 1)] {
                 let code = arch_for(capability).and_then(|arch| shipped.code(arch));
                 assert!(code.is_some_and(|c| c.starts_with(b"\x7fELF")), "{shipped} for {capability:?}");
+            }
+            if !shipped.is_for(PTX_ARCH) {
+                continue;
             }
             let code = arch_for((11, 0)).and_then(|arch| shipped.code(arch)).expect("PTX");
             assert!(String::from_utf8(code).expect("text").contains(".entry rope_kernel"));
@@ -229,12 +238,14 @@ mod tests {
         let norm = ShippedNorm { head_dim: 128, flavour: Flavour::WeightAfter, direction: Direction::Forward };
         let usual = norm.spec(32, 8).with_positions(PositionForm::Ids64).with_table(DType::BF16, TableWidth::Full);
         let class = Class::contiguous(&usual, true, true);
-        assert_eq!(Shipped::of(&usual, class), Some(Shipped::Norm(norm)));
-        assert_eq!(Shipped::of(&usual, Class { word: 8, ..class }), None);
+        let can = Abilities { dialect: Dialect::Cuda, overlap: true, cubins: Some((9, 0)) };
+        let of = |spec: &RopeSpec, class| Shipped::of(spec, class, Bucket::of(8), can).map(|(shipped, _)| shipped);
+        assert_eq!(of(&usual, class), Some(Shipped::Norm(norm)));
+        assert_eq!(of(&usual, Class { word: 8, ..class }), None);
         let other = |change: fn(&mut RopeSpec)| {
             let mut spec = usual.clone();
             change(&mut spec);
-            Shipped::of(&spec, class)
+            of(&spec, class)
         };
         assert_eq!(other(|s| s.rounding = Rounding::Once), None);
         assert_eq!(other(|s| s.dtype = DType::F16), None);

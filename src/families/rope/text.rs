@@ -40,6 +40,7 @@ fn variant(s: &str) -> Option<Variant> {
         prefetch: false,
         early: false,
         blocks,
+        shipped: false,
     };
     for word in words {
         match word {
@@ -48,6 +49,7 @@ fn variant(s: &str) -> Option<Variant> {
             "pdl" => v.overlap = true,
             "pf" => v.prefetch = true,
             "early" => v.early = true,
+            "shipped" => v.shipped = true,
             _ => return None,
         }
     }
@@ -98,7 +100,7 @@ pub(crate) mod tests {
 
     pub fn variants() -> impl Strategy<Value = Variant> {
         let hint = || prop::sample::select(vec![Hint::Default, Hint::Streaming, Hint::EvictFirst]);
-        (any::<(u16, [u8; 4])>(), hint(), hint(), any::<[bool; 5]>()).prop_map(|(n, load, store, is)| Variant {
+        (any::<(u16, [u8; 4])>(), hint(), hint(), any::<[bool; 6]>()).prop_map(|(n, load, store, is)| Variant {
             threads: n.0,
             vec: n.1[0],
             heads: n.1[1],
@@ -111,6 +113,7 @@ pub(crate) mod tests {
             tableless: is[2],
             prefetch: is[3],
             early: is[4],
+            shipped: is[5],
         })
     }
 

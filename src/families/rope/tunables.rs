@@ -148,6 +148,9 @@ pub struct Variant {
     /// the compiler likes.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub blocks: u8,
+    /// The kernel is one that comes with the crate, compiled ahead of time ([`KnownHead`](super::known_head::KnownHead)).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shipped: bool,
 }
 
 impl Variant {
@@ -186,6 +189,7 @@ impl fmt::Display for Variant {
             ("pdl", self.overlap),
             ("pf", self.prefetch),
             ("early", self.early),
+            ("shipped", self.shipped),
         ] {
             if on {
                 write!(f, " {name}")?;

@@ -1,8 +1,9 @@
 //! The legal space of the kernel's tunables.
 
-use super::fused;
+use super::known_head::KnownHead;
 use super::tunables::Why;
 pub use super::tunables::{Class, Hint, Variant};
+use super::{archs, fused};
 use crate::error::{Error, Result};
 use crate::rope::{DType, PairStyle, RopeSpec};
 pub use crate::service::bucket::Bucket;
@@ -29,8 +30,14 @@ pub fn space(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilities) -> V
         prefetch: few && can.overlap,
         early: false,
         blocks: 0,
+        shipped: false,
     };
-    let mut all = vec![default];
+    let mut all = if can.cubins.and_then(archs::cubin_arch).is_some() {
+        KnownHead::variants(spec, class, bucket, can)
+    } else {
+        Vec::new()
+    };
+    all.push(default);
     let mut push = |v: Variant| {
         if check(spec, class, v, can).is_ok() && !all.contains(&v) {
             all.push(v);
@@ -157,6 +164,13 @@ pub fn check(spec: &RopeSpec, class: Class, v: Variant, can: Abilities) -> Resul
     if !v.tableless && class.table_word == 0 {
         return bad("tableless", "must be on where there is no table");
     }
+    if v.shipped {
+        let known = KnownHead::of(spec, class, v.vec).filter(|known| known.runs_as(v));
+        return match known.and(can.cubins).and_then(archs::cubin_arch) {
+            Some(_) if v.overlap == can.overlap => Ok(()),
+            _ => bad("shipped", "no such kernel comes with this release for this GPU and spec"),
+        };
+    }
     if v.prefetch && !v.overlap {
         return bad("prefetch", "means nothing without overlap");
     }
@@ -192,7 +206,7 @@ mod tests {
             spec.rotary_dim = 2 * turning.min(half);
             if interleaved { spec.style = PairStyle::Interleaved; }
             let class = Class::contiguous(&spec, head_major, copy);
-            let can = Abilities { dialect: Dialect::Cuda, overlap };
+            let can = Abilities { dialect: Dialect::Cuda, overlap, cubins: None };
             let all = space(&spec, class, Bucket::of(tokens), can);
             prop_assert!(!all.is_empty() && all.len() <= 64);
             for &v in &all {

@@ -16,6 +16,8 @@ pub struct Abilities {
     pub dialect: Dialect,
     /// Programmatic dependent launch: compute capability 9.0 and CUDA 12.3, where graphs can hold such launches.
     pub overlap: bool,
+    /// The compute capability whose cubins it takes, of kernels that were compiled ahead of time; `None` where it takes none.
+    pub cubins: Option<(u32, u32)>,
 }
 
 /// What code that was compiled ahead of time a device takes.

@@ -201,7 +201,15 @@ pub unsafe trait Device: Send + Sync {
 
     /// What bears on which variants are legal.
     fn abilities(&self) -> Abilities {
-        Abilities { dialect: self.dialect(), overlap: self.facts().overlap }
+        let facts = self.facts();
+        let cubins = match self.ahead_of_time() {
+            Some(AheadOfTime::Ptx) => None,
+            Some(AheadOfTime::Text) => Some((9, 0)), // any that all kernels are shipped for
+            Some(AheadOfTime::Cubin) => Some(facts.compute_capability),
+            // What is compiled for another machine is chosen as it chooses.
+            None => (self.dialect() == Dialect::Cuda && !self.runs()).then_some(facts.compute_capability),
+        };
+        Abilities { dialect: self.dialect(), overlap: facts.overlap, cubins }
     }
 
     /// Whether it can run what it compiles.

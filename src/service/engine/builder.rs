@@ -13,7 +13,7 @@ use super::handle::Engine;
 use super::kernels::Kernels;
 use super::locked::Held;
 use super::policy::{OnProgress, Progress, Tuning};
-use super::shared::Shared;
+use super::shared::{Shared, abilities};
 use super::stats::Counters;
 use crate::error::Result;
 use crate::service::device::{self, Device, DeviceChoice};
@@ -294,7 +294,12 @@ pub(super) fn assemble(parts: Parts) -> Engine {
     let kernels = Kernels::new(Arc::clone(&device), Arc::clone(&store), Arc::clone(&counters), Arc::clone(&closing));
     let is_gpu = device.context() != 0;
     let shared = Arc::new(Shared {
-        choices: Choices::new(Arc::clone(&store), Arc::clone(&counters), device.as_ref()),
+        choices: Choices::new(
+            Arc::clone(&store),
+            Arc::clone(&counters),
+            device.as_ref(),
+            abilities(device.as_ref(), ahead_of_time),
+        ),
         kernels,
         device,
         store,

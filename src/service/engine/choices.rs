@@ -59,7 +59,7 @@ pub struct Choices {
 }
 
 impl Choices {
-    pub fn new(store: Arc<dyn Store>, counters: Arc<Counters>, device: &dyn Device) -> Self {
+    pub fn new(store: Arc<dyn Store>, counters: Arc<Counters>, device: &dyn Device, can: Abilities) -> Self {
         let facts = device.facts();
         Self {
             store,
@@ -67,7 +67,7 @@ impl Choices {
             identity: facts.identity().to_string(),
             identity_before: facts.identity_with_clock(),
             arch: facts.arch.clone(),
-            can: device.abilities(),
+            can,
         }
     }
 

@@ -41,7 +41,8 @@ pub struct ArtifactMeta {
 /// A compiled kernel, loaded where the device can run it.
 #[derive(Clone)]
 pub struct Loaded {
-    pub artifact: Key,
+    /// `None` for one that comes with the crate.
+    pub artifact: Option<Key>,
     /// `None` for a device that only compiles.
     pub kernel: Option<Arc<dyn Kernel>>,
 }
@@ -80,6 +81,9 @@ impl Kernels {
     /// The kernel of a config; compiled if it is nowhere. `named` is the artifact that a choice names: it is looked for
     /// first, since that asks no compiler for its version.
     pub fn obtain(&self, problem: &dyn Problem, config: &Config, named: Option<Key>) -> Result<(Loaded, Origin)> {
+        if problem.is_shipped(config) {
+            return self.shipped(problem, config);
+        }
         self.in_slot(problem, config, true, |source| {
             if let Some(loaded) = named.and_then(|key| self.read(problem, config, key, source)) {
                 return Ok(Some((loaded, Origin::Disk)));
@@ -136,10 +140,25 @@ impl Kernels {
 
     /// The kernel of a config as the artifact `key`, if that is in memory or on disk and still what the config needs.
     /// Never compiles, nor waits for one who does.
-    pub fn find(&self, problem: &dyn Problem, config: &Config, key: Key) -> Result<Option<(Loaded, Origin)>> {
+    pub fn find(&self, problem: &dyn Problem, config: &Config, key: Option<Key>) -> Result<Option<(Loaded, Origin)>> {
+        if problem.is_shipped(config) {
+            return self.shipped(problem, config).map(Some);
+        }
+        let Some(key) = key else { return Ok(None) };
         self.in_slot(problem, config, false, |source| {
             Ok(self.read(problem, config, key, source).map(|loaded| (loaded, Origin::Disk)))
         })
+    }
+
+    /// The kernel of a config that comes with the crate.
+    fn shipped(&self, problem: &dyn Problem, config: &Config) -> Result<(Loaded, Origin)> {
+        if !self.device.runs() {
+            return Ok((Loaded { artifact: None, kernel: None }, Origin::Embedded));
+        }
+        let kernel = problem.shipped(self.device.as_ref(), config)?.ok_or_else(|| {
+            Error::new(ErrorKind::Device, format!("'{config}' names a kernel that does not come with this release"))
+        })?;
+        Ok((Loaded { artifact: None, kernel: Some(kernel) }, Origin::Embedded))
     }
 
     /// Takes out those of these kernels that nobody else holds: no plan, no thread that is at it. They are unloaded when they
@@ -151,7 +170,7 @@ impl Kernels {
             let Some(held) = Arc::get_mut(slot) else { return true };
             let held = held.get_mut().unwrap_or_else(PoisonError::into_inner);
             let idle = |l: &Loaded| l.kernel.as_ref().is_some_and(|k| Arc::strong_count(k) == 1);
-            if !held.as_ref().is_some_and(|l| artifacts.contains(&l.artifact) && idle(l)) {
+            if !held.as_ref().is_some_and(|l| l.artifact.is_some_and(|key| artifacts.contains(&key)) && idle(l)) {
                 return true;
             }
             unused.extend(held.take());
@@ -252,10 +271,10 @@ impl Kernels {
         binary: &Binary,
     ) -> Result<Loaded> {
         if !self.device.runs() {
-            return Ok(Loaded { artifact, kernel: None });
+            return Ok(Loaded { artifact: Some(artifact), kernel: None });
         }
         let load = || device::load(self.device.as_ref(), binary, &source.entry, &problem.attrs(config));
         let kernel = watch::timed(Work::Load, problem, load)?;
-        Ok(Loaded { artifact, kernel: Some(kernel) })
+        Ok(Loaded { artifact: Some(artifact), kernel: Some(kernel) })
     }
 }

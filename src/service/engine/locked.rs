@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::service::family::{Config, Device, Families, Problem};
+use crate::service::family::{Abilities, Config, Device, Families, Problem};
 use crate::service::lock::{Lock, Locked, MAX_BYTES};
 use crate::system::read_bytes;
 
@@ -103,9 +103,9 @@ impl Decided<'_> {
     }
 
     /// The config that it names, if that is legal here.
-    pub fn config(&self, device: &dyn Device, problem: &dyn Problem) -> Result<Config> {
+    pub fn config(&self, device: &dyn Device, can: Abilities, problem: &dyn Problem) -> Result<Config> {
         let config = problem.parse(&self.locked.config)?;
-        problem.check(&config, device.abilities()).map_err(|e| {
+        problem.check(&config, can).map_err(|e| {
             let what = format!("the variant is not legal on {}: {}", device.facts().name, e.message());
             Error::new(ErrorKind::LockFile, what)
                 .subject_is(self.at())

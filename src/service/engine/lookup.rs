@@ -37,7 +37,7 @@ pub fn named<'a>(shared: &'a Shared, problem: &dyn Problem, tuning: Tuning) -> R
 
 /// What a line of the lock file names.
 pub fn locked<'a>(shared: &Shared, problem: &dyn Problem, line: Decided<'a>) -> Result<Named<'a>> {
-    let config = line.config(shared.device.as_ref(), problem)?;
+    let config = line.config(shared.device.as_ref(), shared.abilities(), problem)?;
     let artifact = shared.choices.artifact_of(problem, &config);
     Ok(Named { config, artifact, provenance: Provenance::Locked { measured: line.measured }, line: Some(line) })
 }
@@ -54,7 +54,7 @@ pub fn cached<'a>(shared: &Shared, problem: &dyn Problem, tuning: Tuning) -> Opt
 /// What a record names, unless it is something that this program would not generate.
 pub fn named_by<'a>(shared: &Shared, problem: &dyn Problem, record: &Record) -> Option<Named<'a>> {
     let chosen = record.chosen()?;
-    match problem.check(&chosen.config, shared.device.abilities()) {
+    match problem.check(&chosen.config, shared.abilities()) {
         Ok(()) => Some(Named {
             config: chosen.config.clone(),
             artifact: chosen.artifact,
@@ -81,13 +81,12 @@ pub fn obtain(
 ) -> Result<Option<(Loaded, Origin)>> {
     let found = match (compile, named.artifact) {
         (true, artifact) => Some(shared.kernels.obtain(problem, &named.config, artifact)?),
-        (false, Some(key)) => shared.kernels.find(problem, &named.config, key)?,
-        (false, None) => None,
+        (false, artifact) => shared.kernels.find(problem, &named.config, artifact)?,
     };
     match (found, &named.line) {
         (None, Some(line)) if tuning == Tuning::Frozen => Err(missing::no_kernel(shared, problem, line)),
         (Some((loaded, origin)), Some(_)) => {
-            if named.artifact != Some(loaded.artifact) {
+            if loaded.artifact.is_some() && named.artifact != loaded.artifact {
                 note(shared, problem, &named.config, &loaded);
             }
             Ok(Some((loaded, origin)))
@@ -106,6 +105,9 @@ pub fn plan(
 ) -> Result<Option<Plan>> {
     let found = obtain(shared, problem, named, tuning, compile)?;
     let plan = |(loaded, origin): (Loaded, _)| {
+        if origin == Origin::Embedded {
+            shared.counters.embedded_hits.add();
+        }
         Plan::new(problem, loaded.kernel, named.config.clone(), origin, named.provenance)
     };
     found.map(plan).transpose()
@@ -118,7 +120,7 @@ fn note(shared: &Shared, problem: &dyn Problem, config: &Config, loaded: &Loaded
         .choices
         .read_arch(problem)
         .unwrap_or_else(|| record_of(shared.device.as_ref(), problem.bucket().tokens(), Vec::new()));
-    let artifact = Some(loaded.artifact);
+    let artifact = loaded.artifact;
     match record.candidates.iter_mut().find(|c| c.config == *config) {
         Some(candidate) => candidate.artifact = artifact,
         None => record.candidates.push(Candidate { artifact, ..Candidate::new(config.clone()) }),
@@ -130,7 +132,7 @@ fn note(shared: &Shared, problem: &dyn Problem, config: &Config, loaded: &Loaded
 pub fn default(shared: &Shared, problem: &dyn Problem) -> Result<(Config, Loaded, Origin)> {
     let config = shared.default_config(problem);
     let (loaded, origin) = shared.kernels.obtain(problem, &config, None)?;
-    let candidate = Candidate { artifact: Some(loaded.artifact), ..Candidate::new(config.clone()) };
+    let candidate = Candidate { artifact: loaded.artifact, ..Candidate::new(config.clone()) };
     let record = record_of(shared.device.as_ref(), problem.bucket().tokens(), vec![candidate]);
     shared.choices.write(problem, record, false);
     Ok((config, loaded, origin))

@@ -2,7 +2,7 @@
 
 use super::choices::record_of;
 use super::shared::Shared;
-use crate::service::family::{Config, Plan, Problem, Provenance};
+use crate::service::family::{Config, Origin, Plan, Problem, Provenance};
 use crate::service::record::{Candidate, Prior, Record};
 
 /// Takes what was measured on a GPU of this model for such a problem: one kernel is made and kept as the device's choice.
@@ -11,10 +11,13 @@ pub fn take(shared: &Shared, problem: &dyn Problem) -> Option<Plan> {
     if !shared.priors {
         return None;
     }
-    let (model, config) = problem.prior(shared.device.as_ref())?;
+    let (model, config) = problem.prior(shared.device.as_ref(), shared.abilities())?;
     let named = shared.choices.artifact_of(problem, &config);
     let made = shared.kernels.obtain(problem, &config, named).and_then(|(loaded, origin)| {
-        let artifact = Some(loaded.artifact);
+        let artifact = loaded.artifact;
+        if origin == Origin::Embedded {
+            shared.counters.embedded_hits.add();
+        }
         Ok((artifact, Plan::new(problem, loaded.kernel, config.clone(), origin, Provenance::Prior)?))
     });
     let (artifact, plan) = match made {
@@ -39,8 +42,8 @@ pub fn take(shared: &Shared, problem: &dyn Problem) -> Option<Plan> {
 
 /// The configs to measure, the default first: all, or the few that the choices of the most similar GPU name.
 pub fn candidates(shared: &Shared, problem: &dyn Problem) -> (Vec<Config>, Option<Prior>) {
-    match problem.prior_few(shared.device.as_ref()).filter(|_| shared.priors) {
+    match problem.prior_few(shared.device.as_ref(), shared.abilities()).filter(|_| shared.priors) {
         Some((model, few)) => (few, Some(Prior::Ordered(model))),
-        None => (problem.space(shared.device.abilities()), None),
+        None => (problem.space(shared.abilities()), None),
     }
 }

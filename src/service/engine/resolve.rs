@@ -133,7 +133,10 @@ fn ahead_of_time(shared: &Shared, problem: &dyn Problem) -> Option<Plan> {
         return None;
     }
     let plan = |(kernel, config)| Plan::new(problem, Some(kernel), config, Origin::Embedded, Provenance::AheadOfTime);
-    match problem.ahead_of_time(shared.device.as_ref()).and_then(|found| found.map(plan).transpose()) {
+    match problem
+        .ahead_of_time(shared.device.as_ref(), shared.abilities())
+        .and_then(|found| found.map(plan).transpose())
+    {
         Ok(found) => found.inspect(|_| shared.counters.embedded_hits.add()),
         Err(e) => {
             shared.counters.warn_once(format!("no kernel that is shipped can be loaded: {e}"));

@@ -15,7 +15,7 @@ use super::locked::Held;
 use super::policy::{OnProgress, Progress, Tuning};
 use super::slots::Slots;
 use super::stats::{Counters, Stats};
-use crate::service::device::{Device, DeviceChoice};
+use crate::service::device::{Abilities, Device, DeviceChoice};
 use crate::service::family::{Config, Problem};
 use crate::service::store::Store;
 use crate::system::fork;
@@ -69,6 +69,12 @@ pub struct Shared {
     pub(super) on_progress: Option<OnProgress>,
 }
 
+/// What bears on which configs are legal in an engine where kernels that were compiled ahead of time may serve, or not.
+pub fn abilities(device: &dyn Device, ahead_of_time: bool) -> Abilities {
+    let can = device.abilities();
+    Abilities { cubins: can.cubins.filter(|_| ahead_of_time), ..can }
+}
+
 impl Shared {
     pub fn tuning(&self) -> Tuning {
         if self.frozen.load(Ordering::Relaxed) { Tuning::Frozen } else { self.tuning }
@@ -116,13 +122,18 @@ impl Shared {
         self.counters.snapshot(hits)
     }
 
+    /// What bears on which configs are legal here.
+    pub fn abilities(&self) -> Abilities {
+        abilities(self.device.as_ref(), self.ahead_of_time)
+    }
+
     /// The config that serves where nothing is known.
     pub fn default_config(&self, problem: &dyn Problem) -> Config {
-        problem.space(self.device.abilities()).swap_remove(0)
+        problem.space(self.abilities()).swap_remove(0)
     }
 
     /// Whether kernels that were compiled ahead of time serve a problem.
     pub fn has_ahead_of_time(&self, problem: &dyn Problem) -> bool {
-        self.ahead_of_time && problem.has_ahead_of_time(self.device.as_ref())
+        self.ahead_of_time && problem.has_ahead_of_time(self.device.as_ref(), self.abilities())
     }
 }

@@ -143,7 +143,7 @@ fn settle_for_default(
 
 /// Unloads the candidates that no plan uses: one at a time, since the driver may wait for the device.
 fn release(shared: &Shared, kernels: Vec<Option<Loaded>>, throttle: &Throttle<'_>) {
-    let artifacts: Vec<_> = kernels.iter().flatten().map(|loaded| loaded.artifact).collect();
+    let artifacts: Vec<_> = kernels.iter().flatten().filter_map(|loaded| loaded.artifact).collect();
     drop(kernels);
     for loser in shared.kernels.take_unused(&artifacts) {
         let unload = || {
@@ -191,7 +191,7 @@ fn compile_all(
         .unwrap_or_else(PoisonError::into_inner)
     {
         Some(Ok(loaded)) => {
-            candidate.artifact = Some(loaded.artifact);
+            candidate.artifact = loaded.artifact;
             Some(loaded)
         }
         // What fails while all ends is no news.
@@ -263,10 +263,10 @@ impl<'a> Run<'a> {
             plans.push(same.is_ok().then(|| Arc::new(plan)));
         }
         let trial: Arc<dyn Trial> = Arc::from(trial);
-        let Some(Some(default)) = plans.first() else {
-            // Without the default there is nothing to compare the others with.
+        // What ran first is what the others were compared with: the default, unless that cannot be had.
+        let Some(default) = plans.iter().flatten().next() else {
             let why = record.candidates.first().and_then(|c| c.dropped.clone()).unwrap_or_default();
-            let what = format!("the default variant does not run: {why}");
+            let what = format!("no variant runs, the default does not because: {why}");
             return Err(Error::new(ErrorKind::Device, what).subject_is(spec.to_string()));
         };
         if trial.hangs() {

@@ -53,6 +53,7 @@ impl Cuda {
             sys::CUresult::CUDA_ERROR_NOT_INITIALIZED => in_fork(ErrorKind::Device, &subject()),
             _ => failed("cuInit", &e).subject_is(subject()).hint(host),
         })?;
+        let started = std::time::Instant::now();
         let count = result::device::get_count().map_err(|e| failed("cuDeviceGetCount", &e).subject_is(subject()))?;
         if i64::from(ordinal) >= i64::from(count) {
             return Err(unavailable(format!("there are {count} GPUs"))
@@ -63,8 +64,15 @@ impl Cuda {
         // SAFETY: the device comes from cuDeviceGet.
         let raw = unsafe { result::primary_ctx::retain(device) }.map_err(|e| failed("cuDevicePrimaryCtxRetain", &e))?;
         let context = Arc::new(Context { device, raw, name: subject(), generation: fork::generation() });
+        let asked = started.elapsed();
         let stream = Arc::new(OwnStream::new(&context)?);
+        let streamed = started.elapsed();
         let fault_words = memory::FaultWords::new(&context)?;
+        tracing::debug!(
+            "{}: asked for in {asked:?}, a stream after {streamed:?}, fault words after {:?}",
+            subject(),
+            started.elapsed()
+        );
         Ok(Self { context, facts, stream, fault_words, ahead_of_time: AheadOfTime::Cubin })
     }
 
