@@ -91,7 +91,10 @@ fn while_capturing(slots: &Slots, problem: &dyn Problem) -> Result<Arc<Plan>> {
 /// A kernel from the cache, one that was compiled ahead of time, a compiled or a tuned one; the family's fallback where
 /// nothing else can be had.
 fn find_or_make(shared: &Shared, problem: &dyn Problem, tuning: Tuning) -> Result<Plan> {
-    let made = match look_up(shared, problem, tuning) {
+    let started = Instant::now();
+    let found = look_up(shared, problem, tuning);
+    tracing::debug!("looked up in {:?}", started.elapsed());
+    let made = match found {
         Ok(Some(plan)) => return Ok(plan),
         Err(e) if tuning == Tuning::Frozen => return Err(e),
         Err(e) => Err(e),

@@ -9,6 +9,7 @@ use std::ffi::c_int;
 use std::sync::Arc;
 
 use cudarc::driver::{result, sys};
+use once_cell::race::OnceBox;
 
 use super::kernel::{AheadOfTime, Binary, Dialect, LaunchAttrs, Source};
 use super::machine::{Device, Facts, FaultWord, Kernel, Measuring, Memory, Stream, TimedLaunch, Timer, in_fork, range};
@@ -24,7 +25,8 @@ pub struct Cuda {
     facts: Facts,
     /// For what is done beside somebody's work.
     stream: Arc<OwnStream>,
-    fault_words: memory::FaultWords,
+    /// Made when the first is asked for: pinning a page takes a millisecond.
+    fault_words: OnceBox<memory::FaultWords>,
     ahead_of_time: AheadOfTime,
 }
 
@@ -66,14 +68,8 @@ impl Cuda {
         let context = Arc::new(Context { device, raw, name: subject(), generation: fork::generation() });
         let asked = started.elapsed();
         let stream = Arc::new(OwnStream::new(&context)?);
-        let streamed = started.elapsed();
-        let fault_words = memory::FaultWords::new(&context)?;
-        tracing::debug!(
-            "{}: asked for in {asked:?}, a stream after {streamed:?}, fault words after {:?}",
-            subject(),
-            started.elapsed()
-        );
-        Ok(Self { context, facts, stream, fault_words, ahead_of_time: AheadOfTime::Cubin })
+        tracing::debug!("{}: its context after {asked:?}, a stream after {:?}", subject(), started.elapsed());
+        Ok(Self { context, facts, stream, fault_words: OnceBox::new(), ahead_of_time: AheadOfTime::Cubin })
     }
 
     /// Takes the PTX that is shipped for newer GPUs in place of this one's own kernels: to try it where there is none.
@@ -157,7 +153,7 @@ unsafe impl Device for Cuda {
     }
 
     fn fault_word(&self) -> Result<Box<dyn FaultWord>> {
-        Ok(self.fault_words.take())
+        Ok(self.fault_words.get_or_try_init(|| memory::FaultWords::new(&self.context).map(Box::new))?.take())
     }
 
     unsafe fn timer(&self, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>> {
