@@ -41,8 +41,7 @@ impl Cuda {
         let subject = || format!("cuda:{ordinal}");
         let host = "ROPEJIT_DEVICE=host uses the processor instead";
         let unavailable = |why: String| Error::new(ErrorKind::DeviceUnavailable, why).subject_is(subject());
-        // SAFETY: loads libcuda, whose initialisers have no requirements. Without this probe cudarc panics.
-        if !unsafe { sys::is_culib_present() } {
+        if !driver_is_present() {
             return Err(unavailable("no CUDA driver (libcuda.so.1) on this machine".into()).hint(host));
         }
         result::init().map_err(|e| match e.0 {
@@ -74,6 +73,14 @@ impl Cuda {
         self.ahead_of_time = AheadOfTime::Ptx;
         self
     }
+}
+
+/// Whether the driver's library can be loaded, by a name that cudarc tries too: without one, cudarc panics. cudarc's own probe is
+/// not there where another crate of the program (candle) has it linked.
+fn driver_is_present() -> bool {
+    let names: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
+    // SAFETY: loads libcuda, whose initialisers have no requirements.
+    names.iter().any(|name| unsafe { libloading::Library::new(*name) }.is_ok())
 }
 
 fn facts(device: sys::CUdevice) -> Result<Facts> {
