@@ -6,7 +6,7 @@ use std::ffi::c_void;
 use std::marker::PhantomData;
 
 #[cfg(feature = "cuda")]
-use candle_core::cuda_backend::{CudaDevice, CudaStorage, CudaStorageSlice, WrapErr, cudarc::driver};
+use candle_core::cuda_backend::{CudaDevice, CudaStorage, CudaStorageSlice, cudarc::driver};
 use candle_core::op::BackpropOp;
 use candle_core::{CpuStorage, Device, Error, Layout, Result, Storage, Tensor};
 use half::{bf16, f16};

@@ -3,7 +3,10 @@
 use crate::imports::Sources;
 
 /// The crates beside the library: their folder, how they call themselves, and the files that may have unsafe blocks.
-const BESIDE: [(&str, &str, &[&str]); 1] = [("candle/src", "ropejit_candle", &["launch.rs"])];
+const BESIDE: [(&str, &str, &[&str]); 2] = [
+    ("candle/src", "ropejit_candle", &["launch.rs"]),
+    ("capi/src", "ropejit_c", &["args.rs", "calls.rs", "pointers.rs", "view.rs"]),
+];
 
 fn library() -> Sources {
     Sources::read("src", "ropejit")

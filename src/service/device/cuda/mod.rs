@@ -26,6 +26,7 @@ pub struct Cuda {
     stream: Arc<OwnStream>,
     fault_words: memory::FaultWords,
     ahead_of_time: AheadOfTime,
+    ordinal: u32,
 }
 
 /// `CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED` to `CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD`.
@@ -64,7 +65,7 @@ impl Cuda {
         let context = Arc::new(Context { device, raw, name: subject(), generation: fork::generation() });
         let stream = Arc::new(OwnStream::new(&context)?);
         let fault_words = memory::FaultWords::new(&context)?;
-        Ok(Self { context, facts, stream, fault_words, ahead_of_time: AheadOfTime::Cubin })
+        Ok(Self { context, facts, stream, fault_words, ahead_of_time: AheadOfTime::Cubin, ordinal })
     }
 
     /// Takes the PTX that is shipped for newer GPUs in place of this one's own kernels: to try it where there is none.
@@ -212,6 +213,10 @@ unsafe impl Device for Cuda {
     fn synchronize(&self) -> Result<()> {
         let _current = self.context.make_current()?;
         result::ctx::synchronize().map_err(|e| failed("a kernel", &e))
+    }
+
+    fn ordinal(&self) -> Option<u32> {
+        Some(self.ordinal)
     }
 
     fn is_capturing(&self, stream: Stream<'_>) -> bool {
