@@ -46,3 +46,8 @@ fn raise(e: ropejit::Error) -> candle_core::Error {
 fn wrong(argument: &str, what: impl Into<String>) -> candle_core::Error {
     raise(ropejit::Error::argument(argument, what))
 }
+
+/// The page's program is run as it stands.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/candle.md")]
+struct Page;

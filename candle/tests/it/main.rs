@@ -1,7 +1,9 @@
-//! candle on the CPU: bits against ropejit's plain reference, gradients against candle's own of plain formulas.
+//! In candle: bits against ropejit's plain reference, gradients against candle's own of plain formulas.
 
 mod data;
 mod errors;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod gradients;
 mod norm;
 mod rope;

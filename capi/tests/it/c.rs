@@ -60,6 +60,21 @@ fn a_program_loads_the_library() {
     assert_eq!(succeeds(Command::new(program).arg(library("libropejit_c.so"))), "all is well\n");
 }
 
+/// The page's program is compiled and run as it stands.
+#[test]
+fn the_pages_program_works() {
+    let page = std::fs::read_to_string(root("../docs/c.md")).expect("the page");
+    let program = page.split("```c\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a program");
+    let folder = tempfile::tempdir().expect("a folder");
+    let source = folder.path().join("page.c");
+    std::fs::write(&source, program).expect("written");
+    let archive = library("libropejit_c.a").display().to_string();
+    let compiled = compiled(folder.path(), &source.display().to_string(), &[&[archive.as_str()], &SYSTEM[..]].concat());
+    let printed = program.split("/* ").last().and_then(|rest| rest.split(" */").next()).expect("what it prints");
+    let cache = folder.path().join("cache");
+    assert_eq!(succeeds(Command::new(compiled).env("ROPEJIT_CACHE_DIR", cache)), format!("{printed}\n"));
+}
+
 /// C++ takes the header, and so does a program that has `DLPack`'s own types.
 #[test]
 fn the_header_is_cpp_as_well_and_takes_dlpacks_own() {
