@@ -1,4 +1,5 @@
-//! An attention layer as Llama's, in candle: forward and backward with ropejit's rotation, the same with a plain formula, and times.
+//! An attention layer as Llama's, in candle: forward and backward with ropejit's rotation, the same with a plain
+//! formula, and times.
 //!
 //! `cargo run --release -p ropejit-candle --example attention`, on a GPU with `--features cuda`.
 
@@ -19,7 +20,8 @@ struct Layer {
 }
 
 impl Layer {
-    /// A step of attention over `x`, `[batch, tokens, width]`; `turn` rotates q and k, `[batch, heads, tokens, head_dim]`.
+    /// A step of attention over `x`, `[batch, tokens, width]`.
+    /// `turn` rotates q and k, `[batch, heads, tokens, head_dim]`.
     fn forward(&self, x: &Tensor, turn: Turn<'_>) -> Result<Tensor> {
         let (batch, tokens, _) = x.dims3()?;
         let [heads, kv_heads] = self.heads;

@@ -42,8 +42,8 @@ pub fn engine(device: &Device) -> Result<Engine> {
     Ok(built)
 }
 
-/// Has an engine of the caller's serve a device from now on: one with a lock file, another cache folder, another policy. Handles of the
-/// engine before it are let go.
+/// Has an engine of the caller's serve a device from now on: one with a lock file, another cache folder, another
+/// policy. Handles of the engine before it are let go.
 ///
 /// # Errors
 /// When the engine's device is not of the kind: one of the host for the CPU, a GPU's for CUDA.
@@ -79,8 +79,8 @@ pub fn rope(device: &Device, spec: &RopeSpec) -> Result<ropejit::Rope> {
     Ok(rope)
 }
 
-/// Reports a token whose position lay outside of cos and sin in an earlier call on the device: it has become NaN. Waits for the
-/// device. Calls on the CPU report it themselves.
+/// Reports a token whose position lay outside of cos and sin in an earlier call on the device: it has become NaN. Waits
+/// for the device. Calls on the CPU report it themselves.
 ///
 /// # Errors
 /// One that names such a token, once.

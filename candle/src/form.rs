@@ -35,8 +35,8 @@ impl Default for Rope {
 }
 
 impl Rope {
-    /// As `candle_nn::rotary_emb::rope`: `[batch, heads, tokens, head_dim]`, halves of a head turn together (NeoX, Llama), token
-    /// `t` stands at row `t` of cos and sin, and every operation is rounded.
+    /// As `candle_nn::rotary_emb::rope`: `[batch, heads, tokens, head_dim]`, halves of a head turn together (NeoX,
+    /// Llama), token `t` stands at row `t` of cos and sin, and every operation is rounded.
     pub fn new() -> Self {
         Self {
             style: PairStyle::HalfSplit,
@@ -84,8 +84,9 @@ impl Rope {
         self
     }
 
-    /// Each token's row of cos and sin: u32, i32 or i64, `[tokens]` or `[batch, tokens]`. They take the place of the offset. On the CPU one that
-    /// lies outside is an error; on a GPU its token becomes NaN, and [`check`](crate::check) says so.
+    /// Each token's row of cos and sin: u32, i32 or i64, `[tokens]` or `[batch, tokens]`. They take the place of the
+    /// offset. On the CPU one that lies outside is an error; on a GPU its token becomes NaN, and
+    /// [`check`](crate::check) says so.
     #[must_use]
     pub fn position_ids(mut self, ids: &Tensor) -> Self {
         self.position_ids = Some(ids.clone());

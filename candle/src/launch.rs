@@ -67,9 +67,9 @@ pub fn launch(launch: &Launch<'_>) -> Result<Results> {
 
         let thd = launch.rope.thd;
         let operand = |from: &Used<'_>, to: &Used<'_>, layout: ropejit::Layout| {
-            // SAFETY: `from` is the start of a tensor of candle's with this layout, whose storage is locked for reading until the
-            // launch is queued; candle frees memory in the order of its stream, the one launched on. `to` was allocated on
-            // it just now, and has as many elements.
+            // SAFETY: `from` is the start of a tensor of candle's with this layout, whose storage is locked for reading
+            // until the launch is queued; candle frees memory in the order of its stream, the one launched on. `to` was
+            // allocated on it just now, and has as many elements.
             unsafe {
                 let input = Input::from_raw(from.address, spec.dtype, layout);
                 let output = ropejit::Tensor::from_raw(to.address, spec.dtype, contiguous(layout, thd));

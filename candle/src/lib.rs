@@ -1,9 +1,9 @@
 //! `RoPE`, and QK-norm + `RoPE`, for candle: ropejit's kernels as candle operations, with gradients.
 //!
-//! [`rope`], [`rope_i`] and [`rope_thd`] take candle's layouts and tables, and turn q and k in one launch; [`Rope`] has what differs:
-//! partial rotary, positions, rounding, one tensor alone. [`qk_norm_rope`] and [`QkNormRope`] normalise each head in the same
-//! launch. All run on candle's stream and on its memory; nothing is copied. Tensors may be strided (a transposed view, a part
-//! of a packed QKV), as long as a head lies contiguous.
+//! [`rope`], [`rope_i`] and [`rope_thd`] take candle's layouts and tables, and turn q and k in one launch; [`Rope`] has
+//! what differs: partial rotary, positions, rounding, one tensor alone. [`qk_norm_rope`] and [`QkNormRope`] normalise
+//! each head in the same launch. All run on candle's stream and on its memory; nothing is copied. Tensors may be
+//! strided (a transposed view, a part of a packed QKV), as long as a head lies contiguous.
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor, Var};
@@ -18,8 +18,8 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 //!
-//! The CPU computes what ropejit's reference says, bit for bit, and a GPU the same. With the default rounding that is also
-//! what `candle_nn::rotary_emb` gives on the CPU.
+//! The CPU computes what ropejit's reference says, bit for bit, and a GPU the same. With the default rounding that is
+//! also what `candle_nn::rotary_emb` gives on the CPU.
 
 mod check;
 mod engines;

@@ -12,8 +12,8 @@ use crate::{raise, wrong};
 
 /// A root-mean-square norm over each head, then the rotation: what Qwen 3, Gemma 3 and others do to q and k.
 ///
-/// Sums, roots and roundings are stated to the bit by ropejit ([`ropejit::rope::Norm`]), so the CPU and a GPU agree. They are not those
-/// of `candle_nn::rms_norm`, which adds in another order: results differ in their last bits.
+/// Sums, roots and roundings are stated to the bit by ropejit ([`ropejit::rope::Norm`]), so the CPU and a GPU agree.
+/// They are not those of `candle_nn::rms_norm`, which adds in another order: results differ in their last bits.
 #[derive(Debug, Clone)]
 pub struct QkNormRope {
     rope: Rope,
@@ -22,7 +22,8 @@ pub struct QkNormRope {
 }
 
 impl QkNormRope {
-    /// `eps` is added to the mean of the squares. The weight is applied to what has been rounded (Qwen 3), and then halves of a head turn.
+    /// `eps` is added to the mean of the squares. The weight is applied to what has been rounded (Qwen 3), and then
+    /// halves of a head turn.
     pub fn new(eps: f32) -> Self {
         let norm = Norm::new(Flavour::WeightAfter).with_rsqrt(Rsqrt::Ieee);
         Self { rope: Rope::new(), norm, eps }
@@ -35,7 +36,8 @@ impl QkNormRope {
         self
     }
 
-    /// How the weight is applied: [`Flavour::OnePlusWeight`] for Gemma 3, [`Flavour::WeightF32`] for Gemma 4, [`Flavour::NoWeight`] for Llama 4.
+    /// How the weight is applied: [`Flavour::OnePlusWeight`] for Gemma 3, [`Flavour::WeightF32`] for Gemma 4,
+    /// [`Flavour::NoWeight`] for Llama 4.
     #[must_use]
     pub fn flavour(mut self, flavour: Flavour) -> Self {
         self.norm.flavour = flavour;
@@ -63,8 +65,8 @@ impl QkNormRope {
         self
     }
 
-    /// Normalises and turns q and k in one launch. Weights are `[head_dim]`, of the type of q; none with [`Flavour::NoWeight`]. For the rest
-    /// see [`Rope::apply`].
+    /// Normalises and turns q and k in one launch. Weights are `[head_dim]`, of the type of q; none with
+    /// [`Flavour::NoWeight`]. For the rest see [`Rope::apply`].
     ///
     /// # Errors
     /// As [`Rope::apply`].
@@ -148,8 +150,8 @@ impl Gradient for NormTurned {
     }
 }
 
-/// Normalises each head of q and k, and turns them: Qwen 3's way, in candle's layout `[batch, heads, tokens, head_dim]`. Weights are
-/// `[head_dim]`. See [`QkNormRope`] for other ways.
+/// Normalises each head of q and k, and turns them: Qwen 3's way, in candle's layout,
+/// `[batch, heads, tokens, head_dim]`. Weights are `[head_dim]`. See [`QkNormRope`] for other ways.
 ///
 /// # Errors
 /// As [`Rope::apply`].

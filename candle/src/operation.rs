@@ -1,7 +1,7 @@
 //! Results as operations of candle's, so that gradients find their way back.
 //!
-//! An operation of candle's has one result, and one launch turns q and k. So a launch comes first, and then an operation for each result hands
-//! over what is there.
+//! An operation of candle's has one result, and one launch turns q and k. So a launch comes first, and then an
+//! operation for each result hands over what is there.
 
 use std::sync::Mutex;
 

@@ -10,8 +10,8 @@ impl Rope {
     /// Turns q and k in one launch. Returns new, contiguous tensors of the same shapes.
     ///
     /// q and k are f32, f16 or bf16. cos and sin have one value a pair, `[rows, rotary_dim / 2]` or `[batch, rows,
-    /// rotary_dim / 2]`; or the same twice, as transformers makes them, `rotary_dim` wide. They are f32 or of the type of q, and
-    /// constants: they have no gradient.
+    /// rotary_dim / 2]`; or the same twice, as transformers makes them, `rotary_dim` wide. They are f32 or of the type
+    /// of q, and constants: they have no gradient.
     ///
     /// # Errors
     /// When a tensor does not fit, by its name, or no kernel can be had.
@@ -46,8 +46,8 @@ impl Gradient for Turned {
     }
 }
 
-/// Turns q and k, `[batch, heads, tokens, head_dim]`, halves of a head together: `candle_nn::rotary_emb::rope` for both, with a
-/// gradient. See [`Rope::apply`] for cos and sin.
+/// Turns q and k, `[batch, heads, tokens, head_dim]`, halves of a head together: `candle_nn::rotary_emb::rope` for
+/// both, with a gradient. See [`Rope::apply`] for cos and sin.
 ///
 /// # Errors
 /// As [`Rope::apply`].

@@ -69,8 +69,8 @@ typedef struct ropejit_engine ropejit_engine;
 // The kernels of one spec. May be used by several threads at once.
 typedef struct ropejit_rope ropejit_rope;
 
-// How an engine is opened. What is null or 0 comes from the environment (`ROPEJIT_CACHE_DIR`, ...), then from the defaults. ropejit keeps
-// none of the texts.
+// How an engine is opened. What is null or 0 comes from the environment (`ROPEJIT_CACHE_DIR`, ...), then from the
+// defaults. ropejit keeps none of the texts.
 typedef struct {
   // `sizeof(ropejit_options)`.
   size_t size;
@@ -86,12 +86,14 @@ typedef struct {
   int32_t in_memory;
 } ropejit_options;
 
-// The tensors and numbers of a call. Set all of it to 0 first: `ropejit_args args = {sizeof args};`. What the spec does not ask for stays
-// null. All tensors are the caller's: on a GPU they must live until the stream has passed the call.
+// The tensors and numbers of a call. Set all of it to 0 first: `ropejit_args args = {sizeof args};`. What the spec
+// does not ask for stays null. All tensors are the caller's: on a GPU they must live until the stream has passed the
+// call.
 typedef struct {
   // `sizeof(ropejit_args)`: tells the library which header the program was compiled with.
   size_t size;
-  // 0: q and k are `[batch, tokens, heads, head_dim]` or `[tokens, heads, head_dim]`; 1: `[batch, heads, tokens, head_dim]`.
+  // 0: q and k are `[batch, tokens, heads, head_dim]` or `[tokens, heads, head_dim]`.
+  // 1: `[batch, heads, tokens, head_dim]`.
   int32_t heads_first;
   // The position of each sequence's first token, where the spec says `pos=implicit`.
   int64_t offset;
@@ -107,7 +109,8 @@ typedef struct {
   const DLTensor *cos;
   // As cos, with the same strides.
   const DLTensor *sin;
-  // i32 or i64, `[tokens]` or `[batch, tokens]`, with three axes `[3, batch, tokens]`: for `pos=ids32` and `pos=ids64`.
+  // i32 or i64, `[tokens]` or `[batch, tokens]`, with three axes `[3, batch, tokens]`: for `pos=ids32`
+  // and `pos=ids64`.
   const DLTensor *position_ids;
   // i32 or i64, one a sequence: for `pos=offsets32`, `pos=offsets64`, and beside `cu_seqlens`.
   const DLTensor *seqlen_offsets;
@@ -119,8 +122,8 @@ typedef struct {
   const DLTensor *q_weight;
   // As `q_weight`, for k.
   const DLTensor *k_weight;
-  // With a norm: f32 `[batch, tokens, heads]`. A forward call writes the reciprocal roots where it is given, a backward call needs
-  // them.
+  // With a norm: f32 `[batch, tokens, heads]`. A forward call writes the reciprocal roots where it is given, a
+  // backward call needs them.
   const DLTensor *q_rsqrt;
   // As `q_rsqrt`, for k.
   const DLTensor *k_rsqrt;
@@ -165,33 +168,31 @@ extern "C" {
 // The version of the library: a text that lives as long as the library.
 const char *ropejit_version(void);
 
-// What the last call on this thread that failed says: what, where and what to do. Empty if none has. The text is the library's, and is there
-// until the next call of this thread fails.
+// What the last call on this thread that failed says: what, where and what to do. Empty if none has. The text is the
+// library's, and is there until the next call of this thread fails.
 const char *ropejit_last_error(void);
 
-// Opens a device and a cache. `options` may be null. `*engine` is the caller's, to be closed with `ropejit_close`; it is left as it is on an error.
+// Opens a device and a cache. `options` may be null. `*engine` is the caller's, to be closed with `ropejit_close`; it
+// is left as it is on an error.
 //
 // # Safety
 // `options` is null or points to options whose texts end with a 0; `engine` may be written to.
-ropejit_status ropejit_open(const ropejit_options *options,
-                            ropejit_engine **engine);
+ropejit_status ropejit_open(const ropejit_options *options, ropejit_engine **engine);
 
-// Closes an engine. Handles of `ropejit_spec` go on serving, and are freed by themselves; its background work ends with the last. Null
-// does nothing.
+// Closes an engine. Handles of `ropejit_spec` go on serving, and are freed by themselves; its background work ends
+// with the last. Null does nothing.
 //
 // # Safety
 // `engine` is null, or comes from `ropejit_open` and is not used after this.
 void ropejit_close(ropejit_engine *engine);
 
 // Gets the kernels of a spec, which is stated in one line, such as
-// `bf16 d128 h32/8 half_split once table=f32/half pos=implicit`. `*rope` is the caller's, to be freed with `ropejit_free`; it is left as it is on an
-// error.
+// `bf16 d128 h32/8 half_split once table=f32/half pos=implicit`. `*rope` is the caller's, to be freed with
+// `ropejit_free`; it is left as it is on an error.
 //
 // # Safety
 // `engine` comes from `ropejit_open`, `spec` is a text that ends with a 0, `rope` may be written to.
-ropejit_status ropejit_spec(const ropejit_engine *engine,
-                            const char *spec,
-                            ropejit_rope **rope);
+ropejit_status ropejit_spec(const ropejit_engine *engine, const char *spec, ropejit_rope **rope);
 
 // Frees what `ropejit_spec` gave. Graphs that were captured with it may still be replayed. Null does nothing.
 //
@@ -199,37 +200,37 @@ ropejit_status ropejit_spec(const ropejit_engine *engine,
 // `rope` is null, or comes from `ropejit_spec` and is not used after this.
 void ropejit_free(ropejit_rope *rope);
 
-// Turns q and k. `stream` is a `cudaStream_t` or `CUstream` of the engine's GPU, null for the default stream; on the processor it means
-// nothing, and the call returns when it is done. On a GPU it returns when it is queued. The `DLTensor`s themselves are only read during the
-// call.
+// Turns q and k. `stream` is a `cudaStream_t` or `CUstream` of the engine's GPU, null for the default stream; on the
+// processor it means nothing, and the call returns when it is done. On a GPU it returns when it is queued. The
+// `DLTensor`s themselves are only read during the call.
 //
 // # Safety
-// `rope` comes from `ropejit_spec`. `args` points to arguments whose tensors are valid memory of the engine's device until the stream has
-// passed the call; what is written is not used by others meanwhile, and does not overlap another tensor. `stream` is alive.
-ropejit_status ropejit_apply(const ropejit_rope *rope,
-                             const ropejit_args *args,
-                             void *stream);
+// `rope` comes from `ropejit_spec`. `args` points to arguments whose tensors are valid memory of the engine's device
+// until the stream has passed the call; what is written is not used by others meanwhile, and does not overlap another
+// tensor. `stream` is alive.
+ropejit_status ropejit_apply(const ropejit_rope *rope, const ropejit_args *args, void *stream);
 
-// f32 numbers that the workspace of a backward call needs, for as many tokens in all: 0 unless the spec has a norm with weights.
+// f32 numbers that the workspace of a backward call needs, for as many tokens in all: 0 unless the spec has a norm
+// with weights.
 //
 // # Safety
 // `rope` comes from `ropejit_spec`; `numbers` may be written to.
-ropejit_status ropejit_workspace(const ropejit_rope *rope,
-                                 uint64_t tokens,
-                                 uint64_t *numbers);
+ropejit_status ropejit_workspace(const ropejit_rope *rope, uint64_t tokens, uint64_t *numbers);
 
-// Reports a token whose position lay outside of cos and sin in an earlier call (it has become NaN), or whose slot lay outside of the cache. It is
-// reported once. Synchronise with the stream first: what a GPU has not run yet is not seen.
+// Reports a token whose position lay outside of cos and sin in an earlier call (it has become NaN), or whose slot lay
+// outside of the cache. It is reported once. Synchronise with the stream first: what a GPU has not run yet is not
+// seen.
 //
 // # Safety
 // `rope` comes from `ropejit_spec`.
 ropejit_status ropejit_check(const ropejit_rope *rope);
 
-// Compiles, and where `tune` is not 0 measures, what calls of these specs and numbers of tokens need, and keeps it in the cache. Where all is
-// there, nothing is done. `heads_first` as in `ropejit_args`; tensors are contiguous.
+// Compiles, and where `tune` is not 0 measures, what calls of these specs and numbers of tokens need, and keeps it in
+// the cache. Where all is there, nothing is done. `heads_first` as in `ropejit_args`; tensors are contiguous.
 //
 // # Safety
-// `engine` comes from `ropejit_open`; `specs` points to `spec_count` texts that end with a 0, `tokens` to `token_count` numbers.
+// `engine` comes from `ropejit_open`; `specs` points to `spec_count` texts that end with a 0, `tokens` to
+// `token_count` numbers.
 ropejit_status ropejit_prewarm(const ropejit_engine *engine,
                                const char *const *specs,
                                size_t spec_count,
@@ -250,13 +251,12 @@ ropejit_status ropejit_freeze(const ropejit_engine *engine);
 // `engine` comes from `ropejit_open`.
 ropejit_status ropejit_wait_tuned(const ropejit_engine *engine);
 
-// What an engine has done, as a JSON object of numbers: `compiles`, `tunings`, `memory_hits`, ... `*json` is the caller's, to be freed with
-// `ropejit_free_text`.
+// What an engine has done, as a JSON object of numbers: `compiles`, `tunings`, `memory_hits`, ... `*json` is the
+// caller's, to be freed with `ropejit_free_text`.
 //
 // # Safety
 // `engine` comes from `ropejit_open`; `json` may be written to.
-ropejit_status ropejit_stats(const ropejit_engine *engine,
-                             char **json);
+ropejit_status ropejit_stats(const ropejit_engine *engine, char **json);
 
 // Frees a text that `ropejit_stats` gave. Null does nothing.
 //

@@ -14,14 +14,16 @@ use crate::pointers::optional;
 use crate::status::wrong;
 use crate::view::{Order, Place, View};
 
-/// The tensors and numbers of a call. Set all of it to 0 first: `ropejit_args args = {sizeof args};`. What the spec does not ask for stays
-/// null. All tensors are the caller's: on a GPU they must live until the stream has passed the call.
+/// The tensors and numbers of a call. Set all of it to 0 first: `ropejit_args args = {sizeof args};`. What the spec
+/// does not ask for stays null. All tensors are the caller's: on a GPU they must live until the stream has passed the
+/// call.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct Args {
     /// `sizeof(ropejit_args)`: tells the library which header the program was compiled with.
     pub size: usize,
-    /// 0: q and k are `[batch, tokens, heads, head_dim]` or `[tokens, heads, head_dim]`; 1: `[batch, heads, tokens, head_dim]`.
+    /// 0: q and k are `[batch, tokens, heads, head_dim]` or `[tokens, heads, head_dim]`.
+    /// 1: `[batch, heads, tokens, head_dim]`.
     pub heads_first: i32,
     /// The position of each sequence's first token, where the spec says `pos=implicit`.
     pub offset: i64,
@@ -37,7 +39,8 @@ pub struct Args {
     pub cos: *const DLTensor,
     /// As cos, with the same strides.
     pub sin: *const DLTensor,
-    /// i32 or i64, `[tokens]` or `[batch, tokens]`, with three axes `[3, batch, tokens]`: for `pos=ids32` and `pos=ids64`.
+    /// i32 or i64, `[tokens]` or `[batch, tokens]`, with three axes `[3, batch, tokens]`: for `pos=ids32`
+    /// and `pos=ids64`.
     pub position_ids: *const DLTensor,
     /// i32 or i64, one a sequence: for `pos=offsets32`, `pos=offsets64`, and beside `cu_seqlens`.
     pub seqlen_offsets: *const DLTensor,
@@ -49,8 +52,8 @@ pub struct Args {
     pub q_weight: *const DLTensor,
     /// As `q_weight`, for k.
     pub k_weight: *const DLTensor,
-    /// With a norm: f32 `[batch, tokens, heads]`. A forward call writes the reciprocal roots where it is given, a backward call needs
-    /// them.
+    /// With a norm: f32 `[batch, tokens, heads]`. A forward call writes the reciprocal roots where it is given, a
+    /// backward call needs them.
     pub q_rsqrt: *const DLTensor,
     /// As `q_rsqrt`, for k.
     pub k_rsqrt: *const DLTensor,
@@ -97,8 +100,8 @@ pub struct Reader<'a> {
 
 impl Reader<'_> {
     /// # Safety
-    /// Every tensor is what its `DLTensor` says: valid memory of the device for as long as the call needs it, written by no other
-    /// meanwhile, and where it is written also not read. Those that are written do not meet others.
+    /// Every tensor is what its `DLTensor` says: valid memory of the device for as long as the call needs it, written
+    /// by no other meanwhile, and where it is written also not read. Those that are written do not meet others.
     pub unsafe fn read(&self) -> Result<ropejit::Args<'static>> {
         let Self { args, spec, .. } = self;
         if args.size != size_of::<Args>() {

@@ -23,8 +23,8 @@ pub struct Rope {
     place: Place,
 }
 
-/// How an engine is opened. What is null or 0 comes from the environment (`ROPEJIT_CACHE_DIR`, ...), then from the defaults. ropejit keeps
-/// none of the texts.
+/// How an engine is opened. What is null or 0 comes from the environment (`ROPEJIT_CACHE_DIR`, ...), then from the
+/// defaults. ropejit keeps none of the texts.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
@@ -48,14 +48,15 @@ pub extern "C" fn ropejit_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
 }
 
-/// What the last call on this thread that failed says: what, where and what to do. Empty if none has. The text is the library's, and is there
-/// until the next call of this thread fails.
+/// What the last call on this thread that failed says: what, where and what to do. Empty if none has. The text is the
+/// library's, and is there until the next call of this thread fails.
 #[unsafe(no_mangle)]
 pub extern "C" fn ropejit_last_error() -> *const c_char {
     status::last()
 }
 
-/// Opens a device and a cache. `options` may be null. `*engine` is the caller's, to be closed with `ropejit_close`; it is left as it is on an error.
+/// Opens a device and a cache. `options` may be null. `*engine` is the caller's, to be closed with `ropejit_close`; it
+/// is left as it is on an error.
 ///
 /// # Safety
 /// `options` is null or points to options whose texts end with a 0; `engine` may be written to.
@@ -93,8 +94,8 @@ pub unsafe extern "C" fn ropejit_open(options: *const Options, engine: *mut *mut
     })
 }
 
-/// Closes an engine. Handles of `ropejit_spec` go on serving, and are freed by themselves; its background work ends with the last. Null
-/// does nothing.
+/// Closes an engine. Handles of `ropejit_spec` go on serving, and are freed by themselves; its background work ends
+/// with the last. Null does nothing.
 ///
 /// # Safety
 /// `engine` is null, or comes from `ropejit_open` and is not used after this.
@@ -110,8 +111,8 @@ pub unsafe extern "C" fn ropejit_close(engine: *mut Engine) {
 }
 
 /// Gets the kernels of a spec, which is stated in one line, such as
-/// `bf16 d128 h32/8 half_split once table=f32/half pos=implicit`. `*rope` is the caller's, to be freed with `ropejit_free`; it is left as it is on an
-/// error.
+/// `bf16 d128 h32/8 half_split once table=f32/half pos=implicit`. `*rope` is the caller's, to be freed with
+/// `ropejit_free`; it is left as it is on an error.
 ///
 /// # Safety
 /// `engine` comes from `ropejit_open`, `spec` is a text that ends with a 0, `rope` may be written to.
@@ -143,13 +144,14 @@ pub unsafe extern "C" fn ropejit_free(rope: *mut Rope) {
     }
 }
 
-/// Turns q and k. `stream` is a `cudaStream_t` or `CUstream` of the engine's GPU, null for the default stream; on the processor it means
-/// nothing, and the call returns when it is done. On a GPU it returns when it is queued. The `DLTensor`s themselves are only read during the
-/// call.
+/// Turns q and k. `stream` is a `cudaStream_t` or `CUstream` of the engine's GPU, null for the default stream; on the
+/// processor it means nothing, and the call returns when it is done. On a GPU it returns when it is queued. The
+/// `DLTensor`s themselves are only read during the call.
 ///
 /// # Safety
-/// `rope` comes from `ropejit_spec`. `args` points to arguments whose tensors are valid memory of the engine's device until the stream has
-/// passed the call; what is written is not used by others meanwhile, and does not overlap another tensor. `stream` is alive.
+/// `rope` comes from `ropejit_spec`. `args` points to arguments whose tensors are valid memory of the engine's device
+/// until the stream has passed the call; what is written is not used by others meanwhile, and does not overlap another
+/// tensor. `stream` is alive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ropejit_apply(rope: *const Rope, args: *const Args, stream: *mut c_void) -> Status {
     // SAFETY: this function's contract.
@@ -160,7 +162,8 @@ pub unsafe extern "C" fn ropejit_apply(rope: *const Rope, args: *const Args, str
     })
 }
 
-/// f32 numbers that the workspace of a backward call needs, for as many tokens in all: 0 unless the spec has a norm with weights.
+/// f32 numbers that the workspace of a backward call needs, for as many tokens in all: 0 unless the spec has a norm
+/// with weights.
 ///
 /// # Safety
 /// `rope` comes from `ropejit_spec`; `numbers` may be written to.
@@ -177,8 +180,9 @@ pub unsafe extern "C" fn ropejit_workspace(rope: *const Rope, tokens: u64, numbe
     })
 }
 
-/// Reports a token whose position lay outside of cos and sin in an earlier call (it has become NaN), or whose slot lay outside of the cache. It is
-/// reported once. Synchronise with the stream first: what a GPU has not run yet is not seen.
+/// Reports a token whose position lay outside of cos and sin in an earlier call (it has become NaN), or whose slot lay
+/// outside of the cache. It is reported once. Synchronise with the stream first: what a GPU has not run yet is not
+/// seen.
 ///
 /// # Safety
 /// `rope` comes from `ropejit_spec`.
@@ -188,11 +192,12 @@ pub unsafe extern "C" fn ropejit_check(rope: *const Rope) -> Status {
     guarded(|| unsafe { required("rope", rope)?.rope.check() })
 }
 
-/// Compiles, and where `tune` is not 0 measures, what calls of these specs and numbers of tokens need, and keeps it in the cache. Where all is
-/// there, nothing is done. `heads_first` as in `ropejit_args`; tensors are contiguous.
+/// Compiles, and where `tune` is not 0 measures, what calls of these specs and numbers of tokens need, and keeps it in
+/// the cache. Where all is there, nothing is done. `heads_first` as in `ropejit_args`; tensors are contiguous.
 ///
 /// # Safety
-/// `engine` comes from `ropejit_open`; `specs` points to `spec_count` texts that end with a 0, `tokens` to `token_count` numbers.
+/// `engine` comes from `ropejit_open`; `specs` points to `spec_count` texts that end with a 0, `tokens` to
+/// `token_count` numbers.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ropejit_prewarm(
     engine: *const Engine,
@@ -234,8 +239,8 @@ pub unsafe extern "C" fn ropejit_wait_tuned(engine: *const Engine) -> Status {
     guarded(|| unsafe { required("engine", engine) }.map(|engine| engine.engine.wait_tuned()))
 }
 
-/// What an engine has done, as a JSON object of numbers: `compiles`, `tunings`, `memory_hits`, ... `*json` is the caller's, to be freed with
-/// `ropejit_free_text`.
+/// What an engine has done, as a JSON object of numbers: `compiles`, `tunings`, `memory_hits`, ... `*json` is the
+/// caller's, to be freed with `ropejit_free_text`.
 ///
 /// # Safety
 /// `engine` comes from `ropejit_open`; `json` may be written to.

@@ -51,8 +51,8 @@ pub fn assert_bits(got: &Tensor, want: &[f32], what: &str) {
     }
 }
 
-/// What the reference makes of `x`, `[batch, heads, tokens, head_dim]` or with `thd` `[batch, tokens, heads, head_dim]`, `row(b, t)`
-/// being the row of cos and sin of a token. In the order of `x`.
+/// What the reference makes of `x`, in the order of `x`: `[batch, heads, tokens, head_dim]`, or with `thd`
+/// `[batch, tokens, heads, head_dim]`. `row(b, t)` is the row of cos and sin of a token.
 pub fn turned(
     spec: &RopeSpec,
     x: &Tensor,

@@ -8,7 +8,8 @@ use ropejit_candle::Rope;
 use crate::data::{assert_bits, floats, numbers, on_cpu, tables, turned};
 use crate::rope::spec;
 
-/// The rotation in operations of candle's, of `[batch, heads, tokens, head_dim]`; cos and sin are `[tokens, rotary_dim / 2]`.
+/// The rotation in operations of candle's, of `[batch, heads, tokens, head_dim]`.
+/// cos and sin are `[tokens, rotary_dim / 2]`.
 fn formula(x: &Tensor, cos: &Tensor, sin: &Tensor, style: PairStyle) -> Result<Tensor> {
     let pairs = cos.dim(D::Minus1)?;
     let (turning, rest) =

@@ -72,7 +72,8 @@ fn in_c(spec: &RopeSpec, args: &Args) {
         in_memory: 1,
     };
     let (mut engine, mut rope) = (null_mut(), null_mut());
-    // SAFETY: texts end with a 0, places are valid; tensors are those of vectors that the test owns, as large as they say.
+    // SAFETY: texts end with a 0, places are valid; tensors are those of vectors that the test owns, as large as they
+    // say.
     unsafe {
         let well = |status: Status| {
             let text = std::ffi::CStr::from_ptr(ropejit_c::ropejit_last_error()).to_string_lossy();

@@ -76,8 +76,8 @@ impl Cuda {
     }
 }
 
-/// Whether the driver's library can be loaded, by a name that cudarc tries too: without one, cudarc panics. cudarc's own probe is
-/// not there where another crate of the program (candle) has it linked.
+/// Whether the driver's library can be loaded, by a name that cudarc tries too: without one, cudarc panics. cudarc's own
+/// probe is not there where another crate of the program (candle) has it linked.
 fn driver_is_present() -> bool {
     let names: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
     // SAFETY: loads libcuda, whose initialisers have no requirements.
