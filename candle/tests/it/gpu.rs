@@ -25,12 +25,11 @@ fn devices() -> &'static [Device] {
     })
 }
 
+/// What is computed of tensors.
+type Computation<'a> = &'a dyn Fn(&[Tensor]) -> Result<(Tensor, Tensor)>;
+
 /// A result and the gradients of variables, for one device.
-fn run(
-    device: &Device,
-    tensors: &[Tensor],
-    f: &dyn Fn(&[Tensor]) -> Result<(Tensor, Tensor)>,
-) -> Result<Vec<Vec<f32>>> {
+fn run(device: &Device, tensors: &[Tensor], f: Computation<'_>) -> Result<Vec<Vec<f32>>> {
     let variables: Vec<Var> = tensors.iter().map(|t| Var::from_tensor(&t.to_device(device)?)).collect::<Result<_>>()?;
     let given: Vec<Tensor> = variables.iter().map(|v| v.as_tensor().clone()).collect();
     let (q, k) = f(&given)?;
@@ -43,7 +42,7 @@ fn run(
     Ok(all)
 }
 
-fn same(gpu: &Device, tensors: &[Tensor], f: &dyn Fn(&[Tensor]) -> Result<(Tensor, Tensor)>, what: &str) {
+fn same(gpu: &Device, tensors: &[Tensor], f: Computation<'_>, what: &str) {
     let (here, there) = (run(&on_cpu(), tensors, f).expect(what), run(gpu, tensors, f).expect(what));
     assert_eq!(here.len(), there.len(), "{what}");
     for (n, (here, there)) in here.iter().zip(&there).enumerate() {
