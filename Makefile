@@ -12,7 +12,7 @@ export ROPEJIT_NVRTC = $(shell $(OWN_NVRTC))
 endif
 BIN := $(or $(CARGO_TARGET_DIR),target)/release/ropejit
 
-.PHONY: help build nvrtc demo test test-remote test-transformers miri fuzz kernels check-kernels check-priors lint python test-python lint-python gpu-bundle priors peers-bundle clean
+.PHONY: help build nvrtc demo test test-remote test-transformers miri fuzz kernels check-kernels check-priors lint python test-python lint-python test-candle lint-candle test-capi lint-capi capi-header gpu-bundle priors peers-bundle clean
 
 help:
 	@echo "make demo        what it is about, in a minute (no GPU needed)"
@@ -27,6 +27,11 @@ help:
 	@echo "make python      the Python package's wheel, in dist/"
 	@echo "make test-python its tests, in a fresh .venv-python (installs PyTorch and transformers)"
 	@echo "make lint-python format, clippy of its native part"
+	@echo "make test-candle tests of the crate for candle, on the CPU (compiles candle: minutes)"
+	@echo "make lint-candle format, clippy of it"
+	@echo "make test-capi   tests of the libraries for C (needs cc and c++)"
+	@echo "make lint-capi   format, clippy of it"
+	@echo "make capi-header capi/include/ropejit.h, from the crate"
 	@echo "make peers-bundle  the wheel and what it is measured against in .gpu/, for a GPU host without a network"
 	@echo "make gpu-bundle  stripped binaries and a script in .gpu/, for a GPU host without a toolchain"
 	@echo "make priors      the same, and how to measure there what cache/priors ships for a GPU model"
@@ -110,6 +115,26 @@ test-python: python
 lint-python:
 	$(CARGO) fmt --package ropejit-python --check
 	$(CARGO) clippy --package ropejit-python -- -D warnings
+
+# Both in the dev profile: they compile in half the time, and the tests are small.
+test-candle:
+	$(CARGO) test --package ropejit-candle
+
+lint-candle:
+	$(CARGO) fmt --package ropejit-candle --check
+	$(CARGO) clippy --package ropejit-candle --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --package ropejit-candle
+
+test-capi:
+	$(CARGO) test --package ropejit-capi
+
+lint-capi:
+	$(CARGO) fmt --package ropejit-capi --check
+	$(CARGO) clippy --package ropejit-capi --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --package ropejit-capi
+
+capi-header:
+	$(CARGO) run --quiet --package ropejit-capi --example header
 
 # Peers come from PyPI and are carried, not kept.
 peers-bundle: python

@@ -28,6 +28,7 @@ pub struct Cuda {
     /// Made when the first is asked for: pinning a page takes a millisecond.
     fault_words: OnceBox<memory::FaultWords>,
     ahead_of_time: AheadOfTime,
+    ordinal: u32,
 }
 
 /// `CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED` to `CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD`.
@@ -43,8 +44,7 @@ impl Cuda {
         let subject = || format!("cuda:{ordinal}");
         let host = "ROPEJIT_DEVICE=host uses the processor instead";
         let unavailable = |why: String| Error::new(ErrorKind::DeviceUnavailable, why).subject_is(subject());
-        // SAFETY: loads libcuda, whose initialisers have no requirements. Without this probe cudarc panics.
-        if !unsafe { sys::is_culib_present() } {
+        if !driver_is_present() {
             return Err(unavailable("no CUDA driver (libcuda.so.1) on this machine".into()).hint(host));
         }
         result::init().map_err(|e| match e.0 {
@@ -69,7 +69,7 @@ impl Cuda {
         let asked = started.elapsed();
         let stream = Arc::new(OwnStream::new(&context)?);
         tracing::debug!("{}: its context after {asked:?}, a stream after {:?}", subject(), started.elapsed());
-        Ok(Self { context, facts, stream, fault_words: OnceBox::new(), ahead_of_time: AheadOfTime::Cubin })
+        Ok(Self { context, facts, stream, fault_words: OnceBox::new(), ahead_of_time: AheadOfTime::Cubin, ordinal })
     }
 
     /// Takes the PTX that is shipped for newer GPUs in place of this one's own kernels: to try it where there is none.
@@ -78,6 +78,14 @@ impl Cuda {
         self.ahead_of_time = AheadOfTime::Ptx;
         self
     }
+}
+
+/// Whether the driver's library can be loaded, by a name that cudarc tries too: without one, cudarc panics. cudarc's own
+/// probe is not there where another crate of the program (candle) has it linked.
+fn driver_is_present() -> bool {
+    let names: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
+    // SAFETY: loads libcuda, whose initialisers have no requirements.
+    names.iter().any(|name| unsafe { libloading::Library::new(*name) }.is_ok())
 }
 
 fn facts(device: sys::CUdevice) -> Result<Facts> {
@@ -209,6 +217,10 @@ unsafe impl Device for Cuda {
     fn synchronize(&self) -> Result<()> {
         let _current = self.context.make_current()?;
         result::ctx::synchronize().map_err(|e| failed("a kernel", &e))
+    }
+
+    fn ordinal(&self) -> Option<u32> {
+        Some(self.ordinal)
     }
 
     fn is_capturing(&self, stream: Stream<'_>) -> bool {
