@@ -18,7 +18,9 @@ _SEEN = {}
 
 def is_rounded(q, k, freqs):
     """Whether the kernels may stand for the products of q and k, taken as complex numbers, with ``freqs``."""
-    if freqs.dtype != torch.complex64 or freqs.is_conj() or freqs.device != q.device or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        return False
+    if freqs.dtype != torch.complex64 or freqs.is_conj() or freqs.device != q.device:
         return False
     if q.device.type == "cpu" and (
         q.shape[-1] % (2 * _VECTORS) or max(q.numel(), k.numel()) > 2 * _ONE_PART or q.numel() == 0

@@ -8,6 +8,7 @@ the same (`_tables`).
 
 import ast
 import functools
+import hashlib
 import inspect
 import textwrap
 from typing import NamedTuple
@@ -16,6 +17,13 @@ from . import _form_texts_rare, _tables
 from ._form_texts import COMMON, Form
 
 FORMS = COMMON + _form_texts_rare.RARE
+#: Texts, by their `digest`, that kernels compute no bit-equal result for, and why.
+_TWO_ANGLES = "it turns the two elements of a pair by angles of their own"
+OTHERS = {
+    "581a170f3cab": "it computes in float64",  # MusicFlamingo
+    **dict.fromkeys(("dc140950aa40", "72053070183c", "7c19a8c96292", "6fddd781c56a"), _TWO_ANGLES),  # V-JEPA 2, with its method
+    "7d1c99db4a63": "flash-attn's kernel computes it",  # ModernBERT, of packed q, k and v
+}
 
 
 class _Canonical(ast.NodeTransformer):
@@ -54,6 +62,11 @@ def canonical(functions):
         defaults = [ast.unparse(d) for d in function.args.defaults]
         texts.append(f"{helpers[function.name]} {names} {defaults}\n" + "\n".join(body))
     return "\n".join(texts)
+
+
+def digest(functions):
+    """Of the text of `canonical`: the same for all models that have a function and its helpers word for word."""
+    return hashlib.sha256((canonical(functions) or "").encode()).hexdigest()[:12]
 
 
 def _drop_unused_ids(function):
@@ -102,6 +115,12 @@ def tree_of(function):
     return ast.parse(_text(function)).body[0]
 
 
+def trees_of(function):
+    """Of a function and the helpers that it calls."""
+    bound = function.__globals__
+    return _with_helpers(tree_of(function), lambda name: tree_of(bound[name]) if name in bound else None)
+
+
 class Match(NamedTuple):
     """A covered function."""
 
@@ -114,14 +133,13 @@ def of(function, module_name=None):
     """What a model's function is: a `Match`, or a text that says why it is not covered. ``module_name``: where it is bound,
     if elsewhere than where it is defined."""
     try:
-        bound = function.__globals__
-        functions = _with_helpers(tree_of(function), lambda name: tree_of(bound[name]) if name in bound else None)
+        functions = trees_of(function)
         if not all(isinstance(f, ast.FunctionDef) for f in functions):
             return "it is no plain function"
         ids = _drop_unused_ids(functions[0])
         form = _known().get(canonical(functions))
         if form is None or (ids and form.call not in ("pair", "single")):
-            return "its text is none of the known forms"
+            return OTHERS.get(digest(functions), "its text is none of the known forms")
         modules = dict.fromkeys((module_name or function.__module__, function.__module__))
         return _doubt(form, function.__name__, *modules) or Match(form, ids)
     except (OSError, TypeError, SyntaxError, AttributeError, IndexError, KeyError):

@@ -20,6 +20,17 @@ def modules():
     return [importlib.import_module(f"transformers.models.{f.parent.name}.{f.stem}") for f in files]
 
 
+def text(module):
+    return pathlib.Path(module.__file__).read_text()
+
+
+@functools.lru_cache(maxsize=None)
+def borrowed():
+    """(module, name) of each function that another module has from there."""
+    each = ((m.__name__, name, getattr(value, "__module__", None)) for m in modules() for name, value in vars(m).items())
+    return {(home, name) for user, name, home in each if home != user}
+
+
 def functions():
     """(module, name, slot) of each."""
     for module in modules():
