@@ -22,9 +22,7 @@ def is_rounded(q, k, freqs):
         return False
     if freqs.dtype != torch.complex64 or freqs.is_conj() or freqs.device != q.device:
         return False
-    if q.device.type == "cpu" and (
-        q.shape[-1] % (2 * _VECTORS) or max(q.numel(), k.numel()) > 2 * _ONE_PART or q.numel() == 0
-    ):
+    if q.device.type == "cpu" and (q.shape[-1] % (2 * _VECTORS) or max(q.numel(), k.numel()) > 2 * _ONE_PART):
         return False
     if q.device not in _SEEN:
         if q.device.type not in ("cpu", "cuda") or (q.is_cuda and torch.cuda.is_current_stream_capturing()):

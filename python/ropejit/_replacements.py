@@ -43,9 +43,16 @@ def _whole(*tables):
     return all(table.shape[-2] < 2 or table.stride(-2) == table.shape[-1] for table in tables)
 
 
+def _is_empty(q, k):
+    """Then a ``view`` of the original may fail."""
+    return q.numel() == 0 or (isinstance(k, torch.Tensor) and k.numel() == 0)
+
+
 def _broadcast(turn, q, k, cos, sin):
     """Tables as they are, without an unsqueezed dimension, against ``[batch, heads, tokens, head_dim]``."""
-    return turn(q, k, _rows(cos), _rows(sin), 0) if _tensors(q, ndim=4) else None
+    if not _tensors(q, ndim=4) or not _tensors(cos, sin) or cos.shape != sin.shape or _is_empty(q, k):
+        return None
+    return turn(q, k, _rows(cos), _rows(sin), 0)
 
 
 def _pair(original, turn):
@@ -161,7 +168,7 @@ def _last_rows_for_q(original, turn):
 def _matrices(original, turn):
     def function(q, k, cos, sin, unsqueeze_dim=1):
         out = None
-        if _tensors(q, k, ndim=4) and type(unsqueeze_dim) is int and unsqueeze_dim >= 0:
+        if _tensors(q, k, ndim=4) and type(unsqueeze_dim) is int and unsqueeze_dim >= 0 and not _is_empty(q, k):
             out = turn(q, k, cos, sin, unsqueeze_dim)
         return original(q, k, cos, sin, unsqueeze_dim) if out is None else out
 
@@ -365,7 +372,7 @@ def _conformer(original, turn):
 
 def _complex_turned(turn, q, k, freqs, table, unsqueeze_dim):
     """``freqs``: as the text is given it; ``table``: as its text shapes it, and None where that cannot be."""
-    if table is None or not _tensors(q, k, ndim=4) or not _complex.is_rounded(q, k, freqs):
+    if table is None or not _tensors(q, k, ndim=4) or _is_empty(q, k) or not _complex.is_rounded(q, k, freqs):
         return None
     return turn(q, k, *torch.view_as_real(table).unbind(-1), unsqueeze_dim)
 
