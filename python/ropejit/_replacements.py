@@ -9,7 +9,7 @@ import functools
 
 import torch
 
-from . import _complex, _functions
+from . import _complex, _functions, _parts
 
 
 def of(match, original):
@@ -24,35 +24,6 @@ def of(match, original):
     function = _MAKERS[form.call + "_with_ids" if match.ids else form.call](original, turn)
     function.__ropejit_match__ = match
     return functools.wraps(original)(function)
-
-
-def _tensors(*values, ndim=None):
-    return all(isinstance(x, torch.Tensor) and (ndim is None or x.ndim == ndim) for x in values)
-
-
-def _rows(table):
-    """``[rows, width]`` of a table whose other dimensions are of one; what is none stays."""
-    if isinstance(table, torch.Tensor) and table.ndim <= 4:
-        while table.ndim > 2 and table.shape[0] == 1:
-            table = table[0]
-    return table
-
-
-def _whole(*tables):
-    """Whether rows are not parts of wider ones, which need not repeat their angles."""
-    return all(table.shape[-2] < 2 or table.stride(-2) == table.shape[-1] for table in tables)
-
-
-def _is_empty(q, k):
-    """Then a ``view`` of the original may fail."""
-    return q.numel() == 0 or (isinstance(k, torch.Tensor) and k.numel() == 0)
-
-
-def _broadcast(turn, q, k, cos, sin):
-    """Tables as they are, without an unsqueezed dimension, against ``[batch, heads, tokens, head_dim]``."""
-    if not _tensors(q, ndim=4) or not _tensors(cos, sin) or cos.shape != sin.shape or _is_empty(q, k):
-        return None
-    return turn(q, k, _rows(cos), _rows(sin), 0)
 
 
 def _pair(original, turn):
@@ -124,7 +95,7 @@ def _vision_of_heads(original, turn):
 def _vision_of_angles(original, turn):
     def function(tensor, freqs):
         out = None
-        if _tensors(tensor, ndim=4) and _tensors(freqs, ndim=2) and freqs.is_floating_point():
+        if _parts.tensors(tensor, ndim=4) and _parts.tensors(freqs, ndim=2) and freqs.is_floating_point():
             out = turn(tensor, None, freqs.cos(), freqs.sin(), 1)
         return original(tensor, freqs) if out is None else out[0]
 
@@ -142,24 +113,8 @@ def _gptj(original, turn):
 def _backwards(original, turn):
     def function(q, k, cos, sin, unsqueeze_dim=1):
         out = None
-        if k is not None and _tensors(cos, sin) and sin.is_floating_point() and cos.stride() == sin.stride():
+        if k is not None and _parts.tensors(cos, sin) and sin.is_floating_point() and cos.stride() == sin.stride():
             out = turn(q, k, cos, -sin, unsqueeze_dim)
-        return original(q, k, cos, sin, unsqueeze_dim) if out is None else out
-
-    return function
-
-
-def _last_rows_for_q(original, turn):
-    def function(q, k, cos, sin, unsqueeze_dim=1):
-        out = None
-        if type(unsqueeze_dim) is int and unsqueeze_dim == 1 and _tensors(q, k, ndim=4) and _tensors(cos, sin, ndim=3):
-            n = q.shape[2]
-            if n == k.shape[2]:
-                out = turn(q, k, cos, sin, 1)
-            elif 0 < n < k.shape[2] and (turned := turn(k, None, cos, sin, 1)) is not None:
-                k_out = turned[0]
-                turned = turn(q, None, cos[:, -n:], sin[:, -n:], 1)
-                out = None if turned is None else (turned[0], k_out)
         return original(q, k, cos, sin, unsqueeze_dim) if out is None else out
 
     return function
@@ -168,120 +123,24 @@ def _last_rows_for_q(original, turn):
 def _matrices(original, turn):
     def function(q, k, cos, sin, unsqueeze_dim=1):
         out = None
-        if _tensors(q, k, ndim=4) and type(unsqueeze_dim) is int and unsqueeze_dim >= 0 and not _is_empty(q, k):
+        if _parts.tensors(q, k, ndim=4) and type(unsqueeze_dim) is int and unsqueeze_dim >= 0 and not _parts.is_empty(q, k):
             out = turn(q, k, cos, sin, unsqueeze_dim)
         return original(q, k, cos, sin, unsqueeze_dim) if out is None else out
 
     return function
 
 
-def _tail(original, turn):
-    def function(x, cos, sin, unsqueeze_dim=1):
-        out = None
-        if _tensors(x, cos, sin) and x.ndim and cos.ndim and 0 < 2 * cos.shape[-1] <= x.shape[-1]:
-            stays = x.shape[-1] - 2 * cos.shape[-1]
-            turned = turn(x[..., stays:], None, cos, sin, unsqueeze_dim)
-            if turned is not None:
-                out = torch.cat((x[..., :stays], turned[0]), dim=-1) if stays else turned[0]
-        return original(x, cos, sin, unsqueeze_dim) if out is None else out
-
-    return function
-
-
 def _broadcast_pair(original, turn):
     def function(q, k, cos, sin):
-        out = None if k is None else _broadcast(turn, q, k, cos, sin)
+        out = None if k is None else _parts.broadcast(turn, q, k, cos, sin)
         return original(q, k, cos, sin) if out is None else out
-
-    return function
-
-
-def _memory(original, turn):
-    def turned(q, k, cos, sin, excluded, repeats):
-        if not _tensors(q, k, ndim=4) or not _tensors(cos, sin) or type(excluded) is not int or type(repeats) not in (bool, int):
-            return None
-        n, n_q = k.shape[2] - excluded, q.shape[2]
-        if excluded < 0 or n <= 0 or n_q == 0 or not 2 <= cos.ndim <= 4 or not 2 <= sin.ndim <= 4:
-            return None
-        if excluded == 0 and n == n_q:
-            return _broadcast(turn, q, k, cos, sin)
-        cos_k, sin_k = cos, sin
-        if repeats and n != n_q:
-            cos_k, sin_k = (x.repeat(1, 1, n // n_q, 1) if _whole(x) else x for x in (cos, sin))
-        k_out = _broadcast(turn, k[..., :n, :], None, cos_k, sin_k)
-        q_out = None if k_out is None else _broadcast(turn, q, None, cos, sin)
-        return None if q_out is None else (q_out[0], torch.cat((k_out[0], k[..., n:, :]), dim=-2))
-
-    def function(q, k, cos, sin, num_k_exclude_rope=0, repeat_freqs_k=False):
-        out = turned(q, k, cos, sin, num_k_exclude_rope, repeat_freqs_k)
-        return original(q, k, cos, sin, num_k_exclude_rope, repeat_freqs_k) if out is None else out
-
-    return function
-
-
-def _grouped_memory(original, turn):
-    def turned(q, k, cos, sin, cos_k, sin_k, excluded, groups):
-        if not _tensors(q, k, ndim=4) or not _tensors(cos_k, sin_k) or not type(excluded) is type(groups) is int:
-            return None
-        batch, heads, tokens, head_dim = k.shape
-        n = tokens - excluded
-        if excluded < 0 or n <= 0 or groups < 1 or n % groups or not (2 <= cos_k.ndim <= 4 and 2 <= sin_k.ndim <= 4):
-            return None
-        stay = n // groups - cos_k.shape[-2]  # of each group, the first
-        if stay < 0:
-            return None
-        grouped = k[..., :n, :].view(batch, heads, groups, n // groups, head_dim)
-        if groups > 1:
-            cos_k, sin_k = (x.repeat(1, 1, groups, 1) if _whole(x) else x for x in (cos_k, sin_k))
-        k_out = _broadcast(turn, grouped[..., stay:, :].reshape(batch, heads, -1, head_dim), None, cos_k, sin_k)
-        q_out = None if k_out is None else _broadcast(turn, q, None, cos, sin)
-        if q_out is None:
-            return None
-        parts = (grouped[..., :stay, :], k_out[0].view(batch, heads, groups, -1, head_dim))
-        whole = torch.cat(parts, dim=3).view(batch, heads, n, head_dim)
-        return q_out[0], torch.cat((whole, k[..., n:, :]), dim=-2)
-
-    def function(q, k, cos, sin, cos_k, sin_k, num_k_exclude_rope=0, repeat_freqs_k=1):
-        out = turned(q, k, cos, sin, cos_k, sin_k, num_k_exclude_rope, repeat_freqs_k)
-        return original(q, k, cos, sin, cos_k, sin_k, num_k_exclude_rope, repeat_freqs_k) if out is None else out
-
-    return function
-
-
-def _patches(original, turn):
-    def function(q, k, cos, sin, **kwargs):
-        out = None
-        if _tensors(q, k, ndim=4) and _tensors(sin) and sin.ndim >= 2 and q.shape[2] == k.shape[2] >= sin.shape[-2]:
-            first = q.shape[2] - sin.shape[-2]
-            out = _broadcast(turn, q[:, :, first:], k[:, :, first:], cos, sin)
-            if out is not None and first:
-                out = tuple(torch.cat((x[:, :, :first], y), dim=2) for x, y in zip((q, k), out))
-        return original(q, k, cos, sin, **kwargs) if out is None else out
-
-    return function
-
-
-def _axes(original, turn):
-    def turned(x, cos, sin, position_ids, unsqueeze_dim):
-        if not _tensors(x, cos, sin, position_ids) or not (x.ndim and cos.ndim and sin.ndim and position_ids.ndim):
-            return None
-        n, head_dim = position_ids.shape[-1], x.shape[-1]
-        if not n or head_dim % (2 * n) or not cos.shape[-1] == sin.shape[-1] == head_dim:
-            return None
-        parts = zip(*(torch.split(each, head_dim // n, dim=-1) for each in (x, cos, sin)))
-        out = [turn(each, None, c, s, unsqueeze_dim) for each, c, s in parts]
-        return None if any(part is None for part in out) else torch.cat([part[0] for part in out], dim=-1)
-
-    def function(x, cos, sin, position_ids, unsqueeze_dim=2):
-        out = turned(x, cos, sin, position_ids, unsqueeze_dim)
-        return original(x, cos, sin, position_ids, unsqueeze_dim) if out is None else out
 
     return function
 
 
 def _rows_of_ids(cos, sin, position_ids):
     """The rows that tokens stand for; None where eager may mean something else."""
-    if not _tensors(position_ids) or not _tensors(cos, sin, ndim=2) or not _whole(cos, sin):
+    if not _parts.tensors(position_ids) or not _parts.tensors(cos, sin, ndim=2) or not _parts.whole(cos, sin):
         return None
     return (cos[position_ids], sin[position_ids]) if position_ids.dtype in (torch.int64, torch.int32) else None
 
@@ -308,8 +167,8 @@ def _by_ids_with_v(original, turn):
 def _cached(original, turn):
     def function(x, cos, sin):
         out = None
-        if _tensors(x, cos, sin, ndim=4):
-            out = _broadcast(turn, x, None, cos[:, :, : x.shape[2]], sin[:, :, : x.shape[2]])
+        if _parts.tensors(x, cos, sin, ndim=4):
+            out = _parts.broadcast(turn, x, None, cos[:, :, : x.shape[2]], sin[:, :, : x.shape[2]])
         return original(x, cos, sin) if out is None else out[0]
 
     return function
@@ -323,7 +182,7 @@ def _sections(original, turn):
     def turned(q, k, cos, sin, sections, unsqueeze_dim):
         if type(sections) is not list or len(sections) != 3 or not all(type(n) is int and n >= 0 for n in sections):
             return None
-        if k is None or not _tensors(cos, sin, ndim=4) or not _whole(cos, sin):
+        if k is None or not _parts.tensors(cos, sin, ndim=4) or not _parts.whole(cos, sin):
             return None
         if any(table.shape[0] != 3 or table.shape[-1] != 2 * sum(sections) for table in (cos, sin)):
             return None
@@ -338,13 +197,13 @@ def _sections(original, turn):
 
 def _sinusoidal(original, turn):
     def turned(table, q, k, v):
-        if not _tensors(table, q, k, ndim=4) or table.shape[-1] % 2:
+        if not _parts.tensors(table, q, k, ndim=4) or table.shape[-1] % 2:
             return None
         sin, cos = table.chunk(2, dim=-1)
-        out = _broadcast(turn, q, k, cos, sin)
+        out = _parts.broadcast(turn, q, k, cos, sin)
         if out is None or v is None:
             return out
-        v_out = _broadcast(turn, v, None, cos, sin)
+        v_out = _parts.broadcast(turn, v, None, cos, sin)
         return None if v_out is None else (*out, v_out[0])
 
     def function(sinusoidal_pos, query_layer, key_layer, value_layer=None):
@@ -356,7 +215,7 @@ def _sinusoidal(original, turn):
 
 def _conformer(original, turn):
     def turned(heads, head_dim, x, tables):
-        if not _tensors(x, ndim=3) or not _tensors(tables, ndim=5) or not type(heads) is type(head_dim) is int:
+        if not _parts.tensors(x, ndim=3) or not _parts.tensors(tables, ndim=5) or not type(heads) is type(head_dim) is int:
             return None
         if tables.shape[0] != 2 or tuple(tables.shape[2:4]) != (1, 1) or x.shape[-1] != heads * head_dim or not x.is_contiguous():
             return None
@@ -372,7 +231,7 @@ def _conformer(original, turn):
 
 def _complex_turned(turn, q, k, freqs, table, unsqueeze_dim):
     """``freqs``: as the text is given it; ``table``: as its text shapes it, and None where that cannot be."""
-    if table is None or not _tensors(q, k, ndim=4) or _is_empty(q, k) or not _complex.is_rounded(q, k, freqs):
+    if table is None or not _parts.tensors(q, k, ndim=4) or _parts.is_empty(q, k) or not _complex.is_rounded(q, k, freqs):
         return None
     return turn(q, k, *torch.view_as_real(table).unbind(-1), unsqueeze_dim)
 
@@ -380,7 +239,7 @@ def _complex_turned(turn, q, k, freqs, table, unsqueeze_dim):
 def _complex_by(unsqueeze_dim):
     def maker(original, turn):
         def function(xq, xk, freqs_cis):
-            table = freqs_cis if _tensors(freqs_cis, ndim=3) else None
+            table = freqs_cis if _parts.tensors(freqs_cis, ndim=3) else None
             out = _complex_turned(turn, xq, xk, freqs_cis, table, unsqueeze_dim)
             return original(xq, xk, freqs_cis) if out is None else out
 
@@ -392,7 +251,7 @@ def _complex_by(unsqueeze_dim):
 def _complex_vision(original, turn):
     def function(query, key, freqs_ci):
         table = None
-        if _tensors(query, ndim=4) and _tensors(freqs_ci) and freqs_ci.is_contiguous():
+        if _parts.tensors(query, ndim=4) and _parts.tensors(freqs_ci) and freqs_ci.is_contiguous():
             tokens, width = query.shape[1], query.shape[-1] // 2
             table = freqs_ci.view(tokens, width) if freqs_ci.numel() == tokens * width else None
         out = _complex_turned(turn, query, key, freqs_ci, table, 1)
@@ -404,9 +263,9 @@ def _complex_vision(original, turn):
 _MAKERS = {
     "pair": _pair, "pair_with_ids": _pair_with_ids, "pair_or_q": _pair_or_q, "q_and_maybe_k": _q_and_maybe_k,
     "single": _single, "single_with_ids": _single_with_ids, "vision": _vision, "vision_of_heads": _vision_of_heads,
-    "vision_of_angles": _vision_of_angles, "gptj": _gptj, "backwards": _backwards, "last_rows_for_q": _last_rows_for_q,
-    "matrices": _matrices, "tail": _tail, "broadcast": _broadcast_pair, "memory": _memory,
-    "grouped_memory": _grouped_memory, "patches": _patches, "axes": _axes, "by_ids": _by_ids,
+    "vision_of_angles": _vision_of_angles, "gptj": _gptj, "backwards": _backwards, "last_rows_for_q": _parts.last_rows_for_q,
+    "matrices": _matrices, "tail": _parts.tail, "broadcast": _broadcast_pair, "memory": _parts.memory,
+    "grouped_memory": _parts.grouped_memory, "patches": _parts.patches, "axes": _parts.axes, "by_ids": _by_ids,
     "by_ids_with_v": _by_ids_with_v, "cached": _cached, "sections": _sections, "sinusoidal": _sinusoidal,
     "conformer": _conformer, "complex": _complex_by(2), "complex_heads_first": _complex_by(1),
     "complex_vision": _complex_vision,
