@@ -164,7 +164,7 @@ COMMON = (
         style="deinterleave", tables="first",
     ),
     Form(
-        "deepseek_v3_by_view", "pair",
+        "deepseek_v3_by_view", "of_four",
         PAIR + UNSQUEEZE + """
     b, h, s, d = q.shape
     q = q.view(b, h, s, d // 2, 2).transpose(4, 3).reshape(b, h, s, d)

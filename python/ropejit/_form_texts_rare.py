@@ -49,7 +49,7 @@ def rotate(x):
 """ + BOTH + HALVES,
     ),
     Form(
-        "pe_audio", "matrices",
+        "pe_audio", "of_four",
         PAIR + """
     freqs_cis = stack_freqs(cos, sin)
     freqs_cis = freqs_cis.unsqueeze(unsqueeze_dim)

@@ -138,7 +138,7 @@ def of(function, module_name=None):
             return "it is no plain function"
         ids = _drop_unused_ids(functions[0])
         form = _known().get(canonical(functions))
-        if form is None or (ids and form.call not in ("pair", "single")):
+        if form is None or (ids and form.call not in ("pair", "single", "of_four")):
             return OTHERS.get(digest(functions), "its text is none of the known forms")
         modules = dict.fromkeys((module_name or function.__module__, function.__module__))
         return _doubt(form, function.__name__, *modules) or Match(form, ids)

@@ -120,12 +120,23 @@ def _backwards(original, turn):
     return function
 
 
-def _matrices(original, turn):
+def _is_of_four(q, k, unsqueeze_dim):
+    """What texts that name all dimensions take."""
+    return _parts.tensors(q, k, ndim=4) and type(unsqueeze_dim) is int and unsqueeze_dim >= 0 and not _parts.is_empty(q, k)
+
+
+def _of_four(original, turn):
     def function(q, k, cos, sin, unsqueeze_dim=1):
-        out = None
-        if _parts.tensors(q, k, ndim=4) and type(unsqueeze_dim) is int and unsqueeze_dim >= 0 and not _parts.is_empty(q, k):
-            out = turn(q, k, cos, sin, unsqueeze_dim)
+        out = turn(q, k, cos, sin, unsqueeze_dim) if _is_of_four(q, k, unsqueeze_dim) else None
         return original(q, k, cos, sin, unsqueeze_dim) if out is None else out
+
+    return function
+
+
+def _of_four_with_ids(original, turn):
+    def function(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
+        out = turn(q, k, cos, sin, unsqueeze_dim) if _is_of_four(q, k, unsqueeze_dim) else None
+        return original(q, k, cos, sin, position_ids, unsqueeze_dim) if out is None else out
 
     return function
 
@@ -217,7 +228,9 @@ def _conformer(original, turn):
     def turned(heads, head_dim, x, tables):
         if not _parts.tensors(x, ndim=3) or not _parts.tensors(tables, ndim=5) or not type(heads) is type(head_dim) is int:
             return None
-        if tables.shape[0] != 2 or tuple(tables.shape[2:4]) != (1, 1) or x.shape[-1] != heads * head_dim or not x.is_contiguous():
+        if tables.shape[0] != 2 or tuple(tables.shape[2:4]) != (1, 1):
+            return None
+        if x.shape[-1] != heads * head_dim or not x.is_contiguous():
             return None
         cos, sin = tables[:, : x.shape[1], 0, 0]
         return turn(x.view(*x.shape[:2], heads, head_dim), None, cos, sin, 1)
@@ -264,9 +277,9 @@ _MAKERS = {
     "pair": _pair, "pair_with_ids": _pair_with_ids, "pair_or_q": _pair_or_q, "q_and_maybe_k": _q_and_maybe_k,
     "single": _single, "single_with_ids": _single_with_ids, "vision": _vision, "vision_of_heads": _vision_of_heads,
     "vision_of_angles": _vision_of_angles, "gptj": _gptj, "backwards": _backwards, "last_rows_for_q": _parts.last_rows_for_q,
-    "matrices": _matrices, "tail": _parts.tail, "broadcast": _broadcast_pair, "memory": _parts.memory,
-    "grouped_memory": _parts.grouped_memory, "patches": _parts.patches, "axes": _parts.axes, "by_ids": _by_ids,
-    "by_ids_with_v": _by_ids_with_v, "cached": _cached, "sections": _sections, "sinusoidal": _sinusoidal,
+    "of_four": _of_four, "of_four_with_ids": _of_four_with_ids, "tail": _parts.tail, "broadcast": _broadcast_pair,
+    "memory": _parts.memory, "grouped_memory": _parts.grouped_memory, "patches": _parts.patches, "axes": _parts.axes,
+    "by_ids": _by_ids, "by_ids_with_v": _by_ids_with_v, "cached": _cached, "sections": _sections, "sinusoidal": _sinusoidal,
     "conformer": _conformer, "complex": _complex_by(2), "complex_heads_first": _complex_by(1),
     "complex_vision": _complex_vision,
 }  # fmt: skip

@@ -214,7 +214,7 @@ WAYS = {
     "gptj": _vision(lambda f, q, k, cos, sin: [f(q, sin, cos), f(k, sin, cos)], heads_last=("bth", True)),
     "backwards": _PAIR,
     "last_rows_for_q": {**_in_orders(_both, _FOUR[:1]), "fewer rows of q": _fewer_rows_of_q},
-    "matrices": _in_orders(_both, _FOUR),
+    "of_four": _in_orders(_both, _FOUR),
     "tail": _in_orders(_each),
     "broadcast": {"two dimensions": _ones(0), "three": _ones(1), "four": _ones(2)},
     "memory": {

@@ -225,7 +225,7 @@ def wrong_calls(function, form):
     made = {name: OTHERS[name]() for name in names if name in OTHERS}
     if form.call in BY_IDS:
         made["position_ids"] = torch.zeros(2, 6, dtype=torch.int64)
-    elif form.call in ("pair", "single"):
+    elif form.call in ("pair", "single", "of_four"):
         made.pop("position_ids", None)
     tables = [name for name in names if re.match("(cos|sin)", name)]
     right = {n: made.get(n, table if n in tables else x) for n in names if n not in ("unsqueeze_dim", "position_ids") or n in made}
