@@ -12,7 +12,7 @@ export ROPEJIT_NVRTC = $(shell $(OWN_NVRTC))
 endif
 BIN := $(or $(CARGO_TARGET_DIR),target)/release/ropejit
 
-.PHONY: help build nvrtc demo test test-remote test-transformers miri fuzz kernels check-kernels check-priors lint python test-python lint-python test-candle lint-candle test-capi lint-capi capi-header gpu-bundle priors peers-bundle clean
+.PHONY: help build nvrtc demo test test-remote test-transformers miri fuzz kernels check-kernels check-priors lint python test-python coverage lint-python test-candle lint-candle test-capi lint-capi capi-header gpu-bundle priors peers-bundle clean
 
 help:
 	@echo "make demo        what it is about, in a minute (no GPU needed)"
@@ -26,6 +26,7 @@ help:
 	@echo "make lint        format, clippy, documentation, feature combinations"
 	@echo "make python      the Python package's wheel, in dist/"
 	@echo "make test-python its tests, in a fresh .venv-python (installs PyTorch and transformers)"
+	@echo "make coverage    which functions of the installed transformers patch() recognises, and which not and why"
 	@echo "make lint-python format, clippy of its native part"
 	@echo "make test-candle tests of the crate for candle, on the CPU (compiles candle: minutes)"
 	@echo "make lint-candle format, clippy of it"
@@ -111,6 +112,11 @@ test-python: python
 	python3 -m venv .venv-python
 	.venv-python/bin/pip install --quiet --disable-pip-version-check torch transformers pytest numpy dist/ropejit-*.whl
 	.venv-python/bin/python -m pytest -q python/tests
+
+# Without the native module's work: it reads texts.
+coverage:
+	@test -x .venv-python/bin/python || $(MAKE) test-python
+	PYTHONPATH=$(CURDIR)/python/tests .venv-python/bin/python python/tests/transformers_coverage.py --check
 
 lint-python:
 	$(CARGO) fmt --package ropejit-python --check

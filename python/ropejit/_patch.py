@@ -21,45 +21,6 @@ _told = set()
 _norm_gradients = "eager"
 
 
-def _replacement(match, original):
-    """A function that is called as the original is, and calls it where the kernels do not cover a call."""
-    rotate = _functions.drop_in
-    form = match.form
-    how = (form.interleaved, form.tables, form.partial, form.rounding)
-    if match.ids:
-
-        def function(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
-            out = None if k is None else rotate(q, k, cos, sin, unsqueeze_dim, *how)
-            return original(q, k, cos, sin, position_ids, unsqueeze_dim) if out is None else out
-
-    elif form.call == "pair":
-
-        def function(q, k, cos, sin, unsqueeze_dim=1):
-            out = None if k is None else rotate(q, k, cos, sin, unsqueeze_dim, *how)
-            return original(q, k, cos, sin, unsqueeze_dim) if out is None else out
-
-    elif form.call == "single":
-
-        def function(x, cos, sin, unsqueeze_dim=1):
-            out = rotate(x, None, cos, sin, unsqueeze_dim, *how)
-            return original(x, cos, sin, unsqueeze_dim) if out is None else out[0]
-
-    elif form.call == "vision":
-
-        def function(q, k, cos, sin):
-            out = None if k is None else rotate(q, k, cos, sin, -2, *how)
-            return original(q, k, cos, sin) if out is None else out
-
-    else:
-
-        def function(tensor, sin, cos):
-            out = rotate(tensor, None, cos, sin, 2, *how)
-            return original(tensor, sin, cos) if out is None else out[0]
-
-    function.__ropejit_match__ = match
-    return functools.wraps(original)(function)
-
-
 def _replace(module, slot, new):
     original = slot.get()
     new.__ropejit__ = original
@@ -71,7 +32,8 @@ def _rotating(module):
     """Names of the functions of a module that rotate, and of its methods."""
     for name, value in list(vars(module).items()):
         if inspect.isclass(value):
-            if value.__module__ == module.__name__:
+            # What a `…RotaryEmbedding` has makes tables.
+            if value.__module__ == module.__name__ and "RotaryEmbedding" not in name:
                 yield from (f"{name}.{method}" for method in vars(value) if _ROTATES.search(method))
         elif callable(value) and _ROTATES.search(name):
             yield name
@@ -86,13 +48,10 @@ def _say_once(level, whole, text, *arguments):
 def _patch_model(module):
     """Replaces a model's functions, where they are covered, and says in the log which stay. Then the sequences of norms and a
     rotation that call them."""
-    from . import _forms
+    from . import _forms, _replacements  # which imports PyTorch, as the model has
 
     left, called, rotating = {}, set(), {}
     for name in _rotating(module):
-        if "." in name:
-            left[name] = "it is a method"
-            continue
         slot = _slots.find(module, name)
         if slot is None:
             left[name] = "what is wrapped around it does not show it, or another kernel has taken its place"
@@ -105,7 +64,7 @@ def _patch_model(module):
         else:
             rotating[name] = match, slot
             if not is_ours:
-                _replace(module, slot, _replacement(match, function))
+                _replace(module, slot, _replacements.of(match, function))
         called.update(inspect.unwrap(function).__code__.co_names if inspect.isfunction(function) else ())
     for name, why in left.items():
         if name not in called:  # a helper goes with those that call it
@@ -127,7 +86,7 @@ def _patch_attention(module, name, cls, rotating):
     whole, norms = f"{module.__name__}.{name}.forward", _norm_sequences.norms_of(forward, rotating)
     if not norms:
         return
-    from . import _norm_attention  # which imports PyTorch, as the model has
+    from . import _norm_attention
 
     _set_norm_gradients(_norm_gradients)
     names = " and ".join(norms)
