@@ -152,6 +152,12 @@ def _patch_unsloth(module):
         _replace(module, _slots.Attribute(module, name), functools.wraps(original)(function))
 
 
+def _patch_diffusers(module):
+    from . import _diffusers
+
+    _diffusers.patch_module(module)
+
+
 def _patcher(module_name):
     """What patches a module of this name; None for modules that are no concern."""
     package, _, _ = module_name.partition(".")
@@ -160,6 +166,8 @@ def _patcher(module_name):
         return _patch_model
     if "unsloth" in _active and package == "unsloth":
         return _patch_unsloth
+    if "diffusers" in _active and module_name.startswith("diffusers.models."):
+        return _patch_diffusers
     return None
 
 
@@ -204,7 +212,7 @@ _finder = _Finder()
 
 
 def patch(library, norm_gradients="eager"):
-    """Replaces the RoPE of a library, ``"transformers"`` or ``"unsloth"``, in every module that is loaded or will be.
+    """Replaces the RoPE of a library, ``"transformers"``, ``"diffusers"`` or ``"unsloth"``, in every module that is loaded or will be.
 
     A function is replaced where its text is one of the known forms. Every other one that rotates keeps its own, with a line in
     the log of `logging.getLogger("ropejit")` that names it and says why. Calls that the kernels do not cover go to the
@@ -217,8 +225,8 @@ def patch(library, norm_gradients="eager"):
     ``"eager"`` leaves the norms to the model where such a gradient is recorded, as when all of a model is trained; ``"own"``
     takes the launch there too. It is what the last call of `patch` for transformers said.
     """
-    if library not in ("transformers", "unsloth"):
-        raise ValueError(f"library: {library!r} is not one of 'transformers' and 'unsloth'")
+    if library not in ("transformers", "diffusers", "unsloth"):
+        raise ValueError(f"library: {library!r} is not one of 'transformers', 'diffusers' and 'unsloth'")
     if norm_gradients not in ("eager", "own"):
         raise ValueError(f"norm_gradients: {norm_gradients!r} is not one of 'eager' and 'own'")
     if library == "transformers":
