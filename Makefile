@@ -3,6 +3,8 @@
 CARGO ?= cargo
 # The newest NVRTC whose PTX the oldest driver of CUDA 13 can load.
 NVRTC_PACKAGE := nvidia-cuda-nvrtc==13.0.88
+# Hugging Face's kernels, and the newest transformers on PyPI that takes it: transformers names the versions that it works with.
+FITTING := transformers==5.22.2 kernels==0.17.2
 # Of each fuzz target.
 FUZZ_SECONDS ?= 600
 # The NVRTC that `make nvrtc` has fetched, once it has: the command searches no folder of this kind by itself.
@@ -25,7 +27,7 @@ help:
 	@echo "make check-priors  which shipped choices were measured with older templates, and how to measure them again"
 	@echo "make lint        format, clippy, documentation, feature combinations"
 	@echo "make python      the Python package's wheel, in dist/"
-	@echo "make test-python its tests, in a fresh .venv-python (installs PyTorch and transformers)"
+	@echo "make test-python its tests, in a fresh .venv-python (installs PyTorch, transformers and diffusers)"
 	@echo "make lint-python format, clippy of its native part"
 	@echo "make peers-bundle  the wheel and what it is measured against in .gpu/, for a GPU host without a network"
 	@echo "make gpu-bundle  stripped binaries and a script in .gpu/, for a GPU host without a toolchain"
@@ -104,8 +106,10 @@ python:
 test-python: python
 	rm -rf .venv-python
 	python3 -m venv .venv-python
-	.venv-python/bin/pip install --quiet --disable-pip-version-check torch transformers pytest numpy dist/ropejit-*.whl
+	.venv-python/bin/pip install --quiet --disable-pip-version-check torch transformers diffusers kernels pytest numpy dist/ropejit-*.whl
 	.venv-python/bin/python -m pytest -q python/tests
+	.venv-python/bin/pip install --quiet --disable-pip-version-check --no-deps --target .venv-python/fitting $(FITTING)
+	PYTHONPATH=.venv-python/fitting .venv-python/bin/python -m pytest -q python/tests/test_kernels_hub.py
 
 lint-python:
 	$(CARGO) fmt --package ropejit-python --check
