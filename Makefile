@@ -4,7 +4,8 @@ CARGO ?= cargo
 # The newest NVRTC whose PTX the oldest driver of CUDA 13 can load.
 NVRTC_PACKAGE := nvidia-cuda-nvrtc==13.0.88
 # Hugging Face's kernels, and the newest transformers on PyPI that takes it: transformers names the versions that it works with.
-FITTING := transformers==5.22.2 kernels==0.17.2
+# torchtitan, and what its rotary modules import of what it depends on.
+FITTING := transformers==5.22.2 kernels==0.17.2 torchtitan==0.3.0 spmd_types==0.2.3 tyro docstring_parser
 # Of each fuzz target.
 FUZZ_SECONDS ?= 600
 # The NVRTC that `make nvrtc` has fetched, once it has: the command searches no folder of this kind by itself.
@@ -109,7 +110,7 @@ test-python: python
 	.venv-python/bin/pip install --quiet --disable-pip-version-check torch transformers diffusers kernels pytest numpy dist/ropejit-*.whl
 	.venv-python/bin/python -m pytest -q python/tests
 	.venv-python/bin/pip install --quiet --disable-pip-version-check --no-deps --target .venv-python/fitting $(FITTING)
-	PYTHONPATH=.venv-python/fitting .venv-python/bin/python -m pytest -q python/tests/test_kernels_hub.py
+	PYTHONPATH=.venv-python/fitting .venv-python/bin/python -m pytest -q python/tests/test_kernels_hub.py python/tests/test_integrations.py
 
 lint-python:
 	$(CARGO) fmt --package ropejit-python --check

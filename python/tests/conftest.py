@@ -55,16 +55,15 @@ def pytest_terminal_summary(terminalreporter):
 MISSING = set()
 
 
-def library(name, module=False):
-    """The library, or a skip that the summary tells of. ``module``: of all that a file has; only then it may be missing on a GPU
-    host, whose tests are chosen by file."""
+def library(name, optional=False):
+    """The library, or a skip that the summary tells of. On a GPU host it has to be there, unless it is ``optional``."""
     try:
         return importlib.import_module(name)
     except ImportError:
-        if ONLY_GPU and not module:
+        if ONLY_GPU and not optional:
             pytest.fail(f"{name} is not installed, and ROPEJIT_REQUIRE_GPU is set")
         MISSING.add(name)
-        pytest.skip(f"{name} is not installed", allow_module_level=module)
+        pytest.skip(f"{name} is not installed", allow_module_level=optional)
 
 
 @pytest.fixture
