@@ -141,15 +141,9 @@ def _patch_attention(module, name, cls, rotating):
 
 
 def _patch_unsloth(module):
-    for name in ("fast_rope_embedding",):
-        original = module.__dict__.get(name)
-        if original is None or hasattr(original, "__ropejit__"):
-            continue
+    from . import _unsloth
 
-        def function(Q, K, cos, sin, rope_embedding_indices=None):
-            return _functions.fast_rope_embedding(Q, K, cos, sin, rope_embedding_indices)
-
-        _replace(module, _slots.Attribute(module, name), functools.wraps(original)(function))
+    _unsloth.patch_module(module)
 
 
 def _patch_diffusers(module):
@@ -164,7 +158,7 @@ def _patcher(module_name):
     last = module_name.rpartition(".")[2]
     if "transformers" in _active and last.startswith("modeling_") and package in ("transformers", "transformers_modules"):
         return _patch_model
-    if "unsloth" in _active and package == "unsloth":
+    if "unsloth" in _active and (package == "unsloth" or last.startswith("unsloth_compiled_module_")):
         return _patch_unsloth
     if "diffusers" in _active and module_name.startswith("diffusers.models."):
         return _patch_diffusers
@@ -260,7 +254,8 @@ def unpatch(library=None):
     if not _active and _finder in sys.meta_path:
         sys.meta_path.remove(_finder)
     packages = {p for name in libraries for p in ((name, "transformers_modules") if name == "transformers" else (name,))}
-    of = lambda name: name.partition(".")[0] in packages  # noqa: E731
+    generated = "unsloth" in libraries  # by Unsloth, in packages that have other names
+    of = lambda name: name.partition(".")[0] in packages or generated and "unsloth_compiled_module_" in name  # noqa: E731
     _told.difference_update([name for name in _told if of(name)])
     for entry in reversed(_replaced[:]):
         name, slot, original, new = entry
