@@ -82,6 +82,19 @@ def test_vllms_batches_and_no_tokens(layers, device):
     assert none[0].shape[0] == 0
 
 
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_vllms_kernels_may_fuse_a_product_and_the_sum(layers, device, dtype):
+    """Products of two numbers of 16 bits are exact in float32, so that both ways have the same bits."""
+    vllm.register()
+    ours = layers.RotaryEmbedding(64, 64, 128, 10000, True, dtype).to(device)
+    positions, (q, k) = torch.randint(0, 128, (900,), device=device), qk((900, 4, 2, 64), device, dtype)
+    cos, sin = (t.unsqueeze(1) for t in ours.cos_sin_cache.float()[positions].chunk(2, -1))
+    x1, x2 = q.reshape(900, 4, 64).float().chunk(2, -1)
+    fused = lambda a, b, c: (a.double() * b.double() + c.double()).float()  # noqa: E731
+    expected = torch.cat((fused(x1, cos, -(x2 * sin)), fused(x2, cos, x1 * sin)), -1).to(dtype).view(q.shape)
+    assert torch.equal(ours.forward_cuda(positions, q, k)[0], expected)
+
+
 def test_vllms_float32_and_odd_heads_stay(layers, device, monkeypatch):
     base = layers.RotaryEmbedding
     calls = []
@@ -100,7 +113,7 @@ def test_vllms_family(layers, caplog):
     assert {"RotaryEmbedding", "Llama3RotaryEmbedding", "ApplyRotaryEmb"} <= set(replaced)
     assert not {"FourierRotaryEmbedding", "MRotaryEmbedding"} & set(replaced)
     said = caplog.records[-1].getMessage()
-    assert "last bit" in said and "these stay" in said and "FourierRotaryEmbedding" in said.partition("these stay")[2]
+    assert "RotaryEmbedding" in said and "FourierRotaryEmbedding" in said.partition("these stay")[2]
     assert sorted(vllm.register()) == sorted(replaced)
     op = layers.Llama3RotaryEmbedding
     from vllm.model_executor.custom_op import op_registry_oot
@@ -130,6 +143,18 @@ def test_vllms_apply_rotary_emb(layers, device, is_neox, in_float32, ndim, round
     else:
         assert torch.equal(out, ApplyRotaryEmb(True, is_neox, True).forward_native(x, cos, sin))
     assert out.shape == x.shape and torch.equal(x, before)
+
+
+def test_vllms_vision_towers_with_tables_of_float32_stay(layers, device, monkeypatch):
+    from vllm.model_executor.layers.rotary_embedding.common import ApplyRotaryEmb
+
+    calls = []
+    monkeypatch.setattr(ApplyRotaryEmb, "forward_cuda", lambda self, *x: calls.append(x))
+    vllm.register()
+    angles = torch.randn(9, 40, device=device)
+    for in_float32 in (False, True):
+        ApplyRotaryEmb(True, True, in_float32).forward_cuda(torch.randn(9, 4, 80, device=device).bfloat16(), angles.cos(), angles.sin())
+    assert len(calls) == 2
 
 
 def test_vllms_layers_are_traced(layers):

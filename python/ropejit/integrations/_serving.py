@@ -4,13 +4,13 @@ import torch
 
 from .. import _functions
 
-_TYPES = (torch.float16, torch.bfloat16)
+TYPES = (torch.float16, torch.bfloat16)
 
 
 def is_covered(head_size, rotary_dim, cache, x):
-    """Whether kernels take such heads: 16 bits, since engines' own kernels fuse a step in float32, where it shows."""
+    """Whether kernels take such heads, of 16 bits: in float32 it would show that engines' kernels fuse a product and the sum."""
     fits = 2 <= rotary_dim <= head_size <= 512 and rotary_dim % 2 == 0 == head_size % 2
-    return fits and cache.shape[-1] == rotary_dim and x.dtype in _TYPES and cache.dtype in (x.dtype, torch.float32)
+    return fits and cache.shape[-1] == rotary_dim and x.dtype in TYPES and cache.dtype in (x.dtype, torch.float32)
 
 
 def rotate(positions, query, key, head_size, rotary_dim, cache, is_neox_style, rounding):

