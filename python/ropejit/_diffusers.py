@@ -224,7 +224,7 @@ def _replacement(known, original, whole):
 
         _patch._say_once(
             logging.WARNING, whole,
-            "%s: calls with complex tables stay as they are: PyTorch fuses a step of complex products on a GPU, the kernels do not",
+            "%s: calls with complex tables stay as they are: PyTorch fuses a step of their products on a GPU, kernels do not",
         )  # fmt: skip
 
     if known == "embeddings":
@@ -335,7 +335,8 @@ def patch_module(module):
 def _patch_function(module, name, function, patch, stays):
     slot = _slots.Attribute(module, name)
     if hasattr(function, "__ropejit__"):
-        if not any(isinstance(old, _slots.Attribute) and old.module is module and new is function for _, old, _, new in patch._replaced):
+        ours = [old for _, old, _, new in patch._replaced if new is function and isinstance(old, _slots.Attribute)]
+        if not any(old.module is module for old in ours):
             # Imported from a module that was patched before: it goes back with that one.
             slot.put(function.__ropejit__)
             patch._replace(module, slot, function)

@@ -206,7 +206,7 @@ _finder = _Finder()
 
 
 def patch(library, norm_gradients="eager"):
-    """Replaces the RoPE of a library, ``"transformers"``, ``"diffusers"`` or ``"unsloth"``, in every module that is loaded or will be.
+    """Replaces the RoPE of a library, ``"transformers"``, ``"diffusers"`` or ``"unsloth"``, in every module, loaded or to come.
 
     A function is replaced where its text is one of the known forms. Every other one that rotates keeps its own, with a line in
     the log of `logging.getLogger("ropejit")` that names it and says why. Calls that the kernels do not cover go to the

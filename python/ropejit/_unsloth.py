@@ -1,9 +1,10 @@
 """What of Unsloth the kernels compute: `patch("unsloth")` comes here for each of its modules and of those that it generates.
 
-Unsloth's own ``fast_rope_embedding`` is replaced by ours, whatever its text is: it rounds as README says. The rest of Unsloth that rotates has
-an order of rounding that kernels have not, and stays, with a line in the log: decode multiplies in the type of q and adds the second
-product with ``addcmul_``, or has a kernel that fuses in that type. A module that Unsloth generates has the model's own functions: one that it
-leaves to eager PyTorch is replaced as in transformers; one that it compiles stays, since the compiler's rounding is another.
+Unsloth's own ``fast_rope_embedding`` is replaced by ours, whatever its text is: it rounds as README says. The rest of Unsloth that
+rotates rounds in an order that kernels have not, and stays, with a line in the log: decode multiplies in the type of q and adds
+the second product with ``addcmul_``, or has a kernel that fuses in that type. A module that Unsloth generates has the model's own
+functions: one that it leaves to eager PyTorch is replaced as in transformers; one that it compiles stays, since the compiler's
+rounding is another.
 """
 
 import functools

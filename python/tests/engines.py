@@ -1,8 +1,8 @@
 """vLLM and SGLang as far as their rotary layers need them: neither can be installed beside any PyTorch, or without a GPU.
 
-Their modules are read from an unpacked wheel where ``ROPEJIT_TEST_VLLM`` or ``ROPEJIT_TEST_SGLANG`` names the folder, and what those
-import of the rest are stand-ins. Without, the rotary layers are stand-ins as well: classes of the signatures that vLLM 0.33 and SGLang
-0.5.23 publish, which compute in PyTorch.
+Their modules are read from an unpacked wheel where ``ROPEJIT_TEST_VLLM`` or ``ROPEJIT_TEST_SGLANG`` names the folder, and what
+those import of the rest are stand-ins. Without, the rotary layers are stand-ins as well: classes of the signatures that vLLM 0.33
+and SGLang 0.5.23 publish, which compute in PyTorch.
 """
 
 import importlib
@@ -41,15 +41,13 @@ class CustomOp(torch.nn.Module):
 
     @classmethod
     def register_oot(cls, _decorated_op_cls=None, name=None):
+        if _decorated_op_cls is None:
+            return lambda decorated: cls.register_oot(decorated, name)
         assert name not in op_registry_oot, f"Duplicate op name: {name}"
         _decorated_op_cls.name = name
         op_registry_oot[name] = _decorated_op_cls
         return _decorated_op_cls
 """
-# `register_oot` as above takes the class first, or gives a decorator.
-_CUSTOM_OP = _CUSTOM_OP.replace(
-    "        assert name", "        if _decorated_op_cls is None:\n            return lambda c: cls.register_oot(c, name)\n        assert name"
-)
 _VLLM = """
 import torch
 from vllm.model_executor.custom_op import CustomOp
@@ -213,7 +211,8 @@ def vllm(monkeypatch, folder):
     _put(monkeypatch, "vllm.model_executor.layers", os.path.join(root, "model_executor", "layers"))
     config = types.SimpleNamespace(custom_ops=["all"], enabled_custom_ops=set(), disabled_custom_ops=set())
     _put(monkeypatch, "vllm.config", get_cached_compilation_config=lambda: config)
-    platform = types.SimpleNamespace(**{f"is_{n}": bool for n in ("rocm", "cpu", "tpu", "xpu", "out_of_tree")}, is_cuda=lambda: True)
+    others = {f"is_{name}": bool for name in ("rocm", "cpu", "tpu", "xpu", "out_of_tree")}
+    platform = types.SimpleNamespace(**others, is_cuda=lambda: True)
     _put(monkeypatch, "vllm.platforms", current_platform=platform)
     _put(monkeypatch, "vllm.logger", init_logger=logging.getLogger)
     for name in ("_aiter_ops", "utils", "utils.torch_utils", "utils.flashinfer", "triton_utils", "distributed"):
@@ -248,7 +247,8 @@ def sglang(monkeypatch, folder):
     _put(monkeypatch, "sglang.kernels.fused_op", BaseFusedOp=torch.nn.Module)
     theirs = lambda *_, **__: calls.append(1)  # noqa: E731
     calls = []
-    _put(monkeypatch, "sglang.kernels.ops.attention.rope", apply_rope_with_cos_sin_cache_inplace=theirs, rotary_embedding=theirs)
+    kernels = dict(apply_rope_with_cos_sin_cache_inplace=theirs, rotary_embedding=theirs)
+    _put(monkeypatch, "sglang.kernels.ops.attention.rope", **kernels)
     package.RotaryEmbedding = importlib.import_module("sglang.srt.layers.rotary_embedding.base").RotaryEmbedding
     package.hooks = importlib.import_module("sglang.srt.plugins.hook_registry").HookRegistry
     package.theirs = calls

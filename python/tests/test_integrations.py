@@ -153,7 +153,8 @@ def test_vllms_vision_towers_with_tables_of_float32_stay(layers, device, monkeyp
     vllm.register()
     angles = torch.randn(9, 40, device=device)
     for in_float32 in (False, True):
-        ApplyRotaryEmb(True, True, in_float32).forward_cuda(torch.randn(9, 4, 80, device=device).bfloat16(), angles.cos(), angles.sin())
+        x = torch.randn(9, 4, 80, device=device).bfloat16()
+        ApplyRotaryEmb(True, True, in_float32).forward_cuda(x, angles.cos(), angles.sin())
     assert len(calls) == 2
 
 

@@ -1,5 +1,5 @@
-"""`patch("unsloth")`, on stand-ins: Unsloth needs a GPU to be imported. Its functions here have the signatures, and the statements
-that count, of release 2026.10."""
+"""`patch("unsloth")`, on stand-ins: Unsloth needs a GPU to be imported. Its functions here have the signatures, and those
+statements that count, of release 2026.10."""
 
 import logging
 import sys

@@ -16,8 +16,8 @@ def is_covered(head_size, rotary_dim, cache, x):
 def rotate(positions, query, key, head_size, rotary_dim, cache, is_neox_style, rounding):
     """q and k, rotated where they are; under a compiler, new ones. None where they cannot be seen as tokens of heads.
 
-    positions: ``[tokens]`` or ``[batch, tokens]``; query and key: ``[*, heads * head_size]`` or ``[*, heads, head_size]``, key may be
-    None; cache: ``[rows, rotary_dim]``, cosines, then sines.
+    positions: ``[tokens]`` or ``[batch, tokens]``; query and key: ``[*, heads * head_size]`` or ``[*, heads, head_size]``, key may
+    be None; cache: ``[rows, rotary_dim]``, cosines, then sines.
     """
     positions, half = positions.reshape(-1), rotary_dim // 2
     tokens = positions.shape[0]

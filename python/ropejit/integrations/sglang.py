@@ -1,11 +1,11 @@
 """SGLang: its rotary embedding, replaced through its own registry of hooks.
 
-`plugin` is the entry point of the group ``sglang.srt.plugins``. SGLang calls it in each of its processes if it is installed, so it does
-nothing until ``SGLANG_PLUGINS`` names it. `register` does the same where a program calls it, before SGLang applies its hooks.
+`plugin` is the entry point of the group ``sglang.srt.plugins``. SGLang calls it in each of its processes if it is installed, so it
+does nothing until ``SGLANG_PLUGINS`` names it. `register` does the same where a program calls it, before SGLang applies its hooks.
 
 What is computed: float32 arithmetic with SGLang's float32 cache, each result rounded once. So does SGLang's kernel, but that its
-compiler makes one step of a product and the sum, so that a few results differ in the last bit: of four million random ones 78 in bfloat16
-and 497 in float16, where both ways were computed on a processor.
+compiler makes one step of a product and the sum, so that a few results differ in the last bit: of four million random ones 78 in
+bfloat16 and 497 in float16, where both ways were computed on a processor.
 """
 
 import logging
@@ -27,8 +27,8 @@ def register():
     """Hooks ``RotaryEmbedding.forward_cuda``, and so every class that inherits it.
 
     The hook is around SGLang's own method, which serves what this does not: calls that store k and v in the cache as well (SGLang
-    rotates k where it is besides, which `ropejit.rope_append` does not), offsets, float32, and heads for which SGLang itself has its
-    second kernel.
+    rotates k where it is besides, which `ropejit.rope_append` does not), offsets, float32, and heads for which SGLang itself has
+    its second kernel.
     """
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 

@@ -21,7 +21,7 @@ __all__ = ["RopejitComplexRoPE", "RopejitCosSinRoPE", "complex_rope", "cos_sin_r
 
 
 def _both(query, key, cos, sin, interleaved):
-    """q and k of ``[batch, tokens, heads, head_dim]``, rotated, or None; cos and sin are ``[1 or batch, tokens, 1, head_dim / 2]``."""
+    """q and k, ``[batch, tokens, heads, head_dim]``, rotated, or None; cos and sin: ``[1 or batch, tokens, 1, head_dim / 2]``."""
     if not all(type(x) is torch.Tensor for x in (query, key, cos)) or cos.ndim != 4 or cos.shape[2] != 1:
         return None  # a DTensor: its placements are torchtitan's to follow
     return _functions.drop_in(query, key, cos.squeeze(2), sin.squeeze(2), 2, interleaved, "half", False, "once")

@@ -1,12 +1,12 @@
 """vLLM: its rotary layers, replaced through `CustomOp.register_oot`.
 
-`plugin` is the entry point of the group ``vllm.general_plugins``. vLLM calls it in each of its processes if it is installed, so it
-does nothing until ``VLLM_PLUGINS`` names it. `register` does the same where a program calls it, before a model is loaded.
+`plugin` is the entry point of the group ``vllm.general_plugins``. vLLM calls it in each of its processes if it is installed, so
+it does nothing until ``VLLM_PLUGINS`` names it. `register` does the same where a program calls it, before a model is loaded.
 
-What is computed: float32 arithmetic, each result rounded once (``rounding="once"``), of q and tables in 16 bits. These are the bits of
-the CUDA kernels of vLLM 0.33, although those are compiled so that a product and the sum are one step: a product of two numbers
-of 16 bits is exact in float32. Kernels of older releases, and each layer's ``forward_native``, round each operation, as does
-``rounding="per_op"``.
+What is computed: float32 arithmetic, each result rounded once (``rounding="once"``), of q and tables in 16 bits. These are the
+bits of the CUDA kernels of vLLM 0.33, although those are compiled so that a product and the sum are one step: a product of two
+numbers of 16 bits is exact in float32. Kernels of older releases, and each layer's ``forward_native``, round each operation, as
+does ``rounding="per_op"``.
 """
 
 import logging
@@ -28,8 +28,9 @@ def register(rounding="once"):
     and ``ApplyRotaryEmb`` of vision towers. Returns the names of those replaced.
 
     Layers with a way of their own (``MRotaryEmbedding``, DeepSeek's, Llama 4's vision) stay, and so do calls with q or tables in
-    float32, where one step would show. vLLM calls ``RotaryEmbedding`` where its compilation config has ``custom_ops=["+rotary_embedding"]``; else it compiles
-    ``forward_native``, and nothing of ours runs. ``ApplyRotaryEmb`` is called by default.
+    float32, where one step would show. vLLM calls ``RotaryEmbedding`` where its compilation config has
+    ``custom_ops=["+rotary_embedding"]``; else it compiles ``forward_native``, and nothing of ours runs. ``ApplyRotaryEmb`` is
+    called by default.
     """
     if rounding not in ("once", "per_op"):
         raise ValueError(f"rounding: {rounding!r} is not one of 'once' and 'per_op'")
@@ -57,7 +58,8 @@ def register(rounding="once"):
         cls.register_oot(made, name=name)
         made.name = called  # what `custom_ops` calls it
         replaced.append(name)
-    stay += [n for n, c in vars(rotary_embedding).items() if isinstance(c, type) and _is_left(c, RotaryEmbedding, ApplyRotaryEmb)]
+    known = (RotaryEmbedding, ApplyRotaryEmb)
+    stay += [name for name, c in vars(rotary_embedding).items() if isinstance(c, type) and _is_left(c, known)]
     _log.info(
         "vLLM's %s are ropejit's, rounding %r; these stay: %s",
         ", ".join(replaced), rounding, ", ".join(sorted(set(stay))) or "none",
@@ -76,9 +78,8 @@ def _inherits(cls, base):
     return all(getattr(cls, name) is getattr(base, name) for name in ("forward_cuda", "forward_native", "forward_static"))
 
 
-def _is_left(cls, base, other):
-    rotates = hasattr(cls, "forward_cuda") and "Rotary" in cls.__name__
-    return rotates and not issubclass(cls, (base, other)) and not hasattr(cls, "__ropejit__")
+def _is_left(cls, known):
+    return hasattr(cls, "forward_cuda") and "Rotary" in cls.__name__ and not issubclass(cls, known)
 
 
 def _rotary_embedding(theirs, rounding):
