@@ -68,7 +68,7 @@ def _of_q_alone(form, function, both):
     def function_or_one(q, k, cos, sin, unsqueeze_dim=1):
         if k is not None:
             return both(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
-        out = _functions.drop_in(q, None, cos, sin, unsqueeze_dim, *how)
+        out = _functions.drop_in(q, None, cos, sin, unsqueeze_dim, *how) if form.call == "pair" else None
         return (function(q, q, cos, sin, unsqueeze_dim=unsqueeze_dim)[0], None) if out is None else out
 
     return function_or_one
