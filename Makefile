@@ -3,6 +3,9 @@
 CARGO ?= cargo
 # What is shipped is compiled with it: drivers of CUDA 12 load what NVRTC 12 made, those of CUDA 13 as well.
 NVRTC_PACKAGE := nvidia-cuda-nvrtc-cu12==12.9.86
+# Hugging Face's kernels, and the newest transformers on PyPI that takes it: transformers names the versions that it works with.
+# torchtitan, and what its rotary modules import of what it depends on.
+FITTING := transformers==5.22.2 kernels==0.17.2 torchtitan==0.3.0 spmd_types==0.2.3 tyro docstring_parser
 # Of each fuzz target.
 FUZZ_SECONDS ?= 600
 # The NVRTC that `make nvrtc` has fetched, once it has: the command searches no folder of this kind by itself.
@@ -25,7 +28,7 @@ help:
 	@echo "make check-priors  which shipped choices were measured with older templates, and how to measure them again"
 	@echo "make lint        format, clippy, documentation, feature combinations"
 	@echo "make python      the Python package's wheel, in dist/"
-	@echo "make test-python its tests, in a fresh .venv-python (installs PyTorch and transformers)"
+	@echo "make test-python its tests, in a fresh .venv-python (installs PyTorch, transformers and diffusers)"
 	@echo "make coverage    which functions of the installed transformers patch() recognises, and which not and why"
 	@echo "make lint-python format, clippy of its native part"
 	@echo "make test-candle tests of the crate for candle, on the CPU (compiles candle: minutes)"
@@ -110,8 +113,10 @@ python:
 test-python: python
 	rm -rf .venv-python
 	python3 -m venv .venv-python
-	.venv-python/bin/pip install --quiet --disable-pip-version-check torch transformers pytest numpy dist/ropejit-*.whl
+	.venv-python/bin/pip install --quiet --disable-pip-version-check torch transformers diffusers kernels pytest numpy dist/ropejit-*.whl
 	.venv-python/bin/python -m pytest -q python/tests
+	.venv-python/bin/pip install --quiet --disable-pip-version-check --no-deps --target .venv-python/fitting $(FITTING)
+	PYTHONPATH=.venv-python/fitting .venv-python/bin/python -m pytest -q python/tests/test_kernels_hub.py python/tests/test_integrations.py
 
 # Without the native module's work: it reads texts.
 coverage:

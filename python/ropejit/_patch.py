@@ -100,15 +100,15 @@ def _patch_attention(module, name, cls, rotating):
 
 
 def _patch_unsloth(module):
-    for name in ("fast_rope_embedding",):
-        original = module.__dict__.get(name)
-        if original is None or hasattr(original, "__ropejit__"):
-            continue
+    from . import _unsloth
 
-        def function(Q, K, cos, sin, rope_embedding_indices=None):
-            return _functions.fast_rope_embedding(Q, K, cos, sin, rope_embedding_indices)
+    _unsloth.patch_module(module)
 
-        _replace(module, _slots.Attribute(module, name), functools.wraps(original)(function))
+
+def _patch_diffusers(module):
+    from . import _diffusers
+
+    _diffusers.patch_module(module)
 
 
 def _patcher(module_name):
@@ -117,8 +117,10 @@ def _patcher(module_name):
     last = module_name.rpartition(".")[2]
     if "transformers" in _active and last.startswith("modeling_") and package in ("transformers", "transformers_modules"):
         return _patch_model
-    if "unsloth" in _active and package == "unsloth":
+    if "unsloth" in _active and (package == "unsloth" or last.startswith("unsloth_compiled_module_")):
         return _patch_unsloth
+    if "diffusers" in _active and module_name.startswith("diffusers.models."):
+        return _patch_diffusers
     return None
 
 
@@ -163,7 +165,7 @@ _finder = _Finder()
 
 
 def patch(library, norm_gradients="eager"):
-    """Replaces the RoPE of a library, ``"transformers"`` or ``"unsloth"``, in every module that is loaded or will be.
+    """Replaces the RoPE of a library, ``"transformers"``, ``"diffusers"`` or ``"unsloth"``, in every module, loaded or to come.
 
     A function is replaced where its text is one of the known forms. Every other one that rotates keeps its own, with a line in
     the log of `logging.getLogger("ropejit")` that names it and says why. Calls that the kernels do not cover go to the
@@ -176,8 +178,8 @@ def patch(library, norm_gradients="eager"):
     ``"eager"`` leaves the norms to the model where such a gradient is recorded, as when all of a model is trained; ``"own"``
     takes the launch there too. It is what the last call of `patch` for transformers said.
     """
-    if library not in ("transformers", "unsloth"):
-        raise ValueError(f"library: {library!r} is not one of 'transformers' and 'unsloth'")
+    if library not in ("transformers", "diffusers", "unsloth"):
+        raise ValueError(f"library: {library!r} is not one of 'transformers', 'diffusers' and 'unsloth'")
     if norm_gradients not in ("eager", "own"):
         raise ValueError(f"norm_gradients: {norm_gradients!r} is not one of 'eager' and 'own'")
     if library == "transformers":
@@ -211,7 +213,8 @@ def unpatch(library=None):
     if not _active and _finder in sys.meta_path:
         sys.meta_path.remove(_finder)
     packages = {p for name in libraries for p in ((name, "transformers_modules") if name == "transformers" else (name,))}
-    of = lambda name: name.partition(".")[0] in packages  # noqa: E731
+    generated = "unsloth" in libraries  # by Unsloth, in packages that have other names
+    of = lambda name: name.partition(".")[0] in packages or generated and "unsloth_compiled_module_" in name  # noqa: E731
     _told.difference_update([name for name in _told if of(name)])
     for entry in reversed(_replaced[:]):
         name, slot, original, new = entry
