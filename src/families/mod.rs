@@ -69,6 +69,11 @@ pub fn read_choice(meta: &[u8]) -> Result<ChoiceMeta, String> {
     Ok(meta)
 }
 
+/// Whether a config's kernel comes with the crate, so that no cache holds it.
+pub fn comes_with_crate(config: &Config) -> bool {
+    config.to::<rope::variant::Variant>().is_some_and(|variant| variant.shipped)
+}
+
 /// An artifact's metadata, each value in the words of its family.
 ///
 /// # Errors

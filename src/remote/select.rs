@@ -1,9 +1,10 @@
-//! Which entries go into a pack: choices, and the kernels that they name. What no choice names serves nobody.
+//! Which entries go into a pack: choices, and the kernels that they name but for those that come with the crate. What no choice
+//! names serves nobody.
 
 use std::collections::BTreeSet;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::families::{families, read_choice, rope};
+use crate::families::{comes_with_crate, families, read_choice, rope};
 use crate::service::bucket::Bucket;
 use crate::service::engine::ChoiceMeta;
 use crate::service::key::Key;
@@ -39,24 +40,26 @@ pub fn select(store: &dyn Store, selection: &Selection<'_>) -> Result<Vec<(Kind,
             continue;
         }
         let (spec, class) = (meta.spec.to_string(), meta.class.to_string());
-        let mut pick = |artifact: Key| {
-            picked.insert((Kind::Artifact.name(), artifact));
-            picked.insert((Kind::Choice.name(), head.key));
+        // Whether what serves a candidate is at hand; then it is picked.
+        let mut pick = |candidate: &Candidate| {
+            let kernel = there(candidate);
+            let serves = kernel.is_some() || comes_with_crate(&candidate.config);
+            picked.extend(kernel.map(|key| (Kind::Artifact.name(), key)));
+            picked.extend(serves.then(|| (Kind::Choice.name(), head.key)));
+            serves
         };
         if let Some(lock) = selection.lock {
             // Of several choices for one call (a device's, an architecture's) one has the kernel of the locked variant.
             for line in lock.of_arch(&meta.arch, &spec, &class, meta.bucket) {
                 let mut candidates = meta.record.candidates.iter().filter(|c| c.config.to_string() == line.config);
-                if let Some(key) = candidates.find_map(there) {
-                    pick(key);
+                if candidates.any(&mut pick) {
                     served.insert(line.line);
                 }
             }
-        } else if let Some(chosen) = meta.record.chosen() {
-            match there(chosen) {
-                Some(key) => pick(key),
-                None => missing.push(call(&meta.arch, &spec, &class, meta.bucket, &chosen.config.to_string())),
-            }
+        } else if let Some(chosen) = meta.record.chosen()
+            && !pick(chosen)
+        {
+            missing.push(call(&meta.arch, &spec, &class, meta.bucket, &chosen.config.to_string()));
         }
     }
     if let Some(lock) = selection.lock {

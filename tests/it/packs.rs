@@ -97,6 +97,22 @@ fn sealed(header: &[u8], index: &[u8], entries: &[u8]) -> Vec<u8> {
     all
 }
 
+/// A choice whose kernel comes with the crate is complete without one.
+#[test]
+fn a_choice_of_what_is_shipped_is_packed_without_a_kernel() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let root = folder.path().join("cache");
+    let builder = Engine::builder().arch("sm_90").cache_dir(&root).cache_path([""; 0]);
+    let engine = builder.tuning(Tuning::Never).build().expect("opens");
+    engine.prewarm(&[RopeSpec::new(DType::BF16, 128, 32, 8)], &[1, 8192], false, false).expect("nothing is compiled");
+    assert_eq!(engine.stats().compiles, 0);
+    let disk = Disk::open(&root).expect("opens");
+    let entries = select(&disk, &Selection::default()).expect("complete");
+    assert_eq!(entries.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), [Kind::Choice; 2]);
+    let pack = write(&folder.path().join("out.pack"), &disk, &entries, &quiet).expect("written");
+    pack.verify_entries(&quiet).expect("sound");
+}
+
 #[test]
 fn the_same_entries_make_the_same_file_and_come_back_as_they_were() {
     let folder = tempfile::tempdir().expect("a folder");
