@@ -17,6 +17,7 @@ BIN := $(or $(CARGO_TARGET_DIR),target)/release/ropejit
 help:
 	@echo "make demo        what it is about, in a minute (no GPU needed)"
 	@echo "make docs        the book of docs/, in book/ (needs mdBook)"
+	@echo "make test-docs   the Rust programs and the commands of README.md and docs/"
 	@echo "make test        all tests that need no GPU"
 	@echo "make test-transformers  forms of RoPE, bit for bit with transformers on the CPU (installs PyTorch)"
 	@echo "make test-remote  packs over nginx, s3s-fs and docker-registry on this machine, and all faults of a network"
@@ -96,11 +97,15 @@ lint: check-pages
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items
 
 # Links of all pages, without a network, and whether the pictures of docs/ are what the results say.
-.PHONY: check-pages docs
+.PHONY: check-pages test-docs docs
 check-pages:
 	python3 scripts/check_links.py --test
 	python3 scripts/check_links.py
 	python3 benches/first_calls.py --check
+
+# Rust programs of the pages are run, options of their commands compared with the help.
+test-docs: build
+	python3 scripts/check_examples.py $(BIN) --release
 
 MDBOOK ?= mdbook
 docs: check-pages
