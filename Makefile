@@ -3,6 +3,9 @@
 CARGO ?= cargo
 # What is shipped is compiled with it: drivers of CUDA 12 load what NVRTC 12 made, those of CUDA 13 as well.
 NVRTC_PACKAGE := nvidia-cuda-nvrtc-cu12==12.9.86
+# Hugging Face's kernels, and the newest transformers on PyPI that takes it: transformers names the versions that it works with.
+# torchtitan, and what its rotary modules import of what it depends on.
+FITTING := transformers==5.22.2 kernels==0.17.2 torchtitan==0.3.0 spmd_types==0.2.3 tyro docstring_parser
 # Of each fuzz target.
 FUZZ_SECONDS ?= 600
 # The NVRTC that `make nvrtc` has fetched, once it has: the command searches no folder of this kind by itself.
@@ -12,7 +15,7 @@ export ROPEJIT_NVRTC = $(shell $(OWN_NVRTC))
 endif
 BIN := $(or $(CARGO_TARGET_DIR),target)/release/ropejit
 
-.PHONY: help build nvrtc demo test test-remote test-transformers miri fuzz kernels check-kernels check-priors lint python test-python lint-python gpu-bundle priors peers-bundle clean
+.PHONY: help build nvrtc demo test test-remote test-transformers miri fuzz kernels check-kernels check-priors lint python test-python coverage lint-python test-candle lint-candle test-capi lint-capi capi-header gpu-bundle priors peers-bundle clean
 
 help:
 	@echo "make demo        what it is about, in a minute (no GPU needed)"
@@ -27,8 +30,14 @@ help:
 	@echo "make check-priors  which shipped choices were measured with older templates, and how to measure them again"
 	@echo "make lint        format, clippy, documentation, feature combinations"
 	@echo "make python      the Python package's wheel, in dist/"
-	@echo "make test-python its tests, in a fresh .venv-python (installs PyTorch and transformers)"
+	@echo "make test-python its tests, in a fresh .venv-python (installs PyTorch, transformers and diffusers)"
+	@echo "make coverage    which functions of the installed transformers patch() recognises, and which not and why"
 	@echo "make lint-python format, clippy of its native part"
+	@echo "make test-candle tests of the crate for candle, on the CPU (compiles candle: minutes)"
+	@echo "make lint-candle format, clippy of it"
+	@echo "make test-capi   tests of the libraries for C (needs cc and c++)"
+	@echo "make lint-capi   format, clippy of it"
+	@echo "make capi-header capi/include/ropejit.h, from the crate"
 	@echo "make peers-bundle  the wheel and what it is measured against in .gpu/, for a GPU host without a network"
 	@echo "make gpu-bundle  stripped binaries and a script in .gpu/, for a GPU host without a toolchain"
 	@echo "make priors      the same, and how to measure there what cache/priors ships for a GPU model"
@@ -123,12 +132,39 @@ python:
 test-python: python
 	rm -rf .venv-python
 	python3 -m venv .venv-python
-	.venv-python/bin/pip install --quiet --disable-pip-version-check torch transformers pytest numpy dist/ropejit-*.whl
+	.venv-python/bin/pip install --quiet --disable-pip-version-check torch transformers diffusers kernels pytest numpy dist/ropejit-*.whl
 	.venv-python/bin/python -m pytest -q python/tests
+	.venv-python/bin/pip install --quiet --disable-pip-version-check --no-deps --target .venv-python/fitting $(FITTING)
+	PYTHONPATH=.venv-python/fitting .venv-python/bin/python -m pytest -q python/tests/test_kernels_hub.py python/tests/test_integrations.py
+
+# Without the native module's work: it reads texts.
+coverage:
+	@test -x .venv-python/bin/python || $(MAKE) test-python
+	PYTHONPATH=$(CURDIR)/python/tests .venv-python/bin/python python/tests/transformers_coverage.py --check
 
 lint-python:
 	$(CARGO) fmt --package ropejit-python --check
 	$(CARGO) clippy --package ropejit-python -- -D warnings
+
+# Both in the dev profile: they compile in half the time, and the tests are small.
+test-candle:
+	$(CARGO) test --package ropejit-candle
+
+lint-candle:
+	$(CARGO) fmt --package ropejit-candle --check
+	$(CARGO) clippy --package ropejit-candle --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --package ropejit-candle
+
+test-capi:
+	$(CARGO) test --package ropejit-capi
+
+lint-capi:
+	$(CARGO) fmt --package ropejit-capi --check
+	$(CARGO) clippy --package ropejit-capi --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --package ropejit-capi
+
+capi-header:
+	$(CARGO) run --quiet --package ropejit-capi --example header
 
 # Peers come from PyPI and are carried, not kept.
 peers-bundle: python

@@ -45,7 +45,7 @@ def main():
     for inplace in (False, True):
         ropejit.apply(q, k, cos, sin, rounding="per_op", inplace=inplace)
     ropejit.apply_rotary_pos_emb(qt, kt, cos, sin)
-    rest = (None, None, None, False, None, "bshd", "per_op")
+    rest = (None, None, None, "half_split", None, "bshd", "per_op")
     calls = {
         "in place": lambda: ropejit.apply(q, k, cos, sin, rounding="per_op", inplace=True),
         "out of place": lambda: ropejit.apply(q, k, cos, sin, rounding="per_op"),

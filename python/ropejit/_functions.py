@@ -107,7 +107,7 @@ def apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=1):
     repeats the first, which is the one that is read. What the kernels do not cover (types that differ, float64, …) is
     computed by PyTorch's own operations, as transformers does it.
     """
-    out = drop_in(q, k, cos, sin, unsqueeze_dim, False, "full", True, "per_op")
+    out = drop_in(q, k, cos, sin, unsqueeze_dim, "half_split", "full", True, "per_op")
     if out is None:
         from . import _eager
 
@@ -170,13 +170,13 @@ def apply_rotary_emb(
     )[0]
 
 
-def drop_in(q, k, cos, sin, unsqueeze_dim, interleaved, tables, partial, rounding):
+def drop_in(q, k, cos, sin, unsqueeze_dim, style, tables, partial, rounding):
     """What a model's own function computes, or None where the kernels do not: `_forms.Form` says what the last four mean."""
     if _is_compiling():
         from . import _ops
 
-        return _ops.drop_in(q, k, cos, sin, unsqueeze_dim, interleaved, tables, partial, rounding)
-    return _drop_in(q, k, cos, sin, unsqueeze_dim, interleaved, tables, partial, rounding)
+        return _ops.drop_in(q, k, cos, sin, unsqueeze_dim, style, tables, partial, rounding)
+    return _drop_in(q, k, cos, sin, unsqueeze_dim, style, tables, partial, rounding)
 
 
 def _positional(*arguments):

@@ -16,7 +16,7 @@ from torch.nn.modules.module import _has_any_global_hook
 import ropejit
 
 from . import _ropejit
-from ._forms import Form
+from ._form_texts import Form
 from ._norm_forms import Norm
 from ._ops import _ORDERS
 
@@ -137,7 +137,7 @@ def of(rule):
     rotate_is, layer_forward, eps_of = rule.rotate, rule.layer_forward, rule.norm.eps
     dim, swapped, after_rope = rule.unsqueeze_dim, rule.swapped, rule.after_rope
     is_layer = isinstance(rotate_is, torch.nn.Module)
-    style, tables = "interleaved" if form.interleaved else "half_split", _tables(form)
+    style, tables = form.style, _tables(form)
     #: What has been measured.
     agreed = {}
 
@@ -283,7 +283,7 @@ def _same(rule, flavour, place, tokens, heads, kv_heads, head_dim, width, dtype,
     ours = ropejit.qk_norm_rope(
         tensors[0], tensors[1] if kv_heads else None, weights[0], weights[1] if kv_heads else None, cos, sin, eps=1e-6,
         flavour=flavour, order="torch", after_rope=rule.after_rope,
-        style="interleaved" if rule.form.interleaved else "half_split", rotary_dim=width, tables=_tables(rule.form),
+        style=rule.form.style, rotary_dim=width, tables=_tables(rule.form),
         layout="bshd", rounding=_rounding(rule.form, dtype, table, recorded),
     )  # fmt: skip
     ours = [x for x in ours if x is not None]

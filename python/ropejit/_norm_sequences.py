@@ -102,7 +102,7 @@ def _rotation(statement, matches):
         return None
     target, call = statement.targets[0], statement.value
     match = matches.get(call.func.id) if isinstance(call.func, ast.Name) else None
-    if match is None or match.ids or match.form.call not in ("pair", "single", "vision"):
+    if match is None or match.ids or match.form.call not in ("pair", "single", "vision") or match.form.style == "deinterleave":
         return None
     targets = [target] if match.form.call == "single" else target.elts if isinstance(target, ast.Tuple) else []
     n = 1 if match.form.call == "single" else 2

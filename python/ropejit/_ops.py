@@ -232,7 +232,7 @@ _ORDERS = {
 }  # fmt: skip
 
 
-def drop_in(q, k, cos, sin, unsqueeze_dim, interleaved, tables, partial, rounding):
+def drop_in(q, k, cos, sin, unsqueeze_dim, style, tables, partial, rounding):
     """As the native function of this name: None where the kernels do not compute what the model's function would."""
     both = (q,) if k is None else (q, k)
     if type(unsqueeze_dim) is not int or not all(isinstance(x, torch.Tensor) for x in (*both, cos, sin)):
@@ -273,5 +273,4 @@ def drop_in(q, k, cos, sin, unsqueeze_dim, interleaved, tables, partial, roundin
         return None
     if tables == "twice":
         cos, sin = cos[..., ::2], sin[..., ::2]  # neighbours are equal
-    style = "interleaved" if interleaved else "half_split"
     return apply(q, k, cos, sin, None, None, None, style, width, layout, rounding, False)

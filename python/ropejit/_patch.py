@@ -21,45 +21,6 @@ _told = set()
 _norm_gradients = "eager"
 
 
-def _replacement(match, original):
-    """A function that is called as the original is, and calls it where the kernels do not cover a call."""
-    rotate = _functions.drop_in
-    form = match.form
-    how = (form.interleaved, form.tables, form.partial, form.rounding)
-    if match.ids:
-
-        def function(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
-            out = None if k is None else rotate(q, k, cos, sin, unsqueeze_dim, *how)
-            return original(q, k, cos, sin, position_ids, unsqueeze_dim) if out is None else out
-
-    elif form.call == "pair":
-
-        def function(q, k, cos, sin, unsqueeze_dim=1):
-            out = None if k is None else rotate(q, k, cos, sin, unsqueeze_dim, *how)
-            return original(q, k, cos, sin, unsqueeze_dim) if out is None else out
-
-    elif form.call == "single":
-
-        def function(x, cos, sin, unsqueeze_dim=1):
-            out = rotate(x, None, cos, sin, unsqueeze_dim, *how)
-            return original(x, cos, sin, unsqueeze_dim) if out is None else out[0]
-
-    elif form.call == "vision":
-
-        def function(q, k, cos, sin):
-            out = None if k is None else rotate(q, k, cos, sin, -2, *how)
-            return original(q, k, cos, sin) if out is None else out
-
-    else:
-
-        def function(tensor, sin, cos):
-            out = rotate(tensor, None, cos, sin, 2, *how)
-            return original(tensor, sin, cos) if out is None else out[0]
-
-    function.__ropejit_match__ = match
-    return functools.wraps(original)(function)
-
-
 def _replace(module, slot, new):
     original = slot.get()
     new.__ropejit__ = original
@@ -71,7 +32,8 @@ def _rotating(module):
     """Names of the functions of a module that rotate, and of its methods."""
     for name, value in list(vars(module).items()):
         if inspect.isclass(value):
-            if value.__module__ == module.__name__:
+            # What a `…RotaryEmbedding` has makes tables.
+            if value.__module__ == module.__name__ and "RotaryEmbedding" not in name:
                 yield from (f"{name}.{method}" for method in vars(value) if _ROTATES.search(method))
         elif callable(value) and _ROTATES.search(name):
             yield name
@@ -86,13 +48,10 @@ def _say_once(level, whole, text, *arguments):
 def _patch_model(module):
     """Replaces a model's functions, where they are covered, and says in the log which stay. Then the sequences of norms and a
     rotation that call them."""
-    from . import _forms
+    from . import _forms, _replacements  # which imports PyTorch, as the model has
 
     left, called, rotating = {}, set(), {}
     for name in _rotating(module):
-        if "." in name:
-            left[name] = "it is a method"
-            continue
         slot = _slots.find(module, name)
         if slot is None:
             left[name] = "what is wrapped around it does not show it, or another kernel has taken its place"
@@ -105,7 +64,7 @@ def _patch_model(module):
         else:
             rotating[name] = match, slot
             if not is_ours:
-                _replace(module, slot, _replacement(match, function))
+                _replace(module, slot, _replacements.of(match, function))
         called.update(inspect.unwrap(function).__code__.co_names if inspect.isfunction(function) else ())
     for name, why in left.items():
         if name not in called:  # a helper goes with those that call it
@@ -127,7 +86,7 @@ def _patch_attention(module, name, cls, rotating):
     whole, norms = f"{module.__name__}.{name}.forward", _norm_sequences.norms_of(forward, rotating)
     if not norms:
         return
-    from . import _norm_attention  # which imports PyTorch, as the model has
+    from . import _norm_attention
 
     _set_norm_gradients(_norm_gradients)
     names = " and ".join(norms)
@@ -141,15 +100,15 @@ def _patch_attention(module, name, cls, rotating):
 
 
 def _patch_unsloth(module):
-    for name in ("fast_rope_embedding",):
-        original = module.__dict__.get(name)
-        if original is None or hasattr(original, "__ropejit__"):
-            continue
+    from . import _unsloth
 
-        def function(Q, K, cos, sin, rope_embedding_indices=None):
-            return _functions.fast_rope_embedding(Q, K, cos, sin, rope_embedding_indices)
+    _unsloth.patch_module(module)
 
-        _replace(module, _slots.Attribute(module, name), functools.wraps(original)(function))
+
+def _patch_diffusers(module):
+    from . import _diffusers
+
+    _diffusers.patch_module(module)
 
 
 def _patcher(module_name):
@@ -158,8 +117,10 @@ def _patcher(module_name):
     last = module_name.rpartition(".")[2]
     if "transformers" in _active and last.startswith("modeling_") and package in ("transformers", "transformers_modules"):
         return _patch_model
-    if "unsloth" in _active and package == "unsloth":
+    if "unsloth" in _active and (package == "unsloth" or last.startswith("unsloth_compiled_module_")):
         return _patch_unsloth
+    if "diffusers" in _active and module_name.startswith("diffusers.models."):
+        return _patch_diffusers
     return None
 
 
@@ -204,7 +165,7 @@ _finder = _Finder()
 
 
 def patch(library, norm_gradients="eager"):
-    """Replaces the RoPE of a library, ``"transformers"`` or ``"unsloth"``, in every module that is loaded or will be.
+    """Replaces the RoPE of a library, ``"transformers"``, ``"diffusers"`` or ``"unsloth"``, in every module, loaded or to come.
 
     A function is replaced where its text is one of the known forms. Every other one that rotates keeps its own, with a line in
     the log of `logging.getLogger("ropejit")` that names it and says why. Calls that the kernels do not cover go to the
@@ -217,8 +178,8 @@ def patch(library, norm_gradients="eager"):
     ``"eager"`` leaves the norms to the model where such a gradient is recorded, as when all of a model is trained; ``"own"``
     takes the launch there too. It is what the last call of `patch` for transformers said.
     """
-    if library not in ("transformers", "unsloth"):
-        raise ValueError(f"library: {library!r} is not one of 'transformers' and 'unsloth'")
+    if library not in ("transformers", "diffusers", "unsloth"):
+        raise ValueError(f"library: {library!r} is not one of 'transformers', 'diffusers' and 'unsloth'")
     if norm_gradients not in ("eager", "own"):
         raise ValueError(f"norm_gradients: {norm_gradients!r} is not one of 'eager' and 'own'")
     if library == "transformers":
@@ -252,7 +213,8 @@ def unpatch(library=None):
     if not _active and _finder in sys.meta_path:
         sys.meta_path.remove(_finder)
     packages = {p for name in libraries for p in ((name, "transformers_modules") if name == "transformers" else (name,))}
-    of = lambda name: name.partition(".")[0] in packages  # noqa: E731
+    generated = "unsloth" in libraries  # by Unsloth, in packages that have other names
+    of = lambda name: name.partition(".")[0] in packages or generated and "unsloth_compiled_module_" in name  # noqa: E731
     _told.difference_update([name for name in _told if of(name)])
     for entry in reversed(_replaced[:]):
         name, slot, original, new = entry

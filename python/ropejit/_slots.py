@@ -9,16 +9,18 @@ import types
 
 
 class Attribute:
-    """An attribute of a module."""
+    """An attribute of a module or of a class; of a static method, its function."""
 
     def __init__(self, module, name):
         self.module, self.name = module, name
 
     def get(self):
-        return self.module.__dict__.get(self.name)
+        value = self.module.__dict__.get(self.name)
+        return value.__func__ if isinstance(value, staticmethod) else value
 
     def put(self, value):
-        setattr(self.module, self.name, value)
+        is_static = isinstance(self.module.__dict__.get(self.name), staticmethod)
+        setattr(self.module, self.name, staticmethod(value) if is_static else value)
 
 
 class _Cell:
@@ -94,8 +96,10 @@ def _next(value):
 
 
 def find(module, name):
-    """The slot of the function that is called by this attribute of a module, or None where that cannot be told."""
-    slot = Attribute(module, name)
+    """The slot of the function that is called by this attribute of a module or class (``Class.method``: of a class in the
+    module), or None where that cannot be told."""
+    owner, _, name = name.rpartition(".")
+    slot = Attribute(getattr(module, owner) if owner else module, name)
     while not hasattr(slot.get(), "__ropejit__"):
         inner = _next(slot.get())
         if inner is None:

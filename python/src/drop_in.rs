@@ -2,12 +2,12 @@
 
 use pyo3::prelude::*;
 use pyo3::types::{PyInt, PySlice, PyTuple};
-use ropejit::{DType, PairStyle, Rounding};
+use ropejit::{DType, Rounding};
 
 use crate::call::Tensors;
 use crate::dlpack::{Element, View};
 use crate::errors::guarded;
-use crate::form::{Form, Order};
+use crate::form::{self, Form, Order};
 use crate::functions;
 use crate::objects::{Objects, kind, views};
 use crate::torch::{Kind, Torch};
@@ -16,7 +16,7 @@ use crate::torch::{Kind, Torch};
 /// the caller then lets that function do it, which also raises what is to be raised. `ropejit._forms.Form` says what the last
 /// four arguments mean.
 #[pyfunction]
-#[pyo3(signature = (q, k, cos, sin, unsqueeze_dim, interleaved, tables, partial, rounding))]
+#[pyo3(signature = (q, k, cos, sin, unsqueeze_dim, style, tables, partial, rounding))]
 #[allow(clippy::too_many_arguments)]
 pub fn drop_in<'py>(
     q: &Bound<'py, PyAny>,
@@ -24,7 +24,7 @@ pub fn drop_in<'py>(
     cos: &Bound<'py, PyAny>,
     sin: &Bound<'py, PyAny>,
     unsqueeze_dim: &Bound<'py, PyAny>,
-    interleaved: bool,
+    style: &str,
     tables: &str,
     partial: bool,
     rounding: &str,
@@ -77,13 +77,12 @@ pub fn drop_in<'py>(
                 Order::Thd => "thd",
             };
             let none = py.None();
-            let style = if interleaved { "interleaved" } else { "half_split" };
             let all = (q, k, cos, sin, &none, &none, &none, style, rotary_dim, layout, word, false);
             let function =
                 if is_watched { functions::operators(py, "apply")? } else { functions::recorded(py)?.clone() };
             return Ok(Some(function.call1(all)?.cast_into()?));
         }
-        let style = if interleaved { PairStyle::Interleaved } else { PairStyle::HalfSplit };
+        let style = form::style(style)?;
         let form =
             Form { order, style, rotary_dim: Some(rotary_dim), rounding: contract, backward: false, whole: false };
         let o = Objects { cos, sin, ..o };

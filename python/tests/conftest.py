@@ -48,23 +48,22 @@ def pytest_collection_modifyitems(config, items):
 def pytest_terminal_summary(terminalreporter):
     if not GPU:
         terminalreporter.section("NO GPU: EVERY TEST ON A GPU WAS SKIPPED", sep="!", red=True)
-
-
-    elif MISSING:
+    if MISSING:
         terminalreporter.section(f"NOT INSTALLED, SO NOT TESTED: {', '.join(sorted(MISSING))}", sep="!", red=True)
 
 
 MISSING = set()
 
 
-def library(name):
+def library(name, optional=False):
+    """The library, or a skip that the summary tells of. On a GPU host it has to be there, unless it is ``optional``."""
     try:
         return importlib.import_module(name)
     except ImportError:
-        if ONLY_GPU:
+        if ONLY_GPU and not optional:
             pytest.fail(f"{name} is not installed, and ROPEJIT_REQUIRE_GPU is set")
         MISSING.add(name)
-        pytest.skip(f"{name} is not installed")
+        pytest.skip(f"{name} is not installed", allow_module_level=optional)
 
 
 @pytest.fixture

@@ -133,6 +133,12 @@ impl RopeSpec {
         self.norm.is_some() && self.direction == Direction::Backward
     }
 
+    /// Whether a launch may meet a position outside of the tables, or a slot outside of the cache, which its kernel reports.
+    /// Implicit positions are looked at before the launch.
+    pub fn may_report(&self) -> bool {
+        self.positions != PositionForm::Implicit || self.append.is_some()
+    }
+
     /// The type that q is written as.
     pub fn q_out_dtype(&self) -> DType {
         self.stored_as(self.append.and_then(|append| append.q))

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 pub use super::bucket::Bucket;
 pub use super::stated::Stated;
 pub use crate::service::device::{
-    Abilities, Binary, Device, Dialect, Geometry, Kernel, LaunchAttrs, Memory, Source, Stream,
+    Abilities, Binary, Device, Dialect, Geometry, Kernel, LaunchAttrs, Memory, Source, Stream, Watched,
 };
 pub use crate::service::engine::throttle::Throttle;
 
@@ -214,6 +214,8 @@ pub struct Plan {
     pub provenance: Provenance,
     /// What launching it needs.
     pub attrs: LaunchAttrs,
+    /// While a better one may still be found: whether a graph was captured with it.
+    pub watched: Option<Arc<Watched>>,
 }
 
 /// Where a kernel came from.
@@ -287,6 +289,13 @@ impl Plan {
             Error::new(crate::ErrorKind::DeviceUnavailable, "this engine compiles for another machine and runs nothing")
         })?;
         let attrs = problem.attrs(&config);
-        Ok(Self { kernel, config, origin, provenance, attrs })
+        Ok(Self { kernel, config, origin, provenance, attrs, watched: None })
+    }
+
+    /// The same, and takes note of captures from now on.
+    #[must_use]
+    pub fn watched(self, device: &Arc<dyn Device>) -> Self {
+        let watched = Arc::new(Watched::new(Arc::clone(&self.kernel), Arc::clone(device)));
+        Self { kernel: Arc::clone(&watched) as _, watched: Some(watched), ..self }
     }
 }

@@ -2,6 +2,12 @@
 
 use crate::imports::Sources;
 
+/// The crates beside the library: their folder, how they call themselves, and the files that may have unsafe blocks.
+const BESIDE: [(&str, &str, &[&str]); 2] = [
+    ("candle/src", "ropejit_candle", &["launch.rs"]),
+    ("capi/src", "ropejit_c", &["args.rs", "calls.rs", "pointers.rs", "view.rs"]),
+];
+
 fn library() -> Sources {
     Sources::read("src", "ropejit")
 }
@@ -10,6 +16,9 @@ fn library() -> Sources {
 fn no_files_name_each_other_in_a_circle() {
     assert_eq!(library().circles(), Vec::<Vec<String>>::new(), "src");
     assert_eq!(Sources::read("python/src", "_ropejit").circles(), Vec::<Vec<String>>::new(), "python/src");
+    for (folder, name, _) in BESIDE {
+        assert_eq!(Sources::read(folder, name).circles(), Vec::<Vec<String>>::new(), "{folder}");
+    }
 }
 
 #[test]
@@ -81,10 +90,12 @@ fn the_service_names_no_family() {
 /// So that an empty variable is an unset one everywhere, and one page lists them all.
 #[test]
 fn the_environment_is_read_in_one_place() {
-    for (folder, name) in [("src", "ropejit"), ("python/src", "_ropejit")] {
+    let beside = BESIDE.map(|(folder, name, _)| (folder, name));
+    for (folder, name) in [("src", "ropejit"), ("python/src", "_ropejit")].into_iter().chain(beside) {
         for (file, code) in Sources::read(folder, name).files.values() {
             let reads = code.contains("env::var") || code.contains("env::vars");
-            assert_eq!(reads, file == "system/environment.rs", "{folder}/{file} reads the environment");
+            let home = folder == "src" && file == "system/environment.rs";
+            assert_eq!(reads, home, "{folder}/{file} reads the environment");
         }
     }
 }
@@ -113,14 +124,18 @@ fn unsafe_has_one_home() {
         "families/rope/ahead_of_time.rs",
         "families/template/call.rs",
     ];
-    for (name, code) in library().files.values() {
-        let blocks = code.lines().filter(|l| l.contains("unsafe {")).count();
-        if blocks == 0 || name.starts_with("cli/workload/") {
-            continue;
+    let all = [("src", "ropejit", &homes[..])].into_iter().chain(BESIDE);
+    for (folder, name, homes) in all {
+        for (file, code) in Sources::read(folder, name).files.values() {
+            let blocks = code.lines().filter(|l| l.contains("unsafe {")).count();
+            if blocks == 0 || file.starts_with("cli/workload/") {
+                continue;
+            }
+            assert!(homes.iter().any(|home| file.starts_with(home)), "{folder}/{file} has unsafe blocks");
+            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).join(file);
+            let text = fs_err::read_to_string(path).expect("text");
+            let reasons = text.lines().filter(|l| l.trim_start().starts_with("// SAFETY:")).count();
+            assert!(reasons >= blocks, "{folder}/{file}: {blocks} unsafe blocks, {reasons} reasons");
         }
-        assert!(homes.iter().any(|home| name.starts_with(home)), "src/{name} has unsafe blocks");
-        let text = fs_err::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(name));
-        let reasons = text.expect("text").lines().filter(|l| l.trim_start().starts_with("// SAFETY:")).count();
-        assert!(reasons >= blocks, "src/{name}: {blocks} unsafe blocks, {reasons} reasons");
     }
 }

@@ -17,8 +17,9 @@ use crate::service::device::{
     Binary, Device, Dialect, Facts, FaultWord, Geometry, Kernel, LaunchAttrs, Measuring, Memory, Source, Stream,
     TimedLaunch, Timer,
 };
+use crate::service::engine::resolve::take_over;
 use crate::service::engine::{Engine, QUIET, Tuning};
-use crate::service::family::{Plan, Problem};
+use crate::service::family::{Config, Origin, Plan, Problem, Provenance};
 use crate::service::store::claim::Claim;
 use crate::service::store::disk::Disk;
 use crate::service::store::{Kind, Store, memory};
@@ -323,6 +324,37 @@ fn nothing_is_measured_while_a_graph_is_captured() {
     assert_eq!(samples, 0, "the capture had begun before candidates were compiled");
     assert!(tuned(&engine, &fake, 8) && !tuned(&engine, &fake, 16));
     assert!(resumed.elapsed() >= QUIET / 2, "it waited until it had been quiet for some time");
+}
+
+#[test]
+fn a_graph_that_keeps_what_answered_first_is_warned_of() {
+    let fake = Fake::that_compiles(1);
+    let engine = engine(&fake, None);
+    for (tokens, captured) in [(8, true), (64, false)] {
+        let plan = call(&engine, &fake, tokens).expect("served");
+        let watched = plan.watched.as_ref().expect("until it is tuned");
+        fake.capturing.store(captured, Relaxed);
+        super::launch::launch_nothing(&plan, false, Stream::DEFAULT, 1).expect("launched");
+        fake.capturing.store(false, Relaxed);
+        assert_eq!(watched.was_captured(), captured);
+    }
+    let slots = Arc::clone(&super::in_engine::InEngine::of(&engine).ropes.get(&fake.spec).expect("there").slots);
+    let told = || engine.shared().counters.told("a CUDA graph was captured");
+    for tokens in [8, 64] {
+        let (problem, before) = (problem_of(&fake, tokens), call(&engine, &fake, tokens).expect("served"));
+        let take_over = |config: &Config| {
+            let (kernel, origin) = (Some(Arc::clone(&before.kernel)), Origin::Tuned);
+            let plan = Plan::new(problem.as_ref(), kernel, config.clone(), origin, Provenance::Tuned).expect("a plan");
+            take_over(engine.shared(), &slots, problem.as_ref(), plan);
+        };
+        let space = problem.space(fake.abilities());
+        take_over(&before.config); // the same variant: a graph loses nothing
+        assert_eq!(told(), usize::from(tokens > 8));
+        slots.publish(problem.as_ref(), Arc::clone(&before));
+        take_over(space.iter().find(|config| **config != before.config).expect("another"));
+        assert_eq!(told(), 1, "of the one that was captured alone");
+    }
+    fake.allow(usize::MAX);
 }
 
 #[test]

@@ -49,7 +49,8 @@ impl Engine {
                         .hint("use Rsqrt::Ieee there"));
                 }
                 let slots = self.shared().new_slots(Class::COUNT);
-                let state = Arc::new(State { spec: spec.clone(), slots, fault: device.fault_word()? });
+                let fault = spec.may_report().then(|| device.fault_word()).transpose()?;
+                let state = Arc::new(State { spec: spec.clone(), slots, fault });
                 Arc::clone(kept.ropes.entry(spec.clone()).or_insert(state).value())
             }
         };
@@ -128,7 +129,7 @@ impl Rope {
     /// The arguments, checked; `None` where there is nothing to do.
     pub(super) fn call<'a>(&self, stream: Stream<'_>, args: &'a Args<'_>) -> Result<Option<Call<'a>>> {
         let place = place_of(self.dialect, self.context, stream);
-        Call::new(&self.state.spec, args, place, self.state.fault.address())
+        Call::new(&self.state.spec, args, place, self.state.fault.as_ref().map_or(0, |word| word.address()))
     }
 
     /// Launches with the kernel that is loaded for the call; `false` if there is none.
@@ -174,7 +175,7 @@ impl Rope {
     /// # Errors
     /// [`ErrorKind::PositionOutOfRange`], naming one such token; its subject is `position_ids` or `slot_mapping`.
     pub fn check(&self) -> Result<()> {
-        let fault = self.state.fault.take();
+        let fault = self.state.fault.as_ref().map_or(0, |word| word.take());
         if fault == 0 {
             let stand_in = self.engine.stand_in_so_far().filter(|_| self.engine.is_parents());
             return stand_in.map_or(Ok(()), |engine| engine.rope(self.spec())?.check());

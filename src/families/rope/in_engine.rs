@@ -30,7 +30,8 @@ pub(super) struct InEngine {
 pub(super) struct State {
     pub spec: RopeSpec,
     pub slots: Arc<Slots>,
-    pub fault: Box<dyn FaultWord>,
+    /// Where its launches may meet a position or a slot that is none.
+    pub fault: Option<Box<dyn FaultWord>>,
 }
 
 impl InEngine {

@@ -317,6 +317,11 @@ pub unsafe trait Device: Send + Sync {
         0
     }
 
+    /// Which GPU of this process it is, as the driver counts them; `None` for all others.
+    fn ordinal(&self) -> Option<u32> {
+        None
+    }
+
     /// Whether the stream is, or may be, captured into a graph.
     fn is_capturing(&self, stream: Stream<'_>) -> bool;
 

@@ -41,6 +41,7 @@ mod machine;
 mod nvrtc;
 mod nvrtc_search;
 mod target;
+mod watched;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -56,6 +57,7 @@ pub use kernel::{Abilities, AheadOfTime, Binary, Dialect, Geometry, LaunchAttrs,
 pub use machine::{Device, Facts, FaultWord, Kernel, Measuring, Memory, Stream, TimedLaunch, Timer};
 pub(crate) use machine::{NotCompiled, copy, load, timer};
 pub use target::Target;
+pub use watched::Watched;
 
 /// Opens a device.
 ///

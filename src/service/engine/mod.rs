@@ -14,7 +14,7 @@ mod lookup;
 mod missing;
 mod policy;
 mod priors;
-mod resolve;
+pub(crate) mod resolve;
 mod room;
 pub(crate) mod shared;
 mod single_flight;

@@ -44,7 +44,9 @@ pub fn resolve(
     }
     let started = Instant::now();
     let since_first = shared.since_first_call();
-    let plan = Arc::new(find_or_make(shared, problem, tuning)?);
+    let plan = find_or_make(shared, problem, tuning)?;
+    let left = tuning == Tuning::Background && !plan.provenance.is_settled(shared.priors);
+    let plan = Arc::new(if left { plan.watched(&shared.device) } else { plan });
     let (spec, tokens) = (problem.spec(), problem.bucket().tokens());
     tracing::debug!("{spec}, {tokens} tokens: {:?} in {:?}", plan.origin, started.elapsed());
     if let Some(since_first) = since_first.filter(|&time| time >= shared.late_after && watch::has_waited(plan.origin)) {
@@ -57,8 +59,38 @@ pub fn resolve(
         );
     }
     slots.publish(problem, Arc::clone(&plan));
-    let left = tuning == Tuning::Background && !plan.provenance.is_settled(shared.priors);
     Ok((plan, left))
+}
+
+/// How many times faster the new kernel has to be than one that a graph keeps, for a warning.
+const WORTH_A_CAPTURE: f64 = 1.03;
+
+/// From now on the plan that background work has found serves. Warns where a graph was captured with the one that served until
+/// now, if that is slower, or not known to be as fast.
+pub fn take_over(shared: &Shared, slots: &Slots, problem: &dyn Problem, plan: Plan) {
+    let before = slots.of(problem).plan_to_keep();
+    let plan = Arc::new(plan);
+    slots.publish(problem, Arc::clone(&plan));
+    let Some(before) =
+        before.filter(|p| p.config != plan.config && p.watched.as_ref().is_some_and(|w| w.was_captured()))
+    else {
+        return;
+    };
+    let record = shared.choices.read(problem);
+    let ns = |config: &Config| record.as_ref()?.candidates.iter().find(|c| c.config == *config)?.median_ns();
+    let how = match (ns(&before.config), ns(&plan.config)) {
+        (Some(slow), Some(fast)) if slow <= WORTH_A_CAPTURE * fast => return,
+        (Some(slow), Some(fast)) => format!("{:.0} % slower", 100.0 * (slow / fast - 1.0)),
+        _ => "probably slower".into(),
+    };
+    shared.counters.warn_once(format!(
+        "a CUDA graph was captured while {} of {} tokens was being tuned, and keeps '{}', which is {how} than '{}'; hint: \
+         prewarm, or wait for the tuning before the capture (Engine::wait_tuned, ropejit.wait_tuned())",
+        problem.spec(),
+        problem.bucket().tokens(),
+        before.config,
+        plan.config
+    ));
 }
 
 /// What serves for good, compiled and tuned as need be: the work that a first call leaves to the background. `None` while
@@ -91,7 +123,10 @@ fn while_capturing(slots: &Slots, problem: &dyn Problem) -> Result<Arc<Plan>> {
 /// A kernel from the cache, one that was compiled ahead of time, a compiled or a tuned one; the family's fallback where
 /// nothing else can be had.
 fn find_or_make(shared: &Shared, problem: &dyn Problem, tuning: Tuning) -> Result<Plan> {
-    let made = match look_up(shared, problem, tuning) {
+    let started = Instant::now();
+    let found = look_up(shared, problem, tuning);
+    tracing::debug!("looked up in {:?}", started.elapsed());
+    let made = match found {
         Ok(Some(plan)) => return Ok(plan),
         Err(e) if tuning == Tuning::Frozen => return Err(e),
         Err(e) => Err(e),

@@ -76,7 +76,7 @@ impl Slots {
     }
 
     /// From now on `plan` serves, unless results would no longer be the same.
-    pub(super) fn publish(&self, problem: &dyn Problem, plan: Arc<Plan>) {
+    pub(crate) fn publish(&self, problem: &dyn Problem, plan: Arc<Plan>) {
         let slot = self.of(problem);
         if problem.same() != Same::Bits && slot.plan().is_some() {
             return;

@@ -109,6 +109,13 @@ impl Counters {
         }
     }
 
+    /// Warnings so far that contain a text.
+    #[cfg(test)]
+    pub fn told(&self, part: &str) -> usize {
+        let told = self.told_failures.lock().unwrap_or_else(PoisonError::into_inner);
+        told.iter().filter(|failure| failure.contains(part)).count()
+    }
+
     /// Takes note of an entry that could not be kept: the work was done all the same. Warns once.
     pub fn keep(&self, written: Result<()>) {
         if let Err(e) = written {

@@ -208,7 +208,7 @@ fn try_job(shared: &Shared, mut job: Job) -> Option<Job> {
     let now = Instant::now();
     let since = job.taken.unwrap_or(now);
     match resolve::settle(shared, job.problem.as_ref(), since, &Throttle::slices(&service)) {
-        Ok(Some(plan)) => job.slots.publish(job.problem.as_ref(), Arc::new(plan)),
+        Ok(Some(plan)) => resolve::take_over(shared, &job.slots, job.problem.as_ref(), plan),
         Ok(None) => {
             if job.taken.is_none() {
                 shared.counters.waited.add();

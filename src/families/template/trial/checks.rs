@@ -142,13 +142,14 @@ fn total(p: &Problem, values: &Values) -> Result<u64> {
 
 /// The same plan, for a launch that may outlive what was lent.
 fn copy_of(plan: &Plan) -> Plan {
-    let Plan { kernel, config, origin, provenance, attrs } = plan;
+    let Plan { kernel, config, origin, provenance, attrs, watched } = plan;
     Plan {
         kernel: Arc::clone(kernel),
         config: config.clone(),
         origin: *origin,
         provenance: *provenance,
         attrs: attrs.clone(),
+        watched: watched.clone(),
     }
 }
 

@@ -65,8 +65,8 @@ impl Drop for CudaMemory {
 
 /// Words in pinned host memory that the GPU writes through the bus: reading one costs the host a load.
 ///
-/// They are made when the device is opened, since pinning takes longer than a first call should, and are never freed: a
-/// kernel in flight may still write them, and to wait for all kernels would break a graph that is being captured.
+/// They are never freed: a kernel in flight may still write them, and to wait for all kernels would break a graph that is being
+/// captured.
 pub(super) struct FaultWords {
     words: &'static [AtomicU64],
     device: u64,

@@ -9,6 +9,7 @@ use std::ffi::c_int;
 use std::sync::Arc;
 
 use cudarc::driver::{result, sys};
+use once_cell::race::OnceBox;
 
 use super::kernel::{AheadOfTime, Binary, Dialect, LaunchAttrs, Source};
 use super::machine::{Device, Facts, FaultWord, Kernel, Measuring, Memory, Stream, TimedLaunch, Timer, in_fork, range};
@@ -24,8 +25,10 @@ pub struct Cuda {
     facts: Facts,
     /// For what is done beside somebody's work.
     stream: Arc<OwnStream>,
-    fault_words: memory::FaultWords,
+    /// Made when the first is asked for: pinning a page takes a millisecond.
+    fault_words: OnceBox<memory::FaultWords>,
     ahead_of_time: AheadOfTime,
+    ordinal: u32,
 }
 
 /// `CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED` to `CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD`.
@@ -41,8 +44,7 @@ impl Cuda {
         let subject = || format!("cuda:{ordinal}");
         let host = "ROPEJIT_DEVICE=host uses the processor instead";
         let unavailable = |why: String| Error::new(ErrorKind::DeviceUnavailable, why).subject_is(subject());
-        // SAFETY: loads libcuda, whose initialisers have no requirements. Without this probe cudarc panics.
-        if !unsafe { sys::is_culib_present() } {
+        if !driver_is_present() {
             return Err(unavailable("no CUDA driver (libcuda.so.1) on this machine".into()).hint(host));
         }
         result::init().map_err(|e| match e.0 {
@@ -66,14 +68,8 @@ impl Cuda {
         let context = Arc::new(Context { device, raw, name: subject(), generation: fork::generation() });
         let asked = started.elapsed();
         let stream = Arc::new(OwnStream::new(&context)?);
-        let streamed = started.elapsed();
-        let fault_words = memory::FaultWords::new(&context)?;
-        tracing::debug!(
-            "{}: asked for in {asked:?}, a stream after {streamed:?}, fault words after {:?}",
-            subject(),
-            started.elapsed()
-        );
-        Ok(Self { context, facts, stream, fault_words, ahead_of_time: AheadOfTime::Cubin })
+        tracing::debug!("{}: its context after {asked:?}, a stream after {:?}", subject(), started.elapsed());
+        Ok(Self { context, facts, stream, fault_words: OnceBox::new(), ahead_of_time: AheadOfTime::Cubin, ordinal })
     }
 
     /// Takes the PTX that is shipped for newer GPUs in place of this one's own kernels: to try it where there is none.
@@ -82,6 +78,14 @@ impl Cuda {
         self.ahead_of_time = AheadOfTime::Ptx;
         self
     }
+}
+
+/// Whether the driver's library can be loaded, by a name that cudarc tries too: without one, cudarc panics. cudarc's own
+/// probe is not there where another crate of the program (candle) has it linked.
+fn driver_is_present() -> bool {
+    let names: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
+    // SAFETY: loads libcuda, whose initialisers have no requirements.
+    names.iter().any(|name| unsafe { libloading::Library::new(*name) }.is_ok())
 }
 
 fn facts(device: sys::CUdevice) -> Result<Facts> {
@@ -157,7 +161,7 @@ unsafe impl Device for Cuda {
     }
 
     fn fault_word(&self) -> Result<Box<dyn FaultWord>> {
-        Ok(self.fault_words.take())
+        Ok(self.fault_words.get_or_try_init(|| memory::FaultWords::new(&self.context).map(Box::new))?.take())
     }
 
     unsafe fn timer(&self, launches: usize, launch: TimedLaunch) -> Result<Box<dyn Timer>> {
@@ -213,6 +217,10 @@ unsafe impl Device for Cuda {
     fn synchronize(&self) -> Result<()> {
         let _current = self.context.make_current()?;
         result::ctx::synchronize().map_err(|e| failed("a kernel", &e))
+    }
+
+    fn ordinal(&self) -> Option<u32> {
+        Some(self.ordinal)
     }
 
     fn is_capturing(&self, stream: Stream<'_>) -> bool {

@@ -1,0 +1,1 @@
+"""Doors to other libraries, one module each. None imports its library before it is called."""
