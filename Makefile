@@ -19,6 +19,8 @@ BIN := $(or $(CARGO_TARGET_DIR),target)/release/ropejit
 
 help:
 	@echo "make demo        what it is about, in a minute (no GPU needed)"
+	@echo "make docs        the book of docs/, in book/ (needs mdBook)"
+	@echo "make test-docs   the Rust programs and the commands of README.md and docs/"
 	@echo "make test        all tests that need no GPU"
 	@echo "make test-transformers  forms of RoPE, bit for bit with transformers on the CPU (installs PyTorch)"
 	@echo "make test-remote  packs over nginx, s3s-fs and docker-registry on this machine, and all faults of a network"
@@ -94,7 +96,7 @@ check-kernels: nvrtc
 check-priors:
 	@$(CARGO) run --quiet --release --example check_priors
 
-lint:
+lint: check-pages
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
 	$(CARGO) clippy --all-targets --features metrics -- -D warnings
@@ -102,6 +104,23 @@ lint:
 	$(CARGO) clippy --no-default-features --all-targets -- -D warnings
 	$(CARGO) clippy --no-default-features --features remote --lib -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items
+
+# Links of all pages, without a network, and whether the pictures of docs/ are what the results say.
+.PHONY: check-pages test-docs docs
+check-pages:
+	python3 scripts/check_links.py --test
+	python3 scripts/check_links.py
+	python3 benches/first_calls.py --check
+
+# Rust programs of the pages are run, options of their commands compared with the help.
+test-docs: build
+	python3 scripts/check_examples.py $(BIN) --release
+
+MDBOOK ?= mdbook
+docs: check-pages
+	@command -v '$(MDBOOK)' >/dev/null || { \
+		echo "mdBook was not found: cargo install mdbook --version 0.4.52 --locked, or MDBOOK=/path/to/mdbook" >&2; exit 1; }
+	$(MDBOOK) build docs
 
 # The wheel serves Python 3.10 and newer, whatever builds it.
 python:
@@ -161,4 +180,4 @@ priors: gpu-bundle
 
 clean:
 	$(CARGO) clean
-	rm -rf .gpu .venv .venv-transformers .venv-python .venv-maturin dist
+	rm -rf .gpu .venv .venv-transformers .venv-python .venv-maturin dist book
