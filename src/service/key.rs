@@ -21,9 +21,6 @@
 //! L2 bytes and memory bus. The memory's clock and the driver's version are *not* hashed: they are recorded, and a binary that
 //! the driver refuses is a miss. Nothing that differs between two nodes of one fleet is hashed: no path, host name, time or
 //! size of a file. Not covered: clocks or power limits set by the operator, and neighbours on the same GPU.
-//!
-//! The first versions hashed the memory's clock with the identity, and the compiler's file in place of its version. Their
-//! choices are still found, and a choice names its artifact by key.
 
 use std::fmt;
 use std::str::FromStr;

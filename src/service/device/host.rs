@@ -47,7 +47,6 @@ impl Host {
             multiprocessors: std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
             l2_bytes: last_level_cache(),
             memory_bus_bits: 0,
-            memory_clock_khz: 0,
             memory_bytes: memory_line(&meminfo, "MemTotal:"),
             driver: String::new(),
             overlap: false,

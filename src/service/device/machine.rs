@@ -31,8 +31,6 @@ pub struct Facts {
     pub l2_bytes: u64,
     /// Width of the memory bus in bits; 0 when unknown.
     pub memory_bus_bits: u32,
-    /// Memory clock in kHz; 0 when unknown. No part of the identity: drivers report it differently.
-    pub memory_clock_khz: u32,
     /// Bytes of memory.
     pub memory_bytes: u64,
     /// Driver version; empty for a host.
@@ -48,24 +46,10 @@ impl Facts {
         Identity::new(name, capability, self.multiprocessors, self.l2_bytes, self.memory_bus_bits)
     }
 
-    /// The identity's text as the first versions wrote it, with the memory's clock: they kept choices under it.
-    pub(crate) fn identity_with_clock(&self) -> String {
-        format!(
-            "{}; cc {}.{}; {} multiprocessors; L2 {} B; bus {} bit; memory {} kHz",
-            self.name,
-            self.compute_capability.0,
-            self.compute_capability.1,
-            self.multiprocessors,
-            self.l2_bytes,
-            self.memory_bus_bits,
-            self.memory_clock_khz
-        )
-    }
-
-    /// Bytes that its memory moves in a nanosecond at most; 0 when unknown.
-    pub fn peak_bytes_per_ns(&self) -> f64 {
+    /// Bytes that its memory moves in a nanosecond at most, with [a clock](Device::memory_clock_khz) of so much; 0 when unknown.
+    pub fn peak_bytes_per_ns(&self, memory_clock_khz: u32) -> f64 {
         // Two transfers a clock.
-        2.0 * f64::from(self.memory_bus_bits) / 8.0 * f64::from(self.memory_clock_khz) * 1e-6
+        2.0 * f64::from(self.memory_bus_bits) / 8.0 * f64::from(memory_clock_khz) * 1e-6
     }
 }
 
@@ -195,6 +179,12 @@ pub type TimedLaunch = Box<dyn Fn(usize, Stream<'_>) -> Result<()> + Send>;
 pub unsafe trait Device: Send + Sync {
     /// What is known of it.
     fn facts(&self) -> &Facts;
+
+    /// Memory clock in kHz; 0 when unknown. No part of the identity, since drivers report it differently, and no fact: a GPU's driver
+    /// takes 0.7 ms to tell it, as long as a first call's kernel takes to load.
+    fn memory_clock_khz(&self) -> u32 {
+        0
+    }
 
     /// Which text it takes.
     fn dialect(&self) -> Dialect;

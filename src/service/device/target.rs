@@ -35,7 +35,6 @@ impl Target {
             multiprocessors: 0,
             l2_bytes: 0,
             memory_bus_bits: 0,
-            memory_clock_khz: 0,
             memory_bytes: 0,
             driver: String::new(),
             // Where the driver turns out to be older, the choice is not legal and another is made.

@@ -2,9 +2,6 @@
 //!
 //! A choice is looked up for the device first, then for its architecture alone: the second is what a prewarm without the
 //! device leaves behind. A choice names its artifact, so a look-up opens two files at most and asks no compiler.
-//!
-//! The first versions had the memory's clock in the device's identity. What they kept is still found, where the driver
-//! reports the clock that it did then.
 
 use std::sync::Arc;
 
@@ -41,7 +38,7 @@ pub fn record_of(device: &dyn Device, tokens: u64, candidates: Vec<Candidate>) -
     Record {
         device: facts.name.clone(),
         driver: facts.driver.clone(),
-        memory_clock_khz: facts.memory_clock_khz,
+        memory_clock_khz: device.memory_clock_khz(),
         compiler: device.compiler().unwrap_or_default(),
         ..Record::new(tokens, candidates)
     }
@@ -52,8 +49,6 @@ pub struct Choices {
     store: Arc<dyn Store>,
     counters: Arc<Counters>,
     identity: String,
-    /// The identity's text of the first versions: what they kept is looked for where the own choice is missing.
-    identity_before: String,
     arch: String,
     can: Abilities,
 }
@@ -61,25 +56,13 @@ pub struct Choices {
 impl Choices {
     pub fn new(store: Arc<dyn Store>, counters: Arc<Counters>, device: &dyn Device, can: Abilities) -> Self {
         let facts = device.facts();
-        Self {
-            store,
-            counters,
-            identity: facts.identity().to_string(),
-            identity_before: facts.identity_with_clock(),
-            arch: facts.arch.clone(),
-            can,
-        }
+        Self { store, counters, identity: facts.identity().to_string(), arch: facts.arch.clone(), can }
     }
 
     /// The keys that choices are kept under, for this device and for its architecture, with the fields they hash.
     pub fn fields(&self, problem: &dyn Problem) -> [KeyFields; 2] {
         let space = problem.space(self.can);
         [&self.identity, &self.arch].map(|device| KeyFields::choice(problem, &space, device))
-    }
-
-    /// The key under which the first versions kept the choice for this device.
-    pub fn fields_before(&self, problem: &dyn Problem) -> KeyFields {
-        KeyFields::choice(problem, &problem.space(self.can), &self.identity_before)
     }
 
     /// The choice for this device, else for its architecture.
@@ -89,8 +72,7 @@ impl Choices {
 
     /// The choice for this device alone.
     pub fn read_own(&self, problem: &dyn Problem) -> Option<Record> {
-        let own = self.read_one(problem, self.own_key(problem));
-        own.or_else(|| self.read_one(problem, self.fields_before(problem).key()))
+        self.read_one(problem, self.own_key(problem))
     }
 
     /// The choice for its architecture alone.

@@ -114,12 +114,12 @@ impl Engine {
         resolve::prewarm(&self.shared, slots, problem, tune)
     }
 
-    /// The keys that a look-up of a problem tries in turn, with the fields they hash: the choice for this device, what the first
-    /// versions kept for it, and the choice for its architecture, which is the only one where the device is not there.
+    /// The keys that a look-up of a problem tries in turn, with the fields they hash: the choice for this device, and the
+    /// choice for its architecture, which is the only one where the device is not there.
     pub fn choice_keys(&self, problem: &dyn Problem) -> Vec<KeyFields> {
         let choices = &self.shared.choices;
         let [own, arch] = choices.fields(problem);
-        if self.shared.device.runs() { vec![own, choices.fields_before(problem), arch] } else { vec![arch] }
+        if self.shared.device.runs() { vec![own, arch] } else { vec![arch] }
     }
 
     /// The config that the engine's lock file names for a problem, if it can be read, and the file's line that does.

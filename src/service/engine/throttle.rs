@@ -99,11 +99,11 @@ impl<'a> Throttle<'a> {
     }
 
     /// Bytes that a launch in a slice may move, before any has been timed: those of the memory's peak rate.
-    pub fn launch_bytes(&self, facts: &Facts, measuring: &Measuring) -> u64 {
+    pub fn launch_bytes(&self, facts: &Facts, memory_clock_khz: u32, measuring: &Measuring) -> u64 {
         if !self.in_slices() || facts.compute_capability.0 == 0 {
             return u64::MAX; // a host's memory to measure in is small
         }
-        let peak = Some(facts.peak_bytes_per_ns()).filter(|&p| p > 0.0).unwrap_or(SLOW_BYTES_PER_NS);
+        let peak = Some(facts.peak_bytes_per_ns(memory_clock_khz)).filter(|&p| p > 0.0).unwrap_or(SLOW_BYTES_PER_NS);
         (LAUNCH_PART * measuring.slice_ns * peak) as u64
     }
 

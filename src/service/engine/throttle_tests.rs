@@ -118,24 +118,23 @@ fn samples_fit_a_slice() {
 #[test]
 fn a_launch_that_was_never_timed_moves_no_more_than_the_memory_can() {
     let fake = Fake::new();
-    let facts = |bits: u32, khz: u32| Facts {
+    let facts = |bits: u32| Facts {
         name: String::new(),
         arch: "sm_90".into(),
         compute_capability: (9, 0),
         multiprocessors: 132,
         l2_bytes: 50 << 20,
         memory_bus_bits: bits,
-        memory_clock_khz: khz,
         memory_bytes: 1 << 36,
         driver: String::new(),
         overlap: true,
     };
     // 4.9 TB/s and 320 GB/s.
-    let [h200, t4] = [(6144, 3_201_000), (256, 5_001_000)].map(|(bits, khz)| facts(bits, khz));
+    let [h200, t4] = [(facts(6144), 3_201_000), (facts(256), 5_001_000)];
     let slices = Throttle::slices(&fake);
-    let bytes = |facts| slices.launch_bytes(facts, &MEASURING);
+    let bytes = |(facts, khz): &(Facts, u32)| slices.launch_bytes(facts, *khz, &MEASURING);
     assert!((1_200_000_000..1_250_000_000).contains(&bytes(&h200)), "{}", bytes(&h200));
     assert!((79_000_000..81_000_000).contains(&bytes(&t4)), "{}", bytes(&t4));
-    assert_eq!(bytes(&facts(0, 0)), 50_000_000);
-    assert_eq!(Throttle::full().launch_bytes(&t4, &MEASURING), u64::MAX);
+    assert_eq!(bytes(&(facts(0), 0)), 50_000_000);
+    assert_eq!(Throttle::full().launch_bytes(&t4.0, t4.1, &MEASURING), u64::MAX);
 }

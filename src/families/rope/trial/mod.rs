@@ -72,7 +72,7 @@ impl Scratch {
         limit: u64,
         throttle: &Throttle<'_>,
     ) -> Result<Self> {
-        let launch = throttle.launch_bytes(device.facts(), &device.measuring());
+        let launch = throttle.launch_bytes(device.facts(), device.memory_clock_khz(), &device.measuring());
         let most = (launch / bytes_per_token(spec)).max(1);
         let tokens = bucket.tokens().min(limit / (2 * set_per_token(spec))).min(most);
         let set = Set::of(spec, tokens as usize);

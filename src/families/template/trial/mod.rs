@@ -67,7 +67,7 @@ impl Trial {
     /// # Errors
     /// [`ErrorKind::OutOfMemory`] when memory is too low to measure in.
     pub fn new(p: &Problem, device: &Arc<dyn Device>, limit: u64, throttle: &Throttle<'_>) -> Result<Self> {
-        let launch = throttle.launch_bytes(device.facts(), &device.measuring());
+        let launch = throttle.launch_bytes(device.facts(), device.memory_clock_khz(), &device.measuring());
         let most = p.argument_for(p.tokens())?;
         let fits = |n: i64| {
             let (values, _) = numbers(p, n, 0);

@@ -108,7 +108,6 @@ fn facts(device: sys::CUdevice) -> Result<Facts> {
         multiprocessors: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         l2_bytes: attribute(A::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?.into(),
         memory_bus_bits: attribute(A::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?,
-        memory_clock_khz: attribute(A::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?,
         // SAFETY: the device comes from cuDeviceGet.
         memory_bytes: unsafe { result::device::total_mem(device) }.map_err(|e| failed("cuDeviceTotalMem", &e))? as u64,
         driver: format!("CUDA {}.{}", version / 1000, version % 1000 / 10),
@@ -120,6 +119,13 @@ fn facts(device: sys::CUdevice) -> Result<Facts> {
 unsafe impl Device for Cuda {
     fn facts(&self) -> &Facts {
         &self.facts
+    }
+
+    fn memory_clock_khz(&self) -> u32 {
+        let clock = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE;
+        // SAFETY: the device comes from cuDeviceGet.
+        let asked = unsafe { result::device::get_attribute(self.context.device, clock) };
+        asked.map_or(0, |khz| u32::try_from(khz).unwrap_or(0))
     }
 
     fn dialect(&self) -> Dialect {
