@@ -1,4 +1,4 @@
-//! The picture of a bench: the ratio of every case, and the landscape of its tuning.
+//! The picture of a bench: `of copy` of every case, and the landscape of its tuning.
 
 use std::fmt::Write as _;
 
@@ -8,10 +8,10 @@ const LEFT: f64 = 250.0;
 const SCALE: f64 = 420.0;
 const ROW: f64 = 20.0;
 
-/// An SVG: one row a case, a bar up to its ratio of the copy, a dot for each candidate of its tuning.
+/// An SVG: one row a case, a bar up to its share of the copy's speed, a dot for each candidate of its tuning.
 pub fn draw(device: &str, cases: &[Case]) -> String {
     let height = 90.0 + ROW * cases.len() as f64;
-    let widest = cases.iter().map(|c| c.ratio).fold(1.25f64, f64::max);
+    let widest = cases.iter().map(|c| c.of_copy).fold(1.25f64, f64::max);
     let width = LEFT + SCALE * widest + 90.0;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width:.0}\" height=\"{height:.0}\" \
@@ -43,19 +43,19 @@ pub fn draw(device: &str, cases: &[Case]) -> String {
             escape(&case.shape),
             case.dtype,
             case.layout,
-            SCALE * case.ratio,
-            LEFT + SCALE * case.ratio + 6.0,
+            SCALE * case.of_copy,
+            LEFT + SCALE * case.of_copy + 6.0,
             y + 11.0,
-            case.ratio
+            case.of_copy
         );
         for candidate in &case.landscape {
             let _ = writeln!(
                 svg,
                 "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"2\" fill=\"#20506a\"><title>{}: {:.3}</title></circle>",
-                LEFT + SCALE * candidate.ratio,
+                LEFT + SCALE * candidate.of_copy,
                 y + 6.5,
                 escape(&candidate.variant),
-                candidate.ratio
+                candidate.of_copy
             );
         }
     }
@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn every_case_and_candidate_is_drawn() {
-        let case = |ratio| Case {
+        let case = |of_copy| Case {
             shape: "1×8 <2>".into(),
             dtype: DType::BF16,
             spec: String::new(),
@@ -85,14 +85,14 @@ mod tests {
             bytes: 1,
             copy_us: 1.0,
             device_us: 1.0,
-            ratio,
-            shipped_ratio: None,
+            of_copy,
+            shipped_of_copy: None,
             variant: String::new(),
             host_us: 0.0,
             bare_us: None,
             landscape: vec![
-                Candidate { variant: "t128".into(), ratio: 0.5 },
-                Candidate { variant: "t64".into(), ratio },
+                Candidate { variant: "t128".into(), of_copy: 0.5 },
+                Candidate { variant: "t64".into(), of_copy },
             ],
             tuning_ms: 0.0,
         };

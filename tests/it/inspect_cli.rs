@@ -256,7 +256,7 @@ fn show_prints_all_samples_and_the_rate() {
     let rate = document["bytes"].as_f64().expect("bytes") / winner["median_ns"].as_f64().expect("a median") * 1e9;
     assert!((document["bytes_per_second"].as_f64().expect("a rate") - rate).abs() < 1.0, "{document}");
     assert_eq!(document["peak_bytes_per_second"], Value::Null, "a host does not tell");
-    for part in ["rate        ", " GB/s, ", " of the copy", "made        2", "what its key hashes:", "compiler    "] {
+    for part in ["rate        ", " GB/s, ", " of copy", "made        2", "what its key hashes:", "compiler    "] {
         assert!(page.contains(part), "'{part}' is not in: {page}");
     }
     shell.run(&["inspect", "show", &key, "--sass"]).fails(2, &["--sass", "no code for a GPU"]);

@@ -130,11 +130,19 @@ fn index(choices: &[Choice]) -> Result<()> {
     }
     let tokens: Vec<String> = buckets.iter().map(|b| b.tokens().to_string()).collect();
     let header: Vec<&str> = ["layout, device"].into_iter().chain(tokens.iter().map(String::as_str)).collect();
+    // What many tokens cost shows most of a kernel.
+    let drops: Vec<&str> = tokens.iter().map(String::as_str).collect();
     let cells = rows.iter().map(|((_, layout, device), row)| {
         let cells = buckets.iter().map(|b| row.get(b).map_or_else(String::new, |c| c.cell()));
         [format!("  {layout}, {device}")].into_iter().chain(cells).collect()
     });
-    let table = Table { header: &header, rows: cells.collect(), numbers: buckets.len(), gives: &["layout, device"] };
+    let table = Table {
+        header: &header,
+        rows: cells.collect(),
+        numbers: buckets.len(),
+        gives: &["layout, device"],
+        drops: &drops,
+    };
     let lines = table.lines(0);
     let mut lines = lines.iter();
     lines.next().map_or(Ok(()), |header| output::line(header))?;

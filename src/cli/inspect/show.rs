@@ -12,7 +12,7 @@ use ropejit::{Error, ErrorKind, Result};
 use serde_json::json;
 
 use super::super::output;
-use super::super::table::Table;
+use super::super::table::{Table, one_line};
 use super::entries::{Cache, Meta, check, short};
 use super::verdict::{behind, order, told_how, verdict};
 
@@ -235,8 +235,7 @@ fn show_choice(listed: &Listed<Head>, head: &Head, m: &ChoiceMeta, as_json: bool
             "created": r.created, "candidates": candidates, "fields": m.fields,
         })));
     }
-    let of_copy =
-        winner.zip(r.copy_ns).map_or_else(String::new, |(ns, copy)| format!(", {:.3} of the copy", copy / ns));
+    let of_copy = winner.zip(r.copy_ns).map_or_else(String::new, |(ns, copy)| format!(", {:.3} of copy", copy / ns));
     let of_peak = rate.zip(peak).map_or_else(String::new, |(rate, peak)| {
         format!(", {:.2} of the memory's peak of {:.2} TB/s", rate / peak, peak / 1e12)
     });
@@ -276,17 +275,17 @@ fn show_choice(listed: &Listed<Head>, head: &Head, m: &ChoiceMeta, as_json: bool
             None => "–",
         };
         let time = c.median_ns().map_or_else(|| "–".into(), |ns| output::us(ns / 1e3));
-        let ratio = c.median_ns().zip(r.copy_ns).map_or_else(|| "–".into(), |(ns, copy)| format!("{:.3}", copy / ns));
-        vec![c.config.to_string(), verdict(r, i), equal.into(), time, ratio]
+        let of_copy = c.median_ns().zip(r.copy_ns).map_or_else(|| "–".into(), |(ns, copy)| format!("{:.3}", copy / ns));
+        vec![c.config.to_string(), verdict(r, i), equal.into(), time, of_copy]
     });
     let header = ["variant", "verdict", "bits", "median", "of copy"];
-    Table { header: &header, rows: rows.collect(), numbers: 2, gives: &["verdict"] }.print()?;
+    Table { header: &header, rows: rows.collect(), numbers: 2, gives: &["verdict"], drops: &["bits"] }.print()?;
     if r.candidates.iter().any(|c| !c.samples_ns.is_empty()) {
         output::line("samples in µs, one a round:")?;
     }
     for c in order.iter().map(|&i| &r.candidates[i]).filter(|c| !c.samples_ns.is_empty()) {
         let samples: Vec<String> = c.samples_ns.iter().map(|ns| format!("{:.2}", ns / 1e3)).collect();
-        output::line(&format!("  {}: {}", c.config, samples.join(" ")))?;
+        output::line(&one_line(&format!("  {}: {}", c.config, samples.join(" "))))?;
     }
     hashed(&m.fields)
 }
