@@ -91,7 +91,8 @@ impl Bench {
             print(&report)?;
         }
         let Some(path) = &self.picture else { return Ok(()) };
-        let svg = bench_picture::draw(&report.device, &report.cases);
+        let now = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
+        let svg = bench_picture::draw(&report.device, &output::date(now), &report.cases);
         fs_err::write(path, svg).map_err(|e| Error::io(path, "the picture cannot be written", e))
     }
 

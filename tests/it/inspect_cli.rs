@@ -320,9 +320,15 @@ fn report_is_one_page_that_needs_nothing_else() {
     assert!(dots <= samples && (beyond > 0 || dots == samples), "{dots} dots for {samples} samples");
     assert_eq!(html.matches("<g class=\"chosen\">").count(), 1);
     assert_eq!(html.matches("<g class=\"copy\">").count(), 1);
-    for part in
-        [text(&choice, "spec"), text(&choice, "variant"), text(&choice, "key"), "prefers-color-scheme: dark", "</html>"]
-    {
+    for part in [
+        text(&choice, "spec"),
+        text(&choice, "variant"),
+        text(&choice, "key"),
+        "prefers-color-scheme: dark",
+        "@media print",
+        "; made 2",
+        "</html>",
+    ] {
         assert!(html.contains(part), "{part}");
     }
     for foreign in ["<script", "http:", "https:", "src=", "@import", "url(", "NaN", "inf"] {
@@ -345,4 +351,6 @@ fn report_is_one_page_that_needs_nothing_else() {
         .fails(1, &["/nowhere/at/all.html", "cannot be written", "hint"]);
     let empty = Shell::new();
     empty.ok(&["inspect", "report"]).says(&["there are no choices"]);
+    let page = empty.ok(&["inspect", "report", "--html", "-"]).stdout;
+    assert!(page.contains("ropejit prewarm --model") && page.ends_with("</html>\n"), "{page}");
 }

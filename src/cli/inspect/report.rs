@@ -169,6 +169,13 @@ fn page(cache: &str, choices: &[Choice]) -> String {
         escape(cache),
         choices.len()
     );
+    if choices.is_empty() {
+        html.push_str(
+            "<p>Nothing was chosen on this machine yet. Fill the cache, and make this page again:</p>\n\
+             <pre>ropejit prewarm --model llama-3.1-8b\nropejit inspect report --html tuning.html</pre>\n</html>\n",
+        );
+        return html;
+    }
     html.push_str(
         "<h2>Speed by spec and number of tokens</h2>\n<p class=\"faint\">The time of a device-to-device copy of the same \
          bytes over the chosen kernel's: 1.000 is as fast as the copy. A cell leads to its picture.</p>\n\
@@ -219,18 +226,19 @@ fn section(html: &mut String, choice: &Choice) {
     let _ = write!(
         html,
         "<section id=\"{}\">\n<h3>{} tokens: <span class=\"variant\">{}</span></h3>\n<p><code>{}</code></p>\n\
-         <p class=\"faint\">{}, {}; {how}{copy}; {} <code>{}</code></p>\n",
+         <p class=\"faint\">{}, {}; {how}{copy}; made {}, {} <code>{}</code></p>\n",
         choice.key,
         choice.meta.bucket.tokens(),
         escape(&variant),
         escape(&spec),
         escape(&layout),
         escape(&device),
+        output::date(r.created),
         escape(&r.compiler),
         short(&choice.key.to_string())
     );
     match draw(r) {
-        Some(svg) => html.push_str(&svg),
+        Some(svg) => html.extend(["<div class=\"scroll\">", &svg, "</div>\n"]),
         None => html.push_str("<p class=\"faint\">Nothing was measured.</p>\n"),
     }
     let dropped: Vec<String> = r
