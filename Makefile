@@ -8,14 +8,18 @@ NVRTC_PACKAGE := nvidia-cuda-nvrtc-cu12==12.9.86
 FITTING := transformers==5.22.2 kernels==0.17.2 torchtitan==0.3.0 spmd_types==0.2.3 tyro docstring_parser
 # Of each fuzz target.
 FUZZ_SECONDS ?= 600
+# Processes that run the Python package's tests: while one waits for a compiler, the other goes on.
+PYTEST_WORKERS ?= 2
 # The NVRTC that `make nvrtc` has fetched, once it has: the command searches no folder of this kind by itself.
 OWN_NVRTC := ls -d $(CURDIR)/.venv/lib*/python3*/site-packages/nvidia/*/lib/libnvrtc.so.1* 2>/dev/null | head -n 1
 ifeq ($(origin ROPEJIT_NVRTC),undefined)
 export ROPEJIT_NVRTC = $(shell $(OWN_NVRTC))
 endif
+# The oldest Rust that is promised.
+MSRV = $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 BIN := $(or $(CARGO_TARGET_DIR),target)/release/ropejit
 
-.PHONY: help build nvrtc demo test test-remote test-transformers miri fuzz kernels check-kernels check-priors lint python test-python coverage lint-python test-candle lint-candle test-capi lint-capi capi-header gpu-bundle priors peers-bundle clean
+.PHONY: help build nvrtc demo test test-remote test-transformers miri fuzz kernels check-kernels check-priors lint python test-python coverage lint-python test-candle lint-candle test-capi lint-capi capi-header gpu-bundle priors peers-bundle python-packages deny msrv release-check clean
 
 help:
 	@echo "make demo        what it is about, in a minute (no GPU needed)"
@@ -30,7 +34,7 @@ help:
 	@echo "make check-priors  which shipped choices were measured with older templates, and how to measure them again"
 	@echo "make lint        format, clippy, documentation, feature combinations"
 	@echo "make python      the Python package's wheel, in dist/"
-	@echo "make test-python its tests, in a fresh .venv-python (installs PyTorch, transformers and diffusers)"
+	@echo "make test-python its tests, in .venv-python (installs PyTorch, transformers, diffusers and kernels)"
 	@echo "make coverage    which functions of the installed transformers patch() recognises, and which not and why"
 	@echo "make lint-python format, clippy of its native part"
 	@echo "make test-candle tests of the crate for candle, on the CPU (compiles candle: minutes)"
@@ -38,6 +42,9 @@ help:
 	@echo "make test-capi   tests of the libraries for C (needs cc and c++)"
 	@echo "make lint-capi   format, clippy of it"
 	@echo "make capi-header capi/include/ropejit.h, from the crate"
+	@echo "make deny        licences and known holes of all crates (needs cargo-deny)"
+	@echo "make msrv        whether the oldest Rust that Cargo.toml states still compiles it (needs rustup)"
+	@echo "make release-check  the crate and the wheel as they would be published (docs/release.md)"
 	@echo "make peers-bundle  the wheel and what it is measured against in .gpu/, for a GPU host without a network"
 	@echo "make gpu-bundle  stripped binaries and a script in .gpu/, for a GPU host without a toolchain"
 	@echo "make priors      the same, and how to measure there what cache/priors ships for a GPU model"
@@ -78,12 +85,11 @@ miri:
 	MIRIFLAGS="-Zmiri-permissive-provenance -Zmiri-disable-isolation" $(CARGO) +nightly miri test --lib -- families::rope::launch:: rope::reference
 
 # Needs a C++ compiler, for libFuzzer; any Rust will do.
-fuzz:
-	scripts/fuzz.sh entry $(FUZZ_SECONDS)
-	scripts/fuzz.sh model_config $(FUZZ_SECONDS)
-	scripts/fuzz.sh pack $(FUZZ_SECONDS)
-	scripts/fuzz.sh template_description $(FUZZ_SECONDS)
-	scripts/fuzz.sh template_expression $(FUZZ_SECONDS)
+fuzz: $(patsubst fuzz/fuzz_targets/%.rs,fuzz-%,$(wildcard fuzz/fuzz_targets/*.rs))
+
+# Each is one thread: `make -j2 fuzz` runs two at a time.
+fuzz-%:
+	scripts/fuzz.sh $* $(FUZZ_SECONDS)
 
 # One NVRTC makes the same bytes everywhere.
 kernels: nvrtc
@@ -98,9 +104,7 @@ check-priors:
 
 lint: check-pages
 	$(CARGO) fmt --check
-	$(CARGO) clippy --all-targets -- -D warnings
-	$(CARGO) clippy --all-targets --features metrics -- -D warnings
-	$(CARGO) clippy --test remote -- -D warnings
+	$(CARGO) clippy --lib --bins --examples --benches --tests --test remote --features metrics -- -D warnings
 	$(CARGO) clippy --no-default-features --all-targets -- -D warnings
 	$(CARGO) clippy --no-default-features --features remote --lib -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items
@@ -129,12 +133,19 @@ python:
 	rm -rf dist
 	.venv-maturin/bin/maturin build --release --locked --manifest-path python/Cargo.toml --out dist
 
-test-python: python
+# What the package's tests need, gigabytes of it: .ci/run fetches them while it compiles.
+python-packages:
 	rm -rf .venv-python
 	python3 -m venv .venv-python
-	.venv-python/bin/pip install --quiet --disable-pip-version-check torch transformers diffusers kernels pytest numpy dist/ropejit-*.whl
-	.venv-python/bin/python -m pytest -q python/tests
-	.venv-python/bin/pip install --quiet --disable-pip-version-check --no-deps --target .venv-python/fitting $(FITTING)
+	.venv-python/bin/pip install --quiet --disable-pip-version-check --no-compile torch transformers diffusers kernels pytest pytest-xdist numpy \
+		&& .venv-python/bin/pip install --quiet --disable-pip-version-check --no-compile --no-deps --target .venv-python/fitting $(FITTING) \
+		|| { rm -rf .venv-python; exit 1; }
+
+# Tests of what needs versions that fit each other run once more with them.
+test-python: python
+	@test -x .venv-python/bin/pytest || $(MAKE) python-packages
+	.venv-python/bin/pip install --quiet --disable-pip-version-check --force-reinstall --no-deps dist/ropejit-*.whl
+	.venv-python/bin/python -m pytest -q -n $(PYTEST_WORKERS) --dist worksteal python/tests
 	PYTHONPATH=.venv-python/fitting .venv-python/bin/python -m pytest -q python/tests/test_kernels_hub.py python/tests/test_integrations.py
 
 # Without the native module's work: it reads texts.
@@ -165,6 +176,20 @@ lint-capi:
 
 capi-header:
 	$(CARGO) run --quiet --package ropejit-capi --example header
+
+# cargo install --locked cargo-deny
+deny:
+	$(CARGO) deny check
+
+# rustup toolchain install --profile minimal $(MSRV)
+msrv:
+	cargo +$(MSRV) check --locked --workspace --features metrics
+	cargo +$(MSRV) check --locked --no-default-features
+
+release-check: python
+	$(CARGO) publish --dry-run --locked
+	@test -x .venv-maturin/bin/twine || .venv-maturin/bin/pip install --quiet --disable-pip-version-check twine
+	.venv-maturin/bin/twine check --strict dist/*
 
 # Peers come from PyPI and are carried, not kept.
 peers-bundle: python

@@ -35,7 +35,7 @@ for name in sys.argv[2:]:
     r = runs[-1]
     print(f"{name}: first result ms median {statistics.median(first):.3f} ({first[0]:.3f}..{first[-1]:.3f}), "
           f"open {r['open_ms']:.1f}, second {r['second_result_ms']:.3f}, from {r['origin']}, {r['variant']}, "
-          f"ratio {r['ratio']:.3f}, {r['stats']}")
+          f"of copy {r['of_copy']:.3f}, {r['stats']}")
 PY
 }
 
@@ -63,7 +63,7 @@ text, decoder = open(f"{sys.argv[1]}/shipped.json").read(), json.JSONDecoder()
 while text.strip():
     r, end = decoder.raw_decode(text.lstrip())
     text = text.lstrip()[end:]
-    print(f"{r['spec']:70} {r['origin']} {r['variant']:20} {r['device_us']:8.2f} us, of copy {r['ratio']:.3f}")
+    print(f"{r['spec']:70} {r['origin']} {r['variant']:20} {r['device_us']:8.2f} us, of copy {r['of_copy']:.3f}")
 PY
 }
 
@@ -100,13 +100,13 @@ import json, sys
 for name in ("bench", "bench-f32-tables", "bench-made-tables"):
     report = json.load(open(f"{sys.argv[1]}/{name}.json"))
     for c in report["cases"]:
-        tuned = sorted((l["ratio"] for l in c["landscape"]), reverse=True)
-        tableless = max((l["ratio"] for l in c["landscape"] if "tableless" in l["variant"]), default=None)
+        tuned = sorted((l["of_copy"] for l in c["landscape"]), reverse=True)
+        tableless = max((l["of_copy"] for l in c["landscape"] if "tableless" in l["variant"]), default=None)
         if tableless:
-            print(f"best without a table {tableless:.3f}, with {max(l['ratio'] for l in c['landscape'] if 'tableless' not in l['variant']):.3f}:", end=" ")
+            print(f"best without a table {tableless:.3f}, with {max(l['of_copy'] for l in c['landscape'] if 'tableless' not in l['variant']):.3f}:", end=" ")
         print(f'{c["shape"]:18} {c["dtype"]:4} {c["layout"]} {"in " if c["in_place"] else "out"} {c["copy_us"]:8.2f} {c["device_us"]:8.2f} '
-              f'{c["ratio"]:.3f} {c["variant"]:26} of {len(tuned)}: {tuned[0]:.3f}..{tuned[-1]:.3f} tuned in {c["tuning_ms"]:.0f} ms, host {c["host_us"]:.2f} us')
-    large = [c["ratio"] for c in report["cases"] if c["bytes"] >= 100e6]
+              f'{c["of_copy"]:.3f} {c["variant"]:26} of {len(tuned)}: {tuned[0]:.3f}..{tuned[-1]:.3f} tuned in {c["tuning_ms"]:.0f} ms, host {c["host_us"]:.2f} us')
+    large = [c["of_copy"] for c in report["cases"] if c["bytes"] >= 100e6]
     print(f'{name}: {len(large)} cases of 100 MB and more: mean {sum(large)/len(large):.3f}, least {min(large):.3f}')
 PY
 }
@@ -125,7 +125,7 @@ for a, b in zip(*runs):
         continue
     losses = []
     for chosen, other in ((a, b), (b, a)):
-        ratio = {l["variant"]: l["ratio"] for l in other["landscape"]}
+        ratio = {l["variant"]: l["of_copy"] for l in other["landscape"]}
         losses.append(max(ratio.values()) / ratio[chosen["variant"]] - 1 if chosen["variant"] in ratio else float("nan"))
     same += a["variant"] == b["variant"]
     total += 1

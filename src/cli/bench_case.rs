@@ -16,15 +16,15 @@ pub struct Case {
     pub copy_us: f64,
     pub device_us: f64,
     /// `copy_us / device_us`.
-    pub ratio: f64,
+    pub of_copy: f64,
     /// The same of the kernel that answers first calls, where one comes with the crate.
-    pub shipped_ratio: Option<f64>,
+    pub shipped_of_copy: Option<f64>,
     pub variant: String,
     /// Host time of one call.
     pub host_us: f64,
     /// Host time of one launch of the same kernel by the driver alone; none for the gradient of a norm, which is two.
     pub bare_us: Option<f64>,
-    /// The tuning run's candidates, as a ratio of its copy.
+    /// The tuning run's candidates.
     pub landscape: Vec<Candidate>,
     /// How long tuning took, compiling included, when it was done.
     pub tuning_ms: f64,
@@ -33,5 +33,6 @@ pub struct Case {
 #[derive(Serialize)]
 pub struct Candidate {
     pub variant: String,
-    pub ratio: f64,
+    /// The copy's time over its own.
+    pub of_copy: f64,
 }

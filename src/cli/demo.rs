@@ -1,5 +1,7 @@
 //! `ropejit demo`
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 
 use clap::Args;
@@ -8,7 +10,7 @@ use serde_json::json;
 
 use super::output;
 use super::run::Report;
-use super::table::Table;
+use super::table::{self, Table};
 
 /// The whole idea in one table: first processes that compile and tune, and a second one that does neither.
 ///
@@ -48,9 +50,15 @@ impl Demo {
         };
         let (waiting, answering) = (folder()?, folder()?);
         let bar = output::spinner();
+        // What all three warn of is said once.
+        let told = RefCell::new(BTreeSet::new());
         let run = |doing: &'static str, cache: &tempfile::TempDir, extra: &[&str]| {
             bar.set_message(doing);
-            self.process(cache.path(), extra).inspect_err(|_| bar.finish_and_clear())
+            let (report, beside) = self.process(cache.path(), extra)?;
+            for line in beside.lines().filter(|line| told.borrow_mut().insert((*line).to_owned())) {
+                output::note(line);
+            }
+            Ok::<_, Error>(report)
         };
         let cold = run(
             "a first process: nothing is cached, its first call waits until all candidates are measured",
@@ -63,7 +71,7 @@ impl Demo {
             &["--tuning", "background", "--wait-tuned"],
         )?;
         let warm = run("a second process: everything is cached", &waiting, &["--tuning", "background"])?;
-        bar.finish_and_clear();
+        drop(bar);
         // On a GPU that choices come with, there is nothing to measure.
         let first = if cold.prior { "takes a shipped choice" } else { "tunes first" };
         let sooner = cold.first_result_ms / warm.first_result_ms;
@@ -84,18 +92,34 @@ impl Demo {
                 output::ms(r.first_result_ms),
                 output::ms(r.second_result_ms),
                 output::us(r.device_us),
-                format!("{:.2}", r.ratio),
+                format!("{:.2}", r.of_copy),
             ]
         };
         let header = ["process", "from", "compiles", "tunings", "first", "second", "steady", "of copy"];
         let rows = vec![row(first, &cold), row("answers first", &aside), row("finds all cached", &warm)];
-        Table { header: &header, rows, numbers: 6, gives: &[] }.print()?;
-        output::line(&format!("The chosen variant is {}.", cold.variant))?;
-        output::line(&format!("The second process has its first result {sooner:.0}× sooner than one that {first}."))
+        Table { header: &header, rows, numbers: 6, gives: &[], drops: &["tunings", "compiles"] }.print()?;
+        let explained = if cold.prior {
+            [first, "nothing is cached; the choice for this GPU is compiled"]
+        } else {
+            [first, "nothing is cached; the call waits for measurements"]
+        };
+        let rows = [
+            explained,
+            ["answers first", "nothing is cached; a kernel at hand answers meanwhile"],
+            ["finds all cached", "a later process, which finds what the first one kept"],
+            ["first, second", "time until the first and the second result"],
+            ["steady", "time of one later call on the device"],
+            ["of copy", "its speed; a device copy of the same bytes has 1.00"],
+        ];
+        let width = rows.iter().map(|[name, _]| name.len()).max().unwrap_or(0) + 1;
+        for [name, meaning] in rows {
+            output::line(&table::one_line(&format!(" {name:<width$}{meaning}")))?;
+        }
+        output::line(&format!("Chosen: {}. A later process has its first result {sooner:.0}× sooner.", cold.variant))
     }
 
-    /// Runs `ropejit run` in a process of its own.
-    fn process(&self, cache: &std::path::Path, extra: &[&str]) -> Result<Report> {
+    /// Runs `ropejit run` in a process of its own; returns what it found, and what it wrote beside that.
+    fn process(&self, cache: &std::path::Path, extra: &[&str]) -> Result<(Report, String)> {
         let failed = |what: String| Error::new(ErrorKind::Io, what).subject_is("ropejit run");
         let (program, first) = super::program::get().ok_or_else(|| failed("this program cannot be found".into()))?;
         let output = Command::new(program)
@@ -107,12 +131,14 @@ impl Demo {
             // What was prepared elsewhere would serve a process that is to start with nothing.
             .env_remove("ROPEJIT_CACHE_PATH")
             .env_remove("ROPEJIT_LOCK")
-            .stderr(Stdio::inherit())
+            .stderr(Stdio::piped())
             .output()
             .map_err(|e| failed(format!("cannot be started: {e}")))?;
+        let beside = String::from_utf8_lossy(&output.stderr).into_owned();
         if !output.status.success() {
-            return Err(failed(format!("ended with {}", output.status)));
+            return Err(failed(format!("ended with {}: {}", output.status, beside.trim_end())));
         }
-        serde_json::from_slice(&output.stdout).map_err(|e| failed(format!("its output cannot be read: {e}")))
+        let report = serde_json::from_slice(&output.stdout);
+        Ok((report.map_err(|e| failed(format!("its output cannot be read: {e}")))?, beside))
     }
 }

@@ -1,11 +1,13 @@
-//! What the library warns of, on stderr, as `ROPEJIT_LOG` and `NO_COLOR` say.
+//! What the library warns of, on stderr, as `ROPEJIT_LOG` says; in colours as help has them (`NO_COLOR`, `CLICOLOR`, `CLICOLOR_FORCE`).
 
 use std::ffi::OsStr;
-use std::io::IsTerminal as _;
 
+use anstream::{AutoStream, ColorChoice};
 use ropejit::system::environment;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
+
+use super::output;
 
 /// Warnings. What the library that judges certificates says is in the error as well.
 const DEFAULT: &str = "warn,rustls_platform_verifier=off";
@@ -20,11 +22,14 @@ pub fn to_stderr() {
         },
         None => (EnvFilter::new(DEFAULT), None),
     };
-    let colours = colours(std::io::stderr().is_terminal(), environment::raw("NO_COLOR").as_deref());
+    let colours = AutoStream::choice(&std::io::stderr()) != ColorChoice::Never;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         // Without the standard library's lock, which a thread of a parent may hold in a child of fork().
-        .with_writer(|| ropejit::system::Stderr)
+        .with_writer(|| {
+            output::make_room();
+            ropejit::system::Stderr
+        })
         .with_ansi(colours)
         .without_time()
         .with_target(false)
@@ -33,11 +38,6 @@ pub fn to_stderr() {
     if let Some(problem) = problem {
         tracing::warn!("ROPEJIT_LOG: {problem}; warnings are logged");
     }
-}
-
-/// <https://no-color.org>: any value that is not empty says no.
-fn colours(terminal: bool, no_color: Option<&OsStr>) -> bool {
-    terminal && no_color.is_none_or(OsStr::is_empty)
 }
 
 /// Levels and directives, separated by commas. A word that is no level would be taken for a module, and silence all others.
@@ -54,13 +54,6 @@ fn filter(value: &OsStr) -> Result<EnvFilter, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn colours_are_for_people_who_want_them() {
-        let of = |terminal, no_color: Option<&str>| colours(terminal, no_color.map(OsStr::new));
-        assert!(of(true, None) && of(true, Some("")));
-        assert!(!of(true, Some("1")) && !of(true, Some("0")) && !of(false, None));
-    }
 
     #[test]
     fn what_is_no_level_is_named() {

@@ -19,6 +19,7 @@ pub mod log;
 mod model;
 mod output;
 mod pack;
+mod pages;
 mod prewarm;
 mod prewarm_command;
 mod prewarm_remote;
@@ -36,7 +37,8 @@ mod workload;
 
 use std::ffi::OsString;
 
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind as Usage;
+use clap::{CommandFactory as _, Parser, Subcommand};
 use ropejit::ErrorKind;
 
 /// Autotuning JIT service for rotary position embedding (RoPE) kernels.
@@ -69,7 +71,8 @@ Environment:
   ROPEJIT_LOCK        a tuning lock file, as prewarm --lock writes it: its variants serve
   ROPEJIT_NVRTC       the file of the NVRTC library, from / on
   ROPEJIT_LOG         what is logged to stderr, such as debug or ropejit=info (default: warn)
-  NO_COLOR            anything: no colours
+  NO_COLOR, CLICOLOR, CLICOLOR_FORCE
+                      1, 0, 1: no colours, no colours, colours in pipes too
   ROPEJIT_HOST_CXXFLAGS
                       further options for the host device's C++ compiler
 
@@ -94,6 +97,8 @@ enum Command {
     Pull(remote::Pull),
     Template(template::Template),
     Test(test::Test),
+    Completions(pages::Completions),
+    Man(pages::Man),
 }
 
 /// Runs the command with these arguments, the program's name first. Returns the exit status. `program` is the command line
@@ -106,6 +111,9 @@ pub fn run(program: Vec<OsString>, arguments: impl IntoIterator<Item = OsString>
         Ok(cli) => cli.command,
         Err(e) => {
             let _ = e.print(); // help goes to stdout, what is wrong to stderr; where neither can be written, nobody reads
+            if e.kind() == Usage::DisplayVersion {
+                let _ = output::line(&pages::around());
+            }
             return e.exit_code() as u8;
         }
     };
@@ -122,6 +130,8 @@ pub fn run(program: Vec<OsString>, arguments: impl IntoIterator<Item = OsString>
         Command::Pull(command) => command.run(),
         Command::Template(command) => command.run(),
         Command::Test(command) => command.run(),
+        Command::Completions(command) => command.run(Cli::command()),
+        Command::Man(command) => command.run(Cli::command()),
     };
     match done {
         Ok(()) => 0,

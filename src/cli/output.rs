@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -26,9 +28,15 @@ pub fn json(document: &impl Serialize) -> Result<()> {
     line(&spelled)
 }
 
-/// Prints a line of data. What stands in it may come from any file: nothing of it is obeyed by a terminal. A reader that has gone away (`| head`) ends the program without an error.
+/// Prints a line of data. What stands in it may come from any file: nothing of it is obeyed by a terminal.
 pub fn line(text: &str) -> Result<()> {
-    match writeln!(std::io::stdout().lock(), "{}", shown(text)) {
+    bytes(format!("{}\n", shown(text)).as_bytes())
+}
+
+/// Prints data as it is. A reader that has gone away (`| head`) ends the program without an error.
+pub fn bytes(data: &[u8]) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(data).and_then(|()| stdout.flush()) {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
         Err(e) => Err(Error::new(ErrorKind::Io, "cannot be written to").subject_is("stdout").caused_by(e)),
         Ok(()) => Ok(()),
@@ -37,6 +45,7 @@ pub fn line(text: &str) -> Result<()> {
 
 /// Prints a line beside the data, on stderr.
 pub fn note(text: &str) {
+    make_room();
     eprintln!("{}", shown(text));
 }
 
@@ -74,17 +83,47 @@ pub fn us(us: f64) -> String {
     if us >= 1e3 { ms(us / 1e3) } else { format!("{us:.2} µs") }
 }
 
-/// A line on stderr that shows long work while it goes on; nothing where stderr is no terminal.
-pub fn spinner() -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
+/// Whether a spinner is on the terminal's last line.
+static SPINNING: AtomicBool = AtomicBool::new(false);
+
+/// Takes a spinner from the line that something else is about to be written to on stderr; its next turn draws it below.
+pub fn make_room() {
+    if SPINNING.load(Ordering::Relaxed) {
+        eprint!("\r\x1b[2K");
     }
+}
+
+/// A line on stderr that shows long work while it goes on. However the work ends, the line goes.
+pub struct Spinner(ProgressBar);
+
+impl Deref for Spinner {
+    type Target = ProgressBar;
+
+    fn deref(&self) -> &ProgressBar {
+        &self.0
+    }
+}
+
+impl Drop for Spinner {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+        SPINNING.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Such a line; nothing where stderr is no terminal.
+pub fn spinner() -> Spinner {
+    if !std::io::stderr().is_terminal() {
+        return Spinner(ProgressBar::hidden());
+    }
+    SPINNING.store(true, Ordering::Relaxed);
     let bar = ProgressBar::new_spinner();
     if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg} {elapsed}") {
         bar.set_style(style);
     }
+    bar.tick();
     bar.enable_steady_tick(Duration::from_millis(100));
-    bar
+    Spinner(bar)
 }
 
 /// Shows an engine's progress in a spinner.
@@ -99,5 +138,33 @@ pub fn show_on(bar: &ProgressBar) -> impl Fn(&Progress<'_>) + Send + Sync + 'sta
                 format!("{spec}, {} tokens: measured {rounds} rounds", bucket.tokens())
             }
         });
+    }
+}
+
+/// A moment for people, in UTC.
+pub fn date(seconds: u64) -> String {
+    let (days, second) = ((seconds / 86_400) as i64, seconds % 86_400);
+    // Days are counted in eras of 400 years that begin on the first of March.
+    let days = days + 719_468;
+    let (era, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (month, early) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    let year = year + 400 * era + early;
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02} UTC", second / 3_600, second / 60 % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates() {
+        assert_eq!(date(0), "1970-01-01 00:00 UTC");
+        assert_eq!(date(951_782_400), "2000-02-29 00:00 UTC");
+        assert_eq!(date(1_735_689_599), "2024-12-31 23:59 UTC");
+        assert_eq!(date(4_107_542_400), "2100-03-01 00:00 UTC");
     }
 }

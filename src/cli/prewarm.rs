@@ -136,7 +136,7 @@ impl Prewarm {
         } else {
             self.templates.fill(&engines, !self.no_tune, &bar, writer.as_mut())
         };
-        bar.finish_and_clear();
+        drop(bar);
         let report = report?;
         if let Some((path, writer)) = self.lock.as_deref().zip(writer) {
             writer.write(path)?;

@@ -70,7 +70,14 @@ impl Report {
                 .to_vec()
         });
         let header = ["model", "arch", "layout", "variant", "choice", "from", "tokens"];
-        Table { header: &header, rows: rows.collect(), numbers: 1, gives: &["model", "variant"] }.print()?;
+        Table {
+            header: &header,
+            rows: rows.collect(),
+            numbers: 1,
+            gives: &["model", "variant"],
+            drops: &["arch", "from"],
+        }
+        .print()?;
         let count = |name: &str| self.count(name);
         let verdict = if ["compiles", "tunings", "priors", "failed_writes"].into_iter().all(|name| count(name) == 0) {
             "nothing to do, everything is in the cache"

@@ -79,7 +79,7 @@ pub struct Report {
     /// A device-to-device copy of the same bytes.
     pub copy_us: f64,
     /// `copy_us / device_us`.
-    pub ratio: f64,
+    pub of_copy: f64,
     pub max_error: f64,
     pub allowed_error: f64,
     pub stats: serde_json::Value,
@@ -89,7 +89,7 @@ impl Run {
     pub fn run(self) -> Result<()> {
         let bar = output::spinner();
         let report = self.measure(&bar);
-        bar.finish_and_clear();
+        drop(bar);
         let report = report?;
         let right = report.max_error <= report.allowed_error;
         if self.json {
@@ -170,7 +170,7 @@ impl Run {
             second_result_ms,
             device_us: steady / 1e3,
             copy_us: copy / 1e3,
-            ratio: copy / steady,
+            of_copy: copy / steady,
             max_error,
             allowed_error,
             stats: serde_json::to_value(stats).unwrap_or_default(),
@@ -188,7 +188,7 @@ impl Run {
             ("first result", output::ms(r.first_result_ms)),
             ("second result", output::ms(r.second_result_ms)),
             ("steady call", format!("{} on the device", output::us(r.device_us))),
-            ("copy of the same bytes", format!("{}, ratio {:.2}", output::us(r.copy_us), r.ratio)),
+            ("copy of the same bytes", format!("{}, of copy {:.3}", output::us(r.copy_us), r.of_copy)),
             ("error", format!("{:.3e} (rounding explains {:.3e})", r.max_error, r.allowed_error)),
             (
                 "stats",

@@ -76,7 +76,7 @@ impl Test {
                 }
             }
         }
-        bar.finish_and_clear();
+        drop(bar);
         self.print(&all)?;
         let wrong = all.iter().filter(|c| c.wrong > 0).count();
         if wrong == 0 {
@@ -146,7 +146,8 @@ impl Test {
             vec![c.kernel.clone(), c.with.clone(), c.output.clone(), verdict, largest]
         };
         let header = ["kernel", "with", "output", "verdict", "largest difference"];
-        Table { header: &header, rows: all.iter().map(row).collect(), numbers: 1, gives: &["with"] }.print()?;
+        Table { header: &header, rows: all.iter().map(row).collect(), numbers: 1, gives: &["with"], drops: &[] }
+            .print()?;
         for c in all {
             if let Some((at, got, wanted)) = c.first {
                 eprintln!("{}, {}: '{}' number {at} is {got}, the reference says {wanted}", c.kernel, c.with, c.output);

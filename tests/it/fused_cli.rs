@@ -239,7 +239,7 @@ fn bench_measures_what_is_fused_against_a_copy_of_all_its_bytes() {
         for case in cases {
             let number = |name: &str| case[name].as_f64().expect("a number");
             assert_eq!(case["bytes"].as_u64(), Some(bytes), "{options}");
-            assert!((number("ratio") - number("copy_us") / number("device_us")).abs() < 1e-9);
+            assert!((number("of_copy") - number("copy_us") / number("device_us")).abs() < 1e-9);
             assert!(case["landscape"].as_array().is_some_and(|l| l.len() > 1), "{case}");
             // The gradient is two launches, and none of them is bare.
             assert_eq!(case["bare_us"].is_null(), options.contains("--backward"), "{case}");

@@ -256,7 +256,7 @@ fn show_prints_all_samples_and_the_rate() {
     let rate = document["bytes"].as_f64().expect("bytes") / winner["median_ns"].as_f64().expect("a median") * 1e9;
     assert!((document["bytes_per_second"].as_f64().expect("a rate") - rate).abs() < 1.0, "{document}");
     assert_eq!(document["peak_bytes_per_second"], Value::Null, "a host does not tell");
-    for part in ["rate        ", " GB/s, ", " of the copy", "made        2", "what its key hashes:", "compiler    "] {
+    for part in ["rate        ", " GB/s, ", " of copy", "made        2", "what its key hashes:", "compiler    "] {
         assert!(page.contains(part), "'{part}' is not in: {page}");
     }
     shell.run(&["inspect", "show", &key, "--sass"]).fails(2, &["--sass", "no code for a GPU"]);
@@ -320,9 +320,15 @@ fn report_is_one_page_that_needs_nothing_else() {
     assert!(dots <= samples && (beyond > 0 || dots == samples), "{dots} dots for {samples} samples");
     assert_eq!(html.matches("<g class=\"chosen\">").count(), 1);
     assert_eq!(html.matches("<g class=\"copy\">").count(), 1);
-    for part in
-        [text(&choice, "spec"), text(&choice, "variant"), text(&choice, "key"), "prefers-color-scheme: dark", "</html>"]
-    {
+    for part in [
+        text(&choice, "spec"),
+        text(&choice, "variant"),
+        text(&choice, "key"),
+        "prefers-color-scheme: dark",
+        "@media print",
+        "; made 2",
+        "</html>",
+    ] {
         assert!(html.contains(part), "{part}");
     }
     for foreign in ["<script", "http:", "https:", "src=", "@import", "url(", "NaN", "inf"] {
@@ -345,4 +351,6 @@ fn report_is_one_page_that_needs_nothing_else() {
         .fails(1, &["/nowhere/at/all.html", "cannot be written", "hint"]);
     let empty = Shell::new();
     empty.ok(&["inspect", "report"]).says(&["there are no choices"]);
+    let page = empty.ok(&["inspect", "report", "--html", "-"]).stdout;
+    assert!(page.contains("ropejit prewarm --model") && page.ends_with("</html>\n"), "{page}");
 }

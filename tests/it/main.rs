@@ -45,6 +45,8 @@ mod templates;
 #[cfg(all(feature = "cli", unix))]
 mod templates_cli;
 #[cfg(all(feature = "cli", unix))]
+mod terminal;
+#[cfg(all(feature = "cli", unix))]
 mod untrusted_cli;
 #[cfg(feature = "cli")]
 mod watch;

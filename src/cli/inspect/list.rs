@@ -138,8 +138,8 @@ impl List {
             None => rows.sort_by_cached_key(|r| (r.group(), Reverse(r.kind), r.tokens, r.key.clone())),
             Some(Sort::Tokens) => rows.sort_by_key(|r| r.tokens),
             Some(Sort::OfCopy) => {
-                let ratio = |r: &Row| r.of_copy.unwrap_or(f64::INFINITY);
-                rows.sort_by(|a, b| ratio(a).total_cmp(&ratio(b)));
+                let of_copy = |r: &Row| r.of_copy.unwrap_or(f64::INFINITY);
+                rows.sort_by(|a, b| of_copy(a).total_cmp(&of_copy(b)));
             }
             Some(Sort::Created) => rows.sort_by_key(|r| Reverse(r.created)),
             Some(Sort::Bytes) => rows.sort_by_key(|r| Reverse(r.bytes)),
@@ -152,7 +152,8 @@ impl List {
     fn grouped(rows: &[&Row]) -> Vec<String> {
         let cells = rows.iter().map(|r| r.cells()).collect();
         let header = [" key", "entry", "for", "variant", "tokens", "of copy", "bytes"];
-        let mut lines = Table { header: &header, rows: cells, numbers: 3, gives: &["for"] }.lines(0).into_iter();
+        let mut lines =
+            Table { header: &header, rows: cells, numbers: 3, gives: &["for"], drops: &["bytes"] }.lines(0).into_iter();
         let mut page: Vec<String> = lines.next().into_iter().filter(|_| !rows.is_empty()).collect();
         let mut last = None;
         for (row, line) in rows.iter().zip(lines) {
@@ -179,7 +180,7 @@ impl Row {
         (spec, format!("layout {}", self.layout.as_deref().unwrap_or_default()))
     }
 
-    fn ratio(&self) -> String {
+    fn of_copy(&self) -> String {
         self.of_copy.map(|r| format!("{r:.3}")).unwrap_or_default()
     }
 
@@ -191,7 +192,7 @@ impl Row {
             self.device.clone().or_else(|| self.arch.clone()).unwrap_or_default(),
             self.variant.clone().unwrap_or_default(),
             self.tokens.map(|t| t.to_string()).unwrap_or_default(),
-            self.ratio(),
+            self.of_copy(),
             self.bytes.to_string(),
         ]
     }
@@ -207,7 +208,7 @@ impl Row {
             self.variant.clone().or_else(|| self.problem.clone()).unwrap_or_default(),
             self.choice.unwrap_or_default().to_owned(),
             self.tokens.map(|t| t.to_string()).unwrap_or_default(),
-            self.ratio(),
+            self.of_copy(),
             self.bytes.to_string(),
             self.spec.as_ref().map(ToString::to_string).unwrap_or_default(),
         ]

@@ -130,11 +130,19 @@ fn index(choices: &[Choice]) -> Result<()> {
     }
     let tokens: Vec<String> = buckets.iter().map(|b| b.tokens().to_string()).collect();
     let header: Vec<&str> = ["layout, device"].into_iter().chain(tokens.iter().map(String::as_str)).collect();
+    // What many tokens cost shows most of a kernel.
+    let drops: Vec<&str> = tokens.iter().map(String::as_str).collect();
     let cells = rows.iter().map(|((_, layout, device), row)| {
         let cells = buckets.iter().map(|b| row.get(b).map_or_else(String::new, |c| c.cell()));
         [format!("  {layout}, {device}")].into_iter().chain(cells).collect()
     });
-    let table = Table { header: &header, rows: cells.collect(), numbers: buckets.len(), gives: &["layout, device"] };
+    let table = Table {
+        header: &header,
+        rows: cells.collect(),
+        numbers: buckets.len(),
+        gives: &["layout, device"],
+        drops: &drops,
+    };
     let lines = table.lines(0);
     let mut lines = lines.iter();
     lines.next().map_or(Ok(()), |header| output::line(header))?;
@@ -161,6 +169,13 @@ fn page(cache: &str, choices: &[Choice]) -> String {
         escape(cache),
         choices.len()
     );
+    if choices.is_empty() {
+        html.push_str(
+            "<p>Nothing was chosen on this machine yet. Fill the cache, and make this page again:</p>\n\
+             <pre>ropejit prewarm --model llama-3.1-8b\nropejit inspect report --html tuning.html</pre>\n</html>\n",
+        );
+        return html;
+    }
     html.push_str(
         "<h2>Speed by spec and number of tokens</h2>\n<p class=\"faint\">The time of a device-to-device copy of the same \
          bytes over the chosen kernel's: 1.000 is as fast as the copy. A cell leads to its picture.</p>\n\
@@ -211,18 +226,19 @@ fn section(html: &mut String, choice: &Choice) {
     let _ = write!(
         html,
         "<section id=\"{}\">\n<h3>{} tokens: <span class=\"variant\">{}</span></h3>\n<p><code>{}</code></p>\n\
-         <p class=\"faint\">{}, {}; {how}{copy}; {} <code>{}</code></p>\n",
+         <p class=\"faint\">{}, {}; {how}{copy}; made {}, {} <code>{}</code></p>\n",
         choice.key,
         choice.meta.bucket.tokens(),
         escape(&variant),
         escape(&spec),
         escape(&layout),
         escape(&device),
+        output::date(r.created),
         escape(&r.compiler),
         short(&choice.key.to_string())
     );
     match draw(r) {
-        Some(svg) => html.push_str(&svg),
+        Some(svg) => html.extend(["<div class=\"scroll\">", &svg, "</div>\n"]),
         None => html.push_str("<p class=\"faint\">Nothing was measured.</p>\n"),
     }
     let dropped: Vec<String> = r

@@ -12,7 +12,7 @@ use ropejit::{Error, ErrorKind, Result};
 use serde_json::json;
 
 use super::super::output;
-use super::super::table::Table;
+use super::super::table::{Table, one_line};
 use super::entries::{Cache, Meta, check, short};
 use super::verdict::{behind, order, told_how, verdict};
 
@@ -192,21 +192,6 @@ pub fn peak(m: &ChoiceMeta) -> Option<f64> {
     (peak > 0.0).then_some(peak)
 }
 
-/// A moment for people, in UTC.
-fn date(seconds: u64) -> String {
-    let (days, second) = ((seconds / 86_400) as i64, seconds % 86_400);
-    // Days are counted in eras of 400 years that begin on the first of March.
-    let days = days + 719_468;
-    let (era, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let (month, early) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    let year = year + 400 * era + early;
-    format!("{year:04}-{month:02}-{day:02} {:02}:{:02} UTC", second / 3_600, second / 60 % 60)
-}
-
 fn show_choice(listed: &Listed<Head>, head: &Head, m: &ChoiceMeta, as_json: bool) -> Result<()> {
     let r = &m.record;
     let winner = r.chosen().and_then(Candidate::median_ns);
@@ -235,8 +220,7 @@ fn show_choice(listed: &Listed<Head>, head: &Head, m: &ChoiceMeta, as_json: bool
             "created": r.created, "candidates": candidates, "fields": m.fields,
         })));
     }
-    let of_copy =
-        winner.zip(r.copy_ns).map_or_else(String::new, |(ns, copy)| format!(", {:.3} of the copy", copy / ns));
+    let of_copy = winner.zip(r.copy_ns).map_or_else(String::new, |(ns, copy)| format!(", {:.3} of copy", copy / ns));
     let of_peak = rate.zip(peak).map_or_else(String::new, |(rate, peak)| {
         format!(", {:.2} of the memory's peak of {:.2} TB/s", rate / peak, peak / 1e12)
     });
@@ -257,7 +241,7 @@ fn show_choice(listed: &Listed<Head>, head: &Head, m: &ChoiceMeta, as_json: bool
         ),
         ("layout", m.class.to_string()),
         ("choice", told_how(r)),
-        ("made", date(r.created)),
+        ("made", output::date(r.created)),
         ("kernel", r.chosen().and_then(|c| c.artifact).map_or_else(String::new, |key| key.to_string())),
         (
             "copy",
@@ -276,33 +260,24 @@ fn show_choice(listed: &Listed<Head>, head: &Head, m: &ChoiceMeta, as_json: bool
             None => "–",
         };
         let time = c.median_ns().map_or_else(|| "–".into(), |ns| output::us(ns / 1e3));
-        let ratio = c.median_ns().zip(r.copy_ns).map_or_else(|| "–".into(), |(ns, copy)| format!("{:.3}", copy / ns));
-        vec![c.config.to_string(), verdict(r, i), equal.into(), time, ratio]
+        let of_copy = c.median_ns().zip(r.copy_ns).map_or_else(|| "–".into(), |(ns, copy)| format!("{:.3}", copy / ns));
+        vec![c.config.to_string(), verdict(r, i), equal.into(), time, of_copy]
     });
     let header = ["variant", "verdict", "bits", "median", "of copy"];
-    Table { header: &header, rows: rows.collect(), numbers: 2, gives: &["verdict"] }.print()?;
+    Table { header: &header, rows: rows.collect(), numbers: 2, gives: &["verdict"], drops: &["bits"] }.print()?;
     if r.candidates.iter().any(|c| !c.samples_ns.is_empty()) {
         output::line("samples in µs, one a round:")?;
     }
     for c in order.iter().map(|&i| &r.candidates[i]).filter(|c| !c.samples_ns.is_empty()) {
         let samples: Vec<String> = c.samples_ns.iter().map(|ns| format!("{:.2}", ns / 1e3)).collect();
-        output::line(&format!("  {}: {}", c.config, samples.join(" ")))?;
+        output::line(&one_line(&format!("  {}: {}", c.config, samples.join(" "))))?;
     }
     hashed(&m.fields)
 }
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
-
-    #[test]
-    fn dates() {
-        assert_eq!(date(0), "1970-01-01 00:00 UTC");
-        assert_eq!(date(951_782_400), "2000-02-29 00:00 UTC");
-        assert_eq!(date(1_735_689_599), "2024-12-31 23:59 UTC");
-        assert_eq!(date(4_107_542_400), "2100-03-01 00:00 UTC");
-    }
 
     #[test]
     fn the_peak_of_a_memory_is_of_its_bus_and_clock() {

@@ -362,7 +362,7 @@ impl Nearest {
         let rows: Vec<_> = narrow.iter().map(row).collect();
         if !rows.is_empty() {
             let header = ["differs in", "expected", "found", "which says"];
-            let lines = Table { header: &header, rows, numbers: 0, gives: &["which says"] }.lines(10);
+            let lines = Table { header: &header, rows, numbers: 0, gives: &["which says"], drops: &[] }.lines(10);
             lines.iter().try_for_each(|line| output::line(&format!("{:<10}{line}", "")))?;
         }
         for d in wide {

@@ -37,7 +37,7 @@ impl Export {
         let pack = Pack::open(&self.pack)?;
         let bar = output::spinner();
         let image = oci::export(&pack, &self.oci, &on(&bar, "exported"));
-        bar.finish_and_clear();
+        drop(bar);
         let image = image?;
         if self.json {
             let document = json!({ "oci": image.folder, "manifest": format!("sha256:{}", image.manifest), "layer_bytes": image.layer_bytes });

@@ -52,7 +52,7 @@ impl Install {
         let accept = signed.as_ref().map_or(Accept::Unsigned, Accept::Signed);
         let bar = output::spinner();
         let installed = pack.install(&into, accept, target, &on(&bar, "installed"));
-        bar.finish_and_clear();
+        drop(bar);
         let installed = installed?;
         if self.json {
             let document =

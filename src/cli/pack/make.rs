@@ -63,7 +63,7 @@ impl Make {
         let entries = select(&store, &wanted)?;
         let bar = output::spinner();
         let pack = write(out, &store, &entries, &on(&bar, "packing"));
-        bar.finish_and_clear();
+        drop(bar);
         let pack = pack?;
         if self.json {
             let mut document = told(&pack);

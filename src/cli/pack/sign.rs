@@ -41,7 +41,7 @@ impl Sign {
         let key = SecretKey::read(&self.key, || password(self.password_file.as_ref()))?;
         let bar = output::spinner();
         let signed = key.sign_pack(&pack, &super::told::on(&bar, "checked"));
-        bar.finish_and_clear();
+        drop(bar);
         let path = path_of(&self.pack);
         write(&path, &signed?)?;
         let public = key.public()?;

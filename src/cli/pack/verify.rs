@@ -38,7 +38,7 @@ impl Verify {
         let signed = self.trust.judge(&pack)?;
         let bar = output::spinner();
         let sha256 = pack.verify_entries(&on(&bar, "checked"));
-        bar.finish_and_clear();
+        drop(bar);
         let (sha256, fits) = (sha256?, pack.fits(Target::here(None)));
         let by = signed.as_ref().map(|signed| signed.key().to_string());
         if self.json {

@@ -50,7 +50,7 @@ struct Candidate {
     config: String,
     us: Option<f64>,
     /// The copy's time over its own.
-    ratio: Option<f64>,
+    of_copy: Option<f64>,
     note: String,
 }
 
@@ -78,7 +78,7 @@ impl Bench {
                 all.push(Measured::new(kernel.spec(), &choice(&engine)?));
             }
         }
-        bar.finish_and_clear();
+        drop(bar);
         if self.json {
             return output::json(&serde_json::json!({ "measured": all }));
         }
@@ -108,8 +108,8 @@ impl Measured {
                 (None, false, 0) => "the default".into(),
                 (None, false, _) => String::new(),
             };
-            let ratio = ns.zip(record.copy_ns).map(|(ns, copy)| copy / ns);
-            Candidate { config: c.config.to_string(), us: ns.map(|ns| ns / 1e3), ratio, note }
+            let of_copy = ns.zip(record.copy_ns).map(|(ns, copy)| copy / ns);
+            Candidate { config: c.config.to_string(), us: ns.map(|ns| ns / 1e3), of_copy, note }
         };
         Self {
             spec: spec.to_owned(),
@@ -127,9 +127,10 @@ impl Measured {
         rows.sort_by(|a, b| a.us.unwrap_or(f64::INFINITY).total_cmp(&b.us.unwrap_or(f64::INFINITY)));
         let number = |n: Option<f64>, text: fn(f64) -> String| n.map_or_else(|| "–".into(), text);
         let row = |c: &&Candidate| {
-            vec![c.config.clone(), c.note.clone(), number(c.us, output::us), number(c.ratio, |r| format!("{r:.3}"))]
+            vec![c.config.clone(), c.note.clone(), number(c.us, output::us), number(c.of_copy, |r| format!("{r:.3}"))]
         };
         let header = ["candidate", "note", "time", "of copy"];
-        Table { header: &header, rows: rows.iter().map(row).collect(), numbers: 2, gives: &["note"] }.print()
+        Table { header: &header, rows: rows.iter().map(row).collect(), numbers: 2, gives: &["note"], drops: &[] }
+            .print()
     }
 }

@@ -93,7 +93,7 @@ impl Check {
                 }
             }
         }
-        bar.finish_and_clear();
+        drop(bar);
         for note in &notes {
             eprintln!("{note}");
         }
@@ -136,7 +136,8 @@ fn print(all: &[Found]) -> Result<()> {
         vec![f.spec.clone(), f.device.clone(), verdict, f.candidates.to_string()]
     };
     let header = ["kernel", "device", "verdict", "candidates"];
-    Table { header: &header, rows: all.iter().map(row).collect(), numbers: 1, gives: &["kernel"] }.print()?;
+    Table { header: &header, rows: all.iter().map(row).collect(), numbers: 1, gives: &["kernel"], drops: &[] }
+        .print()?;
     for found in all {
         for Wrong { candidate, why, .. } in found.wrong.iter().filter(|w| !w.repeats) {
             eprintln!("{} on {}, {candidate}: {why}", found.spec, found.device);
