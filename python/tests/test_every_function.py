@@ -12,7 +12,7 @@ import ropejit
 import torch
 import transformers_coverage
 from calls import WAYS, WIDTH, Made
-from ropejit import _forms
+from ropejit import _complex, _forms
 from ropejit._form_texts_rare import RARE
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -89,15 +89,18 @@ def test_every_function_of_transformers(device, capsys, served):
             used, differing = compare(slot.get(), original, form, widths, needs, device, served, calls)
             functions["wrong" if differing else "equal"] += 1
             wrong.extend((label, *call) for call in differing)
-            unused.extend((label, *call) for call in itertools.product(WAYS[form.call], DTYPES) if call not in used)
+            # A device that contracts complex products computes them itself.
+            if not form.call.startswith("complex") or all(_complex._SEEN.values()):
+                unused.extend((label, *call) for call in itertools.product(WAYS[form.call], DTYPES) if call not in used)
     with capsys.disabled():
         print(f"\nfunctions that rotate: {dict(functions)}; their texts: {len(texts)}; calls of them: {dict(calls)}")
     assert not wrong, wrong[:5]
     assert not unused, f"recognised, and kernels did not compute {unused[:5]}"
     assert not transformers_coverage.fallen(transformers_coverage.found())
     assert functions["recognised"] >= 110
-    # Each known form is met, but for the one whose tables may differ.
-    assert texts == {form.name for form in _forms.FORMS} - {"hunyuan_vl"} - OLD
+    # Of the newest release that is known each form is met, but for the one whose tables may differ.
+    if transformers_coverage.version() == max(transformers_coverage.KNOWN):
+        assert texts == {form.name for form in _forms.FORMS} - {"hunyuan_vl"} - OLD
 
 
 @pytest.mark.skipif(
