@@ -96,7 +96,7 @@ kernels: nvrtc
 	$(CARGO) run --release --example ship_kernels
 
 check-kernels: nvrtc
-	$(CARGO) run --release --example ship_kernels -- --check
+	$(CARGO) run --release --example ship_kernels -- --check $(ARCHS)
 
 # Fails where some are stale. They still order candidates, so no test does.
 check-priors:

@@ -1,5 +1,5 @@
 //! Compiles the kernels that are shipped for all architectures and writes them to `cache/`, or with `--check` says whether what is
-//! there is what comes out. `make kernels` runs it with the NVRTC that the project pins: another one makes other bytes.
+//! there is what comes out, of all or of the architectures named behind it. `make kernels` runs it with the NVRTC that the project pins: another one makes other bytes.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -31,8 +31,30 @@ fn for_older_drivers(ptx: &[u8]) -> Result<String, Error> {
     Ok([&text[..at], VERSION, &text[end..]].concat())
 }
 
+/// Compares what is shipped for some architectures with what comes out, kernel by kernel.
+fn check_some(archs: &[String]) -> Result<(), Box<dyn std::error::Error>> {
+    let known = ARCHS.into_iter().chain([PTX_ARCH]).filter(|arch| archs.iter().any(|named| named == arch));
+    let work: Vec<(&str, Shipped)> =
+        known.flat_map(|arch| Shipped::all().filter(move |s| s.is_for(arch)).map(move |s| (arch, s))).collect();
+    let same = |&(arch, shipped): &(&str, Shipped)| Ok(shipped.code(arch) == Some(code(arch, shipped)?));
+    let same: Vec<bool> = work.par_iter().map(same).collect::<Result<_, Error>>()?;
+    if let Some(at) = same.iter().position(|same| !same) {
+        let (arch, shipped) = work[at];
+        return Err(format!("{shipped} for {arch} is stale: run `make kernels` and commit what it writes").into());
+    }
+    if work.is_empty() {
+        return Err(format!("{} are no architectures that are shipped", archs.join(" ")).into());
+    }
+    println!("{} kernels of {} are what comes out", same.len(), archs.join(" "));
+    Ok(())
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let check = std::env::args().nth(1).is_some_and(|a| a == "--check");
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let check = arguments.first().is_some_and(|a| a == "--check");
+    if check && arguments.len() > 1 {
+        return check_some(&arguments[1..]);
+    }
     let all = ARCHS.into_iter().chain([PTX_ARCH]).flat_map(|arch| Shipped::all().map(move |p| (arch, p)));
     let work: Vec<(&str, Shipped)> = all.filter(|(arch, shipped)| shipped.is_for(arch)).collect();
     let codes: Vec<Vec<u8>> = work.par_iter().map(|&(arch, p)| code(arch, p)).collect::<Result<_, Error>>()?;

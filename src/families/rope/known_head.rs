@@ -26,7 +26,7 @@ pub struct KnownHead {
     pub style: PairStyle,
     /// Where results are rounded; with f32 tables once.
     pub rounding: Rounding,
-    /// One of [`HEAD_DIMS`], all of which turns.
+    /// 64, 80, 96, 128 or 256, all of which turns.
     pub head_dim: u32,
     /// Elements in a piece.
     pub vec: u8,
