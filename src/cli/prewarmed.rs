@@ -80,7 +80,7 @@ impl Report {
         .print()?;
         let count = |name: &str| self.count(name);
         let verdict = if ["compiles", "tunings", "priors", "failed_writes"].into_iter().all(|name| count(name) == 0) {
-            "nothing to do, everything is in the cache"
+            "nothing to do, everything is in the cache or comes with ropejit"
         } else {
             "done"
         };
