@@ -73,7 +73,12 @@ impl KnownHead {
             0x4000..=0x2_0000 => &[(8, 128), (4, 256), (4, 128), (8, 256)],
             _ => &[(8, 128)],
         };
-        let variant = |&(vec, threads): &(u8, u16)| Variant {
+        let variant = |&(vec, threads): &(u8, u16)| Self::variant(vec, threads, can.overlap, prefetch);
+        kinds.iter().map(variant).filter(|v| Self::of(spec, class, v.vec).is_some()).collect()
+    }
+
+    fn variant(vec: u8, threads: u16, overlap: bool, prefetch: bool) -> Variant {
+        Variant {
             threads,
             vec,
             heads: 1,
@@ -81,36 +86,18 @@ impl KnownHead {
             load: Hint::Default,
             store: Hint::Default,
             keep_tables: true,
-            overlap: can.overlap,
+            overlap,
             tableless: false,
             prefetch,
             early: false,
             blocks: 0,
             shipped: true,
-        };
-        kinds.iter().map(variant).filter(|v| Self::of(spec, class, v.vec).is_some()).collect()
+        }
     }
 
     /// Whether a variant is one that it runs as.
     pub fn runs_as(self, v: Variant) -> bool {
-        let free = Variant { threads: 128, overlap: false, prefetch: false, ..v };
-        v.threads <= MOST_THREADS
-            && free
-                == Variant {
-                    threads: 128,
-                    vec: self.vec,
-                    heads: 1,
-                    lanes: 0,
-                    load: Hint::Default,
-                    store: Hint::Default,
-                    keep_tables: true,
-                    overlap: false,
-                    tableless: false,
-                    prefetch: false,
-                    early: false,
-                    blocks: 0,
-                    shipped: true,
-                }
+        v.threads <= MOST_THREADS && v == Self::variant(self.vec, v.threads, v.overlap, v.prefetch)
     }
 
     fn pairs(self) -> u8 {
