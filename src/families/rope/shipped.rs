@@ -62,15 +62,18 @@ impl Shipped {
 
     /// The one that answers first calls of a spec, layout class and bucket, and how it runs; `None` where none does.
     pub fn of(spec: &RopeSpec, class: Class, bucket: Bucket, can: Abilities) -> Option<(Self, Variant)> {
+        let arch = can.cubins.and_then(cubin_arch);
+        // What is served by PTX does not wait for the kernel ahead of it, so it must not be launched before that has ended.
+        let overlap = can.overlap && arch.is_some_and(overlaps);
         if spec.is_fused() {
-            return Self::norm_of(spec, class).map(|norm| (Self::Norm(norm), norm.variant(can.overlap)));
+            return Self::norm_of(spec, class).map(|norm| (Self::Norm(norm), norm.variant(overlap)));
         }
-        let known = can.cubins.and_then(cubin_arch).and_then(|_| {
+        let known = arch.and_then(|_| {
             let variant = KnownHead::variants(spec, class, bucket, can).into_iter().next()?;
             Some((Self::Head(KnownHead::of(spec, class, variant.vec)?), variant))
         });
         let portable = || Portable::of(spec, class);
-        known.or_else(|| Some((Self::Rope(portable()), portable().variant(can.overlap))))
+        known.or_else(|| Some((Self::Rope(portable()), portable().variant(overlap))))
     }
 
     fn norm_of(spec: &RopeSpec, class: Class) -> Option<ShippedNorm> {
@@ -242,6 +245,15 @@ mod tests {
         let of = |spec: &RopeSpec, class| Shipped::of(spec, class, Bucket::of(8), can).map(|(shipped, _)| shipped);
         assert_eq!(of(&usual, class), Some(Shipped::Norm(norm)));
         assert_eq!(of(&usual, Class { word: 8, ..class }), None);
+        // PTX, which Thor and a GPU that is asked to take it are served by, has no wait for the kernel ahead.
+        let plain = RopeSpec::new(DType::F32, 72, 4, 2);
+        for (cubins, overlaps) in [(Some((9, 0)), true), (Some((11, 0)), false), (None, false)] {
+            for (spec, class) in [(&usual, class), (&plain, Class::contiguous(&plain, false, true))] {
+                let (_, variant) =
+                    Shipped::of(spec, class, Bucket::of(8), Abilities { cubins, ..can }).expect("served");
+                assert_eq!(variant.overlap, overlaps, "{spec} for {cubins:?}");
+            }
+        }
         let other = |change: fn(&mut RopeSpec)| {
             let mut spec = usual.clone();
             change(&mut spec);
