@@ -65,6 +65,7 @@ demo: nvrtc
 test: nvrtc
 	$(CARGO) test --release --all-targets
 	$(CARGO) test --release --doc
+	$(CARGO) test --release --package ropejit-dev --tests
 
 # The faults need nothing more. Of servers, s3s-fs is built (some minutes, into target/servers); nginx, docker-registry, skopeo and
 # minisign are used where they are: apt-get install nginx-light docker-registry skopeo minisign openssl
@@ -93,18 +94,19 @@ fuzz-%:
 
 # One NVRTC makes the same bytes everywhere.
 kernels: nvrtc
-	$(CARGO) run --release --example ship_kernels
+	$(CARGO) run --release --package ropejit-dev --bin ship_kernels
 
 check-kernels: nvrtc
-	$(CARGO) run --release --example ship_kernels -- --check $(ARCHS)
+	$(CARGO) run --release --package ropejit-dev --bin ship_kernels -- --check $(ARCHS)
 
 # Fails where some are stale. They still order candidates, so no test does.
 check-priors:
-	@$(CARGO) run --quiet --release --example check_priors
+	@$(CARGO) run --quiet --release --package ropejit-dev --bin check_priors
 
 lint: check-pages
-	$(CARGO) fmt --check
-	$(CARGO) clippy --lib --bins --examples --benches --tests --test remote --features metrics -- -D warnings
+	$(CARGO) fmt --check --package ropejit --package ropejit-dev
+	$(CARGO) clippy --all-targets --test remote --features metrics -- -D warnings
+	$(CARGO) clippy --package ropejit-dev --all-targets -- -D warnings
 	$(CARGO) clippy --no-default-features --all-targets -- -D warnings
 	$(CARGO) clippy --no-default-features --features remote --lib -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items

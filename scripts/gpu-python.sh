@@ -16,6 +16,8 @@ for wheel in "$here"/ropejit-*.whl "$here"/wheels/*.whl; do
 done
 # Last, so that what the host has itself comes first, but for ropejit.
 mkdir -p "$work/own" && mv "$work"/site/ropejit* "$work/own/"
+# As pip does it: else every import would compile the package's sources again.
+"$python" -m compileall -q "$work/own"
 export PYTHONPATH=$work/own:${PYTHONPATH:-} ROPEJIT_REQUIRE_GPU=1 PYTHONDONTWRITEBYTECODE=1 PEERS_DIR=$here/peers
 "$python" -c 'import pytest' 2>/dev/null || PYTHONPATH=$PYTHONPATH:$work/site
 export PYTHONPATH

@@ -5,7 +5,10 @@ import torch
 from ._ropejit import rotate_plain
 
 _transform = torch._C._functorch.maybe_current_level
+_unwrapped = torch._C._functorch.unwrap_if_dead
 _view_of_one = torch._C._autograd.CreationMeta.DEFAULT
+#: Stands for an operand that autograd keeps.
+_SAVED = object()
 
 
 def _dispatched(*arguments):
@@ -20,28 +23,28 @@ def _rowwise(gradient):
     return gradient if gradient is None or gradient.stride(-1) == 1 else gradient.contiguous()
 
 
-def _keep(ctx, cos, sin, position_ids, cu_seqlens, offset, form, backward):
+def _keep(ctx, rest):
     """Keeps what the rotation back needs."""
-    offset_is_tensor = isinstance(offset, torch.Tensor)
-    ctx.save_for_backward(cos, sin, position_ids, cu_seqlens, offset if offset_is_tensor else None)
-    ctx.offset = None if offset_is_tensor else offset
-    ctx.form, ctx.backward = form, backward
+    *operands, ctx.form, ctx.backward = rest
+    is_tensor = [isinstance(x, torch.Tensor) for x in operands]
+    ctx.save_for_backward(*(x for x, kept in zip(operands, is_tensor, strict=True) if kept))
+    ctx.operands = [_SAVED if kept else x for x, kept in zip(operands, is_tensor, strict=True)]
     ctx.set_materialize_grads(False)
 
 
 def _turn_back(ctx, grad_q, grad_k):
-    *tensors, offset = ctx.saved_tensors
-    rest = (*tensors, ctx.offset if offset is None else offset)
+    saved = iter(ctx.saved_tensors)
+    operands = [next(saved) if x is _SAVED else x for x in ctx.operands]
     if _transform() is not None:  # a Function does not see through the transforms of `torch.func`
         from . import _ops
 
-        return _ops.turned(grad_q, grad_k, *rest, _now(ctx.form, not ctx.backward), not ctx.backward)
-    rest = (*rest, ctx.form, not ctx.backward)
+        return _ops.turned(grad_q, grad_k, *operands, _now(ctx.form, not ctx.backward), not ctx.backward)
+    rest = (*operands, ctx.form, not ctx.backward)
     grad_q, grad_k = _rowwise(grad_q), _rowwise(grad_k)
     # Through `Rotate` again: it records itself where a gradient of the gradient is wanted.
     if grad_q is not None:
-        return Rotate.apply(grad_q, grad_k, *rest)
-    return None, None if grad_k is None else Rotate.apply(grad_k, None, *rest)[0]
+        return _rotate(grad_q, grad_k, rest)
+    return None, None if grad_k is None else _rotate(grad_k, None, rest)[0]
 
 
 def _now(form, backward):
@@ -52,11 +55,12 @@ def _now(form, backward):
 
 
 class Rotate(torch.autograd.Function):
-    """q and k, rotated. Neither they nor gradients are written to."""
+    """q and k, rotated. Neither they nor gradients are written to. What wants no gradient comes as one tuple: PyTorch looks at each
+    argument, and makes each tensor among them an input of the graph."""
 
     @staticmethod
-    def forward(ctx, q, k, *rest):
-        _keep(ctx, *rest)
+    def forward(ctx, q, k, rest):
+        _keep(ctx, rest)
         *tensors, form, backward = rest
         form = _now(form, backward)
         out = rotate_plain(q, k, *tensors, *form, backward, False) or _dispatched(q, k, *tensors, *form, backward)
@@ -67,29 +71,34 @@ class Rotate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_q, grad_k):
-        return *_turn_back(ctx, grad_q, grad_k), *(None,) * 7
+        return *_turn_back(ctx, grad_q, grad_k), None
+
+
+#: `Rotate.apply` without its preparation for the transforms of `torch.func`, which takes a fifth of a call: whoever calls this has
+#: asked whether one is at work.
+_rotate = super(torch.autograd.Function, Rotate).apply
 
 
 class Rotated(torch.autograd.Function):
     """Tells autograd that x was rotated where it is. For one tensor: of a Function that writes to views, PyTorch takes no more."""
 
     @staticmethod
-    def forward(ctx, x, *rest):
-        _keep(ctx, *rest)
+    def forward(ctx, x, rest):
+        _keep(ctx, rest)
         ctx.mark_dirty(x)
         return x
 
     @staticmethod
     def backward(ctx, grad):
-        return _turn_back(ctx, grad, None)[0], *(None,) * 7
+        return _turn_back(ctx, grad, None)[0], None
 
 
 class RotateUnmarked(torch.autograd.Function):
     """As flash-attn's own function in place: autograd is told of the result, and not that x was written."""
 
     @staticmethod
-    def forward(ctx, x, *rest):
-        _keep(ctx, *rest)
+    def forward(ctx, x, rest):
+        _keep(ctx, rest)
         *tensors, form, backward = rest
         alias = x.data  # of its own version: views of x stay as they are
         if rotate_plain(alias, None, *tensors, *form, backward, True) is None:
@@ -118,12 +127,13 @@ def apply(
 
         return _ops.of_any_tensors(q, k, *tensors, *form, inplace, lenient)
     if not inplace:
-        return Rotate.apply(q, k, *tensors, form, False)
+        # Tensors of a transform that has ended are what they wrapped.
+        return _rotate(_unwrapped(q), k if k is None else _unwrapped(k), (*tensors, form, False))
     recorded = [x for x in (q, k) if x is not None and x.requires_grad]
     for x in recorded:
         if _is_refused(x):
             if lenient:
-                return RotateUnmarked.apply(x, *tensors, form, False), None
+                return RotateUnmarked.apply(x, (*tensors, form, False)), None
             x.mul_(1)  # raises, and says why, as all operations in place do; nothing has been written
     with torch.no_grad():
         if rotate_plain(q, k, *tensors, *form, False, True) is None:  # negated views, tensors without data
@@ -132,5 +142,5 @@ def apply(
                 if x is not None:
                     x.copy_(turned)
     for x in recorded:
-        Rotated.apply(x, *tensors, form, False)
+        Rotated.apply(x, (*tensors, form, False))
     return q, k

@@ -5,13 +5,14 @@ import torch
 from . import _ropejit, _tensors
 
 _transform = torch._C._functorch.maybe_current_level
+_unwrapped = torch._C._functorch.unwrap_if_dead
 
 
 class NormRotate(torch.autograd.Function):
     """q and k, normalised and rotated. What is kept is q, k and a reciprocal root a head."""
 
     @staticmethod
-    def forward(ctx, q, k, q_weight, k_weight, *rest):
+    def forward(ctx, q, k, q_weight, k_weight, rest):
         saved = room(q, k)
         out = _ropejit.norm_plain(q, k, q_weight, k_weight, *rest, False, saved)
         if out is None:
@@ -33,7 +34,11 @@ class NormRotate(torch.autograd.Function):
         of_q, of_k = wants(ctx.needs_input_grad)
         arguments = (grad_q if of_q else None, grad_k if of_k else None, *ctx.saved_tensors, ctx.form)
         grads = Gradients.apply(*arguments) if torch.is_grad_enabled() else gradients(*arguments)
-        return *grads, *(None,) * 13
+        return *grads, None
+
+
+#: As `_rotate` of `_autograd`.
+_norm_rotate = super(torch.autograd.Function, NormRotate).apply
 
 
 class Gradients(torch.autograd.Function):
@@ -93,7 +98,8 @@ def qk_norm_rope(q, k, q_weight, k_weight, *rest):
     refuse_in_place(inplace, q=q, k=k, q_weight=q_weight, k_weight=k_weight)
     if _transform() is not None:
         _tensors.refuse_transforms("qk_norm_rope")
-    return NormRotate.apply(q, k, q_weight, k_weight, *rest)
+    q, k, q_weight, k_weight = (x if x is None else _unwrapped(x) for x in (q, k, q_weight, k_weight))
+    return _norm_rotate(q, k, q_weight, k_weight, rest)
 
 
 def refuse_in_place(inplace, **tensors):

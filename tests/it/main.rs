@@ -30,8 +30,6 @@ mod inspect_cli;
 mod lock;
 #[cfg(all(feature = "cli", unix))]
 mod lock_cli;
-#[cfg(feature = "metrics")]
-mod metrics;
 mod nvrtc;
 #[cfg(all(feature = "cli", unix))]
 mod packs;

@@ -77,7 +77,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for ((arch, shipped), code) in work.iter().zip(&all) {
         add(&format!("{arch} {shipped}"), code);
     }
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cache");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cache");
     for (name, bytes) in [("kernels.txt", index.as_bytes()), ("kernels.bin", &kernels)] {
         let path = folder.join(name);
         if !check {

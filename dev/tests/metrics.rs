@@ -3,9 +3,23 @@
 use std::collections::BTreeMap;
 
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
-use ropejit::{DeviceChoice, Engine, Origin, Tuning};
+use ropejit::args::{Args, Operand, Positions, Tables, Tensor};
+use ropejit::{DType, DeviceChoice, Engine, Layout, Origin, RopeSpec, Stream, Tuning};
 
-use crate::engine::{small, works};
+/// Where the kernel of a small call came from.
+fn applied(engine: &Engine) -> Origin {
+    let rope = engine.rope(&RopeSpec::new(DType::F32, 2, 1, 1)).expect("valid");
+    let (mut q, mut k, table) = ([1f32; 2], [1f32; 2], [1f32; 1]);
+    let args = Args {
+        q: Operand::in_place(Tensor::host(&mut q, Layout::thd(1, 1, 2)).expect("fits")),
+        k: Some(Operand::in_place(Tensor::host(&mut k, Layout::thd(1, 1, 2)).expect("fits"))),
+        tables: Tables::host(&table, &table, 1, 1).expect("fits"),
+        positions: Positions::Offset(0),
+        norm: None,
+        append: None,
+    };
+    rope.apply(Stream::DEFAULT, &args).expect("applied")
+}
 
 /// All that a recorder has seen: counts, and of histograms the number and the sum of their samples.
 fn seen(recorder: &DebuggingRecorder) -> BTreeMap<String, (u64, f64)> {
@@ -24,7 +38,7 @@ fn counters_and_seconds_reach_the_recorder() {
     let builder = || Engine::builder().device(DeviceChoice::Host).cache_dir(folder.path()).tuning(Tuning::Never);
     let engine = builder().build().expect("opens");
     let recorder = DebuggingRecorder::new();
-    metrics::with_local_recorder(&recorder, || assert_eq!(works(&engine, &small()), Origin::Compiled));
+    metrics::with_local_recorder(&recorder, || assert_eq!(applied(&engine), Origin::Compiled));
     let first = seen(&recorder);
     assert_eq!(first["ropejit_compiles_total"].0, engine.stats().compiles);
     let (compiles, seconds) = first["ropejit_compile_seconds"];
@@ -35,12 +49,12 @@ fn counters_and_seconds_reach_the_recorder() {
 
     // The call after the first tells nobody.
     let recorder = DebuggingRecorder::new();
-    metrics::with_local_recorder(&recorder, || assert_eq!(works(&engine, &small()), Origin::Memory));
+    metrics::with_local_recorder(&recorder, || assert_eq!(applied(&engine), Origin::Memory));
     assert!(seen(&recorder).is_empty());
 
     let second = builder().build().expect("opens");
     let recorder = DebuggingRecorder::new();
-    metrics::with_local_recorder(&recorder, || assert_eq!(works(&second, &small()), Origin::Disk));
+    metrics::with_local_recorder(&recorder, || assert_eq!(applied(&second), Origin::Disk));
     let found = seen(&recorder);
     assert_eq!(found["ropejit_disk_hits_total"].0, 1);
     assert!(!found.contains_key("ropejit_compile_seconds"));
