@@ -167,10 +167,7 @@ fn launch<'py>(
             return Err(wrong("q_out", "cannot be given beside inplace=True; hint: leave one of them out"));
         }
         (None, true) => None,
-        (None, false) => {
-            let [(made, _)] = torch.empty_like([("q_out", copies[0].as_ref().unwrap_or(o.q))], [&t.q])?;
-            Some(made)
-        }
+        (None, false) => Some(torch.empty_like.bind(py).call1((copies[0].as_ref().unwrap_or(o.q),))?),
         (Some(q_out), false) => Some(q_out.clone()),
     };
     if let Some(made) = &made {

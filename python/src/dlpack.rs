@@ -79,26 +79,6 @@ impl View {
         }) || self.len() == 0
     }
 
-    /// Whether its elements fill a piece of memory, each in a place of its own, in whatever order.
-    pub fn is_dense(&self) -> bool {
-        let mut axes = [(0, 0); MOST];
-        let mut count = 0;
-        for (&n, &stride) in self.shape().iter().zip(self.strides()) {
-            if n != 1 {
-                axes[count] = (stride, n);
-                count += 1;
-            }
-        }
-        let axes = &mut axes[..count];
-        axes.sort_unstable();
-        let mut expected = 1;
-        axes.iter().all(|&(stride, n)| {
-            let fits = stride == expected;
-            expected *= n;
-            fits
-        })
-    }
-
     /// Elements in it.
     pub fn len(&self) -> i64 {
         self.shape().iter().product()

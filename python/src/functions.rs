@@ -68,19 +68,20 @@ pub fn rotate<'py>(
         call.launch(py, torch.stream(py, call.device)?)?;
         return pair(py, results);
     }
+    let like = |name: &str, input: &Bound<'py, PyAny>| -> PyResult<_> {
+        let output = torch.empty_like.bind(py).call1((input,))?;
+        let view = torch.view_of_new(name, &output)?;
+        Ok((output, Some(view)))
+    };
     let q_copy = dense(torch, "q", o.q, &mut t.q)?;
-    let q = ("q", q_copy.as_ref().unwrap_or(o.q));
     let q_out;
+    (q_out, t.q_out) = like("q", q_copy.as_ref().unwrap_or(o.q))?;
     let (mut k_copy, mut k_out) = (None, None);
     if let (Some(k), Some(view)) = (o.k, &mut t.k) {
         k_copy = dense(torch, "k", k, view)?;
-        let k = ("k", k_copy.as_ref().unwrap_or(k));
-        let [(q, q_view), (k, k_view)] = torch.empty_like([q, k], [&t.q, view])?;
-        (t.q_out, t.k_out) = (Some(q_view), Some(k_view));
-        (q_out, k_out) = (q, Some(k));
-    } else {
-        let [(q, view)] = torch.empty_like([q], [&t.q])?;
-        (q_out, t.q_out) = (q, Some(view));
+        let output;
+        (output, t.k_out) = like("k", k_copy.as_ref().unwrap_or(k))?;
+        k_out = Some(output);
     }
     let mut call = Call::new(form, t)?;
     beside(&mut call)?;

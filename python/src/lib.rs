@@ -4,7 +4,7 @@
 //! rotations with what models do before and after, to a `cache`. `dlpack` and `torch` say what a tensor is, `form` how it is laid out,
 //! `place` where tables and positions are, `call` and what is `beside` it are checked and launch, `overlap` tells whether tensors share
 //! elements, `engines` keeps one engine a device, `service` is all that is not a rotation, `template` has kernels of the user's
-//! own; `outputs` makes tensors. `unsafe` is in `dlpack`, `torch`, `outputs`, `call`, `place`, `beside` and `template`.
+//! own. `unsafe` is in `dlpack`, `torch`, `call`, `place`, `beside` and `template`.
 
 mod append;
 mod beside;
@@ -20,7 +20,6 @@ mod functions;
 mod log;
 mod norm;
 mod objects;
-mod outputs;
 mod overlap;
 mod place;
 mod service;

@@ -300,18 +300,12 @@ pub fn norm_backward<'py>(args: &Bound<'py, PyTuple>) -> PyResult<Option<Bound<'
             for (i, weight) in weights.into_iter().enumerate() {
                 let Some(weight) = weight else { continue };
                 // Of no token nothing is launched.
-                let (gradient, view) = match torch.memory(NAMES[i], weight)? {
-                    Some(view) if tokens > 0 => {
-                        let [made] = torch.empty_like([(NAMES[i], weight)], [&view])?;
-                        made
-                    }
-                    _ => {
-                        let zeros =
-                            weight.call_method0(intern!(py, "detach"))?.call_method1(intern!(py, "mul"), (0,))?;
-                        let view = torch.view_of_new(NAMES[i], &zeros)?;
-                        (zeros, view)
-                    }
+                let gradient = if tokens > 0 {
+                    torch.empty_like.bind(py).call1((weight,))?
+                } else {
+                    weight.call_method0(intern!(py, "detach"))?.call_method1(intern!(py, "mul"), (0,))?
                 };
+                let view = torch.view_of_new(NAMES[i], &gradient)?;
                 addresses[i] = Some(view.address);
                 weight_gradients[i] = Some(gradient);
             }

@@ -13,15 +13,13 @@ use pyo3::types::{PyCFunction, PyTuple};
 
 use crate::dlpack::{self, Borrowed, Device, Exchange, View};
 use crate::errors::wrong;
-use crate::outputs::{Maker, Output};
 
 /// PyTorch, as far as it is used here.
 pub struct Torch {
     tensor_type: usize,
     parameter_type: usize,
     exchange: Option<Exchange>,
-    maker: Option<Maker>,
-    empty_like: Py<PyAny>,
+    pub empty_like: Py<PyAny>,
     pub is_grad_enabled: Py<PyAny>,
     is_negated: Method,
     requires_grad: Property,
@@ -60,12 +58,10 @@ impl Torch {
     fn look_up(torch: &Bound<'_, PyAny>) -> PyResult<Self> {
         let tensor = torch.getattr("Tensor")?;
         let parameter = torch.getattr("nn")?.getattr("Parameter")?;
-        let exchange = Exchange::of(&tensor);
         Ok(Self {
             tensor_type: tensor.as_ptr() as usize,
             parameter_type: parameter.as_ptr() as usize,
-            exchange,
-            maker: exchange.and_then(|_| Maker::of(torch)),
+            exchange: Exchange::of(&tensor),
             empty_like: torch.getattr("empty_like")?.unbind(),
             is_grad_enabled: torch.getattr("is_grad_enabled")?.unbind(),
             is_negated: Method::of(&tensor, &torch.call_method1("empty", (0,))?, "is_neg")?,
@@ -98,27 +94,6 @@ impl Torch {
             Some(_) if self.is_negated.says(tensor)? => Ok(None),
             view => Ok(view),
         }
-    }
-
-    /// `torch.empty_like` of each of these, which are known to be `views`, and what the results are.
-    pub fn empty_like<'py, const N: usize>(
-        &self,
-        inputs: [(&str, &Bound<'py, PyAny>); N],
-        views: [&View; N],
-    ) -> PyResult<[Output<'py>; N]> {
-        let py = inputs[0].1.py();
-        if let Some(maker) = &self.maker
-            && let Some(made) = maker.make(py, views)?
-        {
-            return Ok(made);
-        }
-        let mut results = Vec::with_capacity(N);
-        for (name, input) in inputs {
-            let output = self.empty_like.bind(py).call1((input,))?;
-            let view = self.view_of_new(name, &output)?;
-            results.push((output, view));
-        }
-        Ok(results.try_into().unwrap_or_else(|_| unreachable!("one for each input")))
     }
 
     /// What a tensor is that PyTorch has just made, which is no view.

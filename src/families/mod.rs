@@ -34,10 +34,6 @@ impl Families for All {
     fn is_of_templates(&self, line: &Line<'_>) -> bool {
         !template::lines::is_own(line)
     }
-
-    fn get_ready(&self) {
-        rope::prior::shipped();
-    }
 }
 
 /// All families, for lock files.

@@ -189,10 +189,6 @@ pub trait Families: Sync {
 
     /// Whether the kernel of such a line is made of those: where they have changed, another config may be faster.
     fn is_of_templates(&self, line: &Line<'_>) -> bool;
-
-    /// Reads what comes with the crate and a first call on a GPU asks for. While the driver opens the device, a thread of its own
-    /// does this; a call that comes first does it by itself.
-    fn get_ready(&self) {}
 }
 
 /// A line of a lock file: the texts of spec, layout class and config.

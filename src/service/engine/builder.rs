@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use once_cell::race::OnceBox;
@@ -241,11 +240,6 @@ impl Builder {
                     Some(choice) => choice,
                     None => environment::parsed("ROPEJIT_DEVICE")?.unwrap_or_default(),
                 };
-                if choice != DeviceChoice::Host {
-                    let families = self.families;
-                    // Without a thread the first call takes longer, that is all.
-                    let _ = thread::Builder::new().name("ropejit-ready".into()).spawn(|| families.get_ready());
-                }
                 device::open(choice)?
             }
         };
