@@ -107,8 +107,13 @@ ROPE_INLINE Wide turned(const Slot& slot, const Angle& angle) {
     Wide wide = widened(slot);
     ROPE_UNROLL for (u32 i = 0; i < VEC; ++i) {
         const float x = wide.x[i], y = wide.y[i];
+#if ROPE_CONTRACTED
+        wide.x[i] = contracted_first(x, y, angle.c[i], angle.s[i]);
+        wide.y[i] = contracted_second(x, y, angle.c[i], angle.s[i]);
+#else
         wide.x[i] = sub(mul(x, angle.c[i]), mul(y, angle.s[i]));
         wide.y[i] = add(mul(y, angle.c[i]), mul(x, angle.s[i]));
+#endif
     }
     return wide;
 }

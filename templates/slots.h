@@ -163,8 +163,13 @@ template <bool BACK> ROPE_INLINE void turn(Slot& slot, const Angle& angle) {
 #else
         const u32 j = 2 * i, k = VEC == 1 ? 0 : 2 * i + 1;
         const float s = BACK ? -angle.s[j] : angle.s[j], t = BACK ? -angle.s[k] : angle.s[k];
+#if ROPE_CONTRACTED
+        slot.x[i] = narrow_two(contracted_first(low(x), low(y), angle.c[j], s), contracted_first(high(x), high(y), angle.c[k], t));
+        slot.y[i] = narrow_two(contracted_second(low(x), low(y), angle.c[j], s), contracted_second(high(x), high(y), angle.c[k], t));
+#else
         slot.x[i] = narrow_two(sub(mul(low(x), angle.c[j]), mul(low(y), s)), sub(mul(high(x), angle.c[k]), mul(high(y), t)));
         slot.y[i] = narrow_two(add(mul(low(y), angle.c[j]), mul(low(x), s)), add(mul(high(y), angle.c[k]), mul(high(x), t)));
+#endif
 #endif
     }
 }

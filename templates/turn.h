@@ -83,11 +83,22 @@ ROPE_INLINE void load_table(float (&values)[PAIRS], const TableElement* at) {
     ROPE_EACH_PAIR for (u32 i = 0; i < PAIRS; ++i) values[i] = widen_table(entries.elements[i]);
 }
 
+#if ROPE_CONTRACTED
+// x·c − y·s and y·c + x·s, where one of the two products is not rounded.
+ROPE_INLINE float contracted_first(float x, float y, float c, float s) { return fused(x, c, -mul(y, s)); }
+ROPE_INLINE float contracted_second(float x, float y, float c, float s) { return fused(x, s, mul(y, c)); }
+#endif
+
 // a' = a·c − b·s, b' = b·c + a·s
 template <bool PER_OP> ROPE_INLINE void rotate(Element& a, Element& b, float c, float s) {
     float x = widen(a), y = widen(b);
+#if ROPE_CONTRACTED
+    a = narrow(contracted_first(x, y, c, s));
+    b = narrow(contracted_second(x, y, c, s));
+#else
     a = narrow(sub(rounded<PER_OP>(mul(x, c)), rounded<PER_OP>(mul(y, s))));
     b = narrow(add(rounded<PER_OP>(mul(y, c)), rounded<PER_OP>(mul(x, s))));
+#endif
 }
 
 // Which token; where sequences are packed, also which of them it is in.

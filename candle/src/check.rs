@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 use ropejit::rope::Norm;
-use ropejit::{DType, Direction, Layout, PositionForm, RopeSpec, Rounding, TableForm, TableWidth};
+use ropejit::{DType, Direction, Layout, PositionForm, RopeSpec, TableForm, TableWidth};
 
 use crate::form::Rope;
 use crate::{raise, wrong};
@@ -96,8 +96,7 @@ impl Checked {
         let mut spec = RopeSpec::new(dtype, number(head_dim), number(heads), number(k_heads));
         spec.rotary_dim = number(rotary_dim);
         spec.style = rope.style;
-        // In f32 the contracts are one: one kernel serves both.
-        spec.rounding = if dtype == DType::F32 { Rounding::Once } else { rope.rounding };
+        spec.rounding = rope.rounding.of(dtype);
         spec.direction = rope.direction;
         spec.validate().map_err(raise)?;
         let table = float("cos", cos)?;

@@ -70,7 +70,8 @@ impl Rope {
         self
     }
 
-    /// Where results are rounded in f16 and bf16. Default: [`Rounding::PerOp`], as candle on the CPU.
+    /// Where results are rounded; in f32, [`Rounding::Once`] and [`Rounding::PerOp`] are one. Default: [`Rounding::PerOp`], as candle
+    /// on the CPU.
     #[must_use]
     pub fn rounding(mut self, rounding: Rounding) -> Self {
         self.rounding = rounding;

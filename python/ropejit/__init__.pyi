@@ -44,7 +44,7 @@ def apply(
     tables: Literal["half", "full", "twice"] | None = None,
     inplace: bool = False,
     layout: Literal["bshd", "bhsd", "thd"] = "bshd",
-    rounding: Literal["once", "per_op"] = "once",
+    rounding: Literal["once", "per_op", "contracted"] = "once",
     style: Literal["half_split", "interleaved", "deinterleave"] | None = None,
 ) -> tuple[Tensor, Tensor | None]: ...
 def qk_norm_rope(
@@ -67,7 +67,7 @@ def qk_norm_rope(
     tables: Literal["half", "full", "twice"] | None = None,
     inplace: bool = False,
     layout: Literal["bshd", "bhsd", "thd"] = "bshd",
-    rounding: Literal["once", "per_op"] = "once",
+    rounding: Literal["once", "per_op", "contracted"] = "once",
 ) -> tuple[Tensor, Tensor | None]: ...
 def rope_append(
     q: Tensor,
@@ -95,7 +95,7 @@ def rope_append(
     part: Literal["first", "last"] = "first",
     tables: Literal["half", "full", "twice"] | None = None,
     layout: Literal["bshd", "bhsd", "thd"] = "thd",
-    rounding: Literal["once", "per_op"] = "once",
+    rounding: Literal["once", "per_op", "contracted"] = "once",
 ) -> Tensor: ...
 def apply_rotary_pos_emb(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1

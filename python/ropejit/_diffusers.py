@@ -168,6 +168,20 @@ def _real(x, freqs, unbind_dim, sequence_dim):
     return None if halves is None else _drop_in(x, *halves, 2 - sequence_dim, interleaved, "once_each")
 
 
+def _complex_turned(x, freqs, unsqueeze_dim):
+    """What the shared function and Qwen's compute of complex tables, which they unsqueeze there, or None."""
+    import torch
+
+    from . import _complex
+
+    if type(x) is not torch.Tensor or type(freqs) is not torch.Tensor or x.ndim != 4 or not x.numel():
+        return None
+    rounding = _complex.rounding(x, x, freqs)
+    if rounding is None:
+        return None
+    return _drop_in(x, *torch.view_as_real(freqs).unbind(-1), unsqueeze_dim, True, rounding)
+
+
 def _may_serve(x, cos, sin):
     """Whether kernels compute what PyTorch does of these types: asked before a table is looked at. A gradient of 16 bits is
     rounded in steps that kernels do not have, unless tables are of that type."""
@@ -224,7 +238,7 @@ def _replacement(known, original, whole):
 
         _patch._say_once(
             logging.WARNING, whole,
-            "%s: calls with complex tables stay as they are: PyTorch fuses a step of their products on a GPU, kernels do not",
+            "%s: some calls with complex tables stay as they are: kernels do not compute all their bits",
         )  # fmt: skip
 
     if known == "embeddings":
@@ -234,6 +248,8 @@ def _replacement(known, original, whole):
                 out = _real(x, freqs_cis, use_real_unbind_dim, sequence_dim)
                 if out is not None:
                     return out
+            elif (out := _complex_turned(x, freqs_cis, 2)) is not None:
+                return out
             elif not _functions._is_compiling():
                 complex_stays()
             return original(x, freqs_cis, use_real, use_real_unbind_dim, sequence_dim)
@@ -245,6 +261,8 @@ def _replacement(known, original, whole):
                 out = _real(x, freqs_cis, use_real_unbind_dim, 2)
                 if out is not None:
                     return out
+            elif (out := _complex_turned(x, freqs_cis, 1)) is not None:
+                return out
             elif not _functions._is_compiling():
                 complex_stays()
             return original(x, freqs_cis, use_real, use_real_unbind_dim)

@@ -51,7 +51,8 @@ def apply(
         inplace: write to q and k, as PyTorch's operations in place do: under autograd to slices of a tensor, not to leaves; not
             to two tensors that share elements. Otherwise they stay as they are, and so do gradients in the backward pass.
         rounding: ``"once"`` computes in float32 and rounds the result; ``"per_op"`` rounds every product and the sum, as
-            eager PyTorch does in bfloat16 and float16. For float32 they are the same.
+            eager PyTorch does in bfloat16 and float16. For float32 they are the same. ``"contracted"`` is ``"once"``, but of two
+            products one goes into their sum without being rounded, as in PyTorch's complex product on CUDA.
 
     Gradients are computed for q and k; a table that requires one is an error. Works under ``torch.compile(fullgraph=True)``
     and in CUDA graphs. Arrays of other libraries (NumPy, CuPy, JAX) are taken through DLPack. On a GPU the call stands in line on the

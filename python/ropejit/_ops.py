@@ -268,7 +268,7 @@ def drop_in(q, k, cos, sin, unsqueeze_dim, style, tables, partial, rounding):
     if rounding in ("per_op", "promoted") and same:
         rounding = "per_op"
     elif rounding != "per_op" and (same or cos.dtype == torch.float32):
-        rounding = "once"
+        rounding = "contracted" if rounding == "contracted" else "once"
     else:
         return None
     if tables == "twice":

@@ -15,11 +15,11 @@ from . import _complex, _functions, _parts
 def of(match, original):
     """The function that stands for ``original``."""
     form = match.form
-    how = (form.style, form.tables, form.partial, form.rounding)
+    how = (form.style, form.tables, form.partial)
     rotate = _functions.drop_in
 
-    def turn(q, k, cos, sin, unsqueeze_dim):
-        return rotate(q, k, cos, sin, unsqueeze_dim, *how)
+    def turn(q, k, cos, sin, unsqueeze_dim, rounding=form.rounding):
+        return rotate(q, k, cos, sin, unsqueeze_dim, *how, rounding)
 
     function = _MAKERS[form.call + "_with_ids" if match.ids else form.call](original, turn)
     function.__ropejit_match__ = match
@@ -244,9 +244,10 @@ def _conformer(original, turn):
 
 def _complex_turned(turn, q, k, freqs, table, unsqueeze_dim):
     """``freqs``: as the text is given it; ``table``: as its text shapes it, and None where that cannot be."""
-    if table is None or not _parts.tensors(q, k, ndim=4) or _parts.is_empty(q, k) or not _complex.is_rounded(q, k, freqs):
+    if table is None or not _parts.tensors(q, k, ndim=4) or _parts.is_empty(q, k):
         return None
-    return turn(q, k, *torch.view_as_real(table).unbind(-1), unsqueeze_dim)
+    rounding = _complex.rounding(q, k, freqs)
+    return None if rounding is None else turn(q, k, *torch.view_as_real(table).unbind(-1), unsqueeze_dim, rounding)
 
 
 def _complex_by(unsqueeze_dim):

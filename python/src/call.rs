@@ -6,8 +6,8 @@ use std::ffi::c_void;
 
 use pyo3::prelude::*;
 use ropejit::{
-    Args, CuSeqlens, DType, Direction, Input, Layout, Operand, PositionIds, Positions, RopeSpec, Rounding, Stream,
-    TableForm, TableWidth, Tables, Tensor,
+    Args, CuSeqlens, DType, Direction, Input, Layout, Operand, PositionIds, Positions, RopeSpec, Stream, TableForm,
+    TableWidth, Tables, Tensor,
 };
 
 use crate::beside;
@@ -89,8 +89,7 @@ impl Call {
             RopeSpec::new(dtype, number(head_dim), number(heads), k_layout.map_or(0, |k| number(k.shape[2])));
         spec.rotary_dim = number(rotary_dim);
         spec.style = form.style;
-        // In f32 the contracts are one: one kernel serves both.
-        spec.rounding = if dtype == DType::F32 { Rounding::Once } else { form.rounding };
+        spec.rounding = form.rounding.of(dtype);
         spec.direction = if form.backward { Direction::Backward } else { Direction::Forward };
         spec.table = TableForm { dtype: table, width };
         spec.positions = place::position_form(place, form.order, [batch, tokens], &here)?;

@@ -55,7 +55,11 @@ pub fn drop_in<'py>(
             is_recorded = torch.requires_grad(q)? || k.map_or(Ok(false), |k| torch.requires_grad(k))?;
         }
         let is_watched = torch.is_watched(py)?;
-        let mut word = if contract == Rounding::Once { "once" } else { "per_op" };
+        let mut word = match contract {
+            Rounding::Once => "once",
+            Rounding::PerOp => "per_op",
+            Rounding::Contracted => "contracted",
+        };
         if is_recorded && tensors.q.element != Element::Float(DType::F32) {
             match rounding {
                 // Eager rounds some steps of the gradient, as no contract does.
@@ -141,6 +145,7 @@ fn contract(t: &Tensors, rounding: &str) -> Option<Rounding> {
     match rounding {
         "per_op" | "promoted" if table == dtype => Some(Rounding::PerOp),
         "promoted" | "once" | "once_each" if table == DType::F32 || table == dtype => Some(Rounding::Once),
+        "contracted" if table == DType::F32 || table == dtype => Some(Rounding::Contracted),
         _ => None,
     }
 }

@@ -25,12 +25,13 @@ impl Order {
     }
 }
 
-/// `once` or `per_op`.
+/// `once`, `per_op` or `contracted`.
 pub fn rounding(text: &str) -> PyResult<Rounding> {
     match text {
         "once" => Ok(Rounding::Once),
         "per_op" => Ok(Rounding::PerOp),
-        _ => Err(wrong("rounding", format!("'{text}' is not one of 'once' and 'per_op'"))),
+        "contracted" => Ok(Rounding::Contracted),
+        _ => Err(wrong("rounding", format!("'{text}' is not one of 'once', 'per_op' and 'contracted'"))),
     }
 }
 

@@ -55,7 +55,7 @@ pub fn prewarm(
         let dtype = dtype.map(parsed).transpose()?.or(model.dtype).unwrap_or(DType::BF16);
         let table = table_dtype.map(parsed).transpose()?.unwrap_or(dtype);
         let head_major = Order::parse(layout)? == Order::Bhsd;
-        let rounding = if dtype == DType::F32 { ropejit::Rounding::Once } else { form::rounding(rounding)? };
+        let rounding = form::rounding(rounding)?.of(dtype);
         let mut specs: Vec<RopeSpec> = Vec::new();
         for layer in model.layers.keys() {
             let mut spec = model.layer_spec(layer).map_err(raise)?;

@@ -89,7 +89,7 @@ def test_every_function_of_transformers(device, capsys, served):
             used, differing = compare(slot.get(), original, form, widths, needs, device, served, calls)
             functions["wrong" if differing else "equal"] += 1
             wrong.extend((label, *call) for call in differing)
-            # A device that contracts complex products computes them itself.
+            # A device whose complex products have no contract of the kernels' computes them itself.
             if not form.call.startswith("complex") or all(_complex._SEEN.values()):
                 unused.extend((label, *call) for call in itertools.product(WAYS[form.call], DTYPES) if call not in used)
     with capsys.disabled():

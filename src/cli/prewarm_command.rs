@@ -29,6 +29,7 @@ pub fn prewarm_command(spec: &RopeSpec, bucket: Bucket, class: Class) -> String 
     flag(spec.k_head_dim.is_some(), &format!("--k-head-dim {}", spec.k_head_dim.unwrap_or_default()));
     flag(spec.direction == Direction::Backward, "--backward");
     flag(spec.rounding == Rounding::PerOp, "--rounding per-op");
+    flag(spec.rounding == Rounding::Contracted, "--rounding contracted");
     flag(spec.table.dtype != DType::F32, "--table same");
     flag(spec.table.width == TableWidth::Full, "--table-width full");
     let positions = match spec.positions {

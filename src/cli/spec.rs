@@ -108,6 +108,8 @@ pub enum RoundingArg {
     Once,
     /// After every operation, as PyTorch does.
     PerOp,
+    /// Once, with one product of each sum fused, as PyTorch's complex product on CUDA.
+    Contracted,
 }
 
 #[derive(ValueEnum, Clone, Copy)]
@@ -258,6 +260,7 @@ impl FormArgs {
         spec.rounding = match self.rounding {
             RoundingArg::Once => Rounding::Once,
             RoundingArg::PerOp => Rounding::PerOp,
+            RoundingArg::Contracted => Rounding::Contracted,
         };
         spec.table = TableForm {
             dtype: match self.table {

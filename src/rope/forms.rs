@@ -44,6 +44,19 @@ pub enum Rounding {
     Once,
     /// Tables, every product and the sum rounded to the dtype. Equals transformers eager for bf16 and f16.
     PerOp,
+    /// As [`Once`](Self::Once), but one product of each sum is not rounded, as where a compiler contracts the two to one operation:
+    /// `fl(a·c − fl(b·s))` and `fl(a·s + fl(b·c))` in f32, then one rounding to the dtype. Equals PyTorch's complex product on
+    /// CUDA (Llama 4, DeepSeek-V2).
+    Contracted,
+}
+
+impl Rounding {
+    /// The contract that one kernel serves for all that have its bits in a dtype: nothing is narrower than f32, where each
+    /// operation is rounded once.
+    #[must_use]
+    pub fn of(self, dtype: DType) -> Self {
+        if dtype == DType::F32 && self == Self::PerOp { Self::Once } else { self }
+    }
 }
 
 /// The rotation or its transpose.

@@ -38,9 +38,7 @@ impl Library {
             base.style = PairStyle::Deinterleave;
         }
         let of = |rounding: Rounding, table: DType, width: TableWidth| {
-            // In f32 the contracts are one.
-            let rounding = if spec.dtype == DType::F32 { Rounding::Once } else { rounding };
-            base.clone().with_rounding(rounding).with_table(table, width)
+            base.clone().with_rounding(rounding.of(spec.dtype)).with_table(table, width)
         };
         let either = |width| [of(Rounding::Once, spec.dtype, width), of(Rounding::Once, DType::F32, width)];
         let mut all: Vec<RopeSpec> = Vec::new();
@@ -48,7 +46,7 @@ impl Library {
         let mut gradient_of = None;
         match self {
             Self::Transformers => {
-                use Rounding::{Once, PerOp};
+                use Rounding::{Contracted, Once, PerOp};
                 use TableWidth::{Full, Half};
                 let (form, alone) = match model_type {
                     "cohere" | "cohere2" => (of(Once, spec.dtype, Half), false),
@@ -60,6 +58,8 @@ impl Library {
                     "ernie4_5" | "ernie4_5_moe" | "flex_olmo" | "olmo" | "olmo2" | "olmo3" => {
                         (of(Once, DType::F32, Full), false)
                     }
+                    // Complex products, as a GPU computes them.
+                    "llama4" | "llama4_text" | "deepseek_v2" => (of(Contracted, DType::F32, Half), false),
                     "gpt_oss" => (of(PerOp, spec.dtype, Half), false),
                     "gptj" | "codegen" => (of(PerOp, spec.dtype, Half), true),
                     "gemma3n_text" | "gemma4_text" => (of(PerOp, spec.dtype, Full), true),
@@ -254,13 +254,14 @@ mod tests {
     fn pairs_leave_as_halves_where_transformers_text_says_so() {
         let mut spec = RopeSpec::new(DType::BF16, 64, 128, 1);
         spec.style = PairStyle::Interleaved;
-        for (model_type, style) in [
-            ("deepseek_v3", "deinterleave"),
-            ("kimi_k2", "deinterleave"),
-            ("glm_moe_dsa", "deinterleave"),
-            ("deepseek_v2", "interleaved"),
-        ] {
+        for (model_type, style) in
+            [("deepseek_v3", "deinterleave"), ("kimi_k2", "deinterleave"), ("glm_moe_dsa", "deinterleave")]
+        {
             let line = format!("bf16 d64 h128/1 {style} per_op table=bf16/full pos=implicit");
+            assert_eq!(texts("transformers", model_type, &spec, false), [line]);
+        }
+        for model_type in ["deepseek_v2", "llama4", "llama4_text"] {
+            let line = "bf16 d64 h128/1 interleaved contracted table=f32/half pos=implicit";
             assert_eq!(texts("transformers", model_type, &spec, false), [line]);
         }
         spec.style = PairStyle::HalfSplit;

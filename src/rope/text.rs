@@ -83,8 +83,8 @@ pub(crate) mod tests {
         use PositionForm::{CuSeqlens, CuSeqlens64, Ids32, Ids64, Implicit, Offsets32, Offsets64};
         let pick = |n: usize| 0..n;
         let dims = (1u32..=256, 1u32..=256, 1u32..100, 0u32..100);
-        let plain =
-            (dims, pick(3), pick(7), pick(3), any::<[bool; 6]>()).prop_map(|(dims, dtype, positions, angles, is)| {
+        let plain = (dims, pick(3), pick(7), (pick(3), pick(3)), any::<[bool; 5]>()).prop_map(
+            |(dims, dtype, positions, (angles, rounding), is)| {
                 let mut spec = RopeSpec::new(DType::ALL[dtype], 2 * dims.0, dims.2, dims.3);
                 spec.rotary_dim = 2 * dims.1.min(dims.0);
                 spec.positions = [Implicit, Ids32, Ids64, Offsets32, Offsets64, CuSeqlens, CuSeqlens64][positions];
@@ -92,22 +92,21 @@ pub(crate) mod tests {
                 if is[0] {
                     spec.style = PairStyle::Interleaved;
                 }
+                spec.rounding = [Rounding::Once, Rounding::PerOp, Rounding::Contracted][rounding];
                 if is[1] {
-                    spec.rounding = Rounding::PerOp;
-                }
-                if is[2] {
                     spec.direction = Direction::Backward;
                 }
                 if spec.angles.is_none() {
-                    spec.table.dtype = if is[3] { spec.dtype } else { DType::F32 };
-                    spec.table.width = if is[4] { TableWidth::Full } else { TableWidth::Half };
+                    spec.table.dtype = if is[2] { spec.dtype } else { DType::F32 };
+                    spec.table.width = if is[3] { TableWidth::Full } else { TableWidth::Half };
                 }
-                if matches!(spec.positions, Ids32 | Ids64) && is[5] {
+                if matches!(spec.positions, Ids32 | Ids64) && is[4] {
                     let t = spec.rotary_dim / 2;
                     spec.mrope = Some(Mrope { sections: [t / 2, t - t / 2, 0], interleaved: is[0] });
                 }
                 spec
-            });
+            },
+        );
         (plain, neighbours()).prop_map(|(spec, beside)| beside.beside(spec))
     }
 

@@ -15,7 +15,9 @@ use ropejit::jit::Bucket;
 use ropejit::rope::Rsqrt;
 use ropejit::rope::scaling::TableMode;
 use ropejit::store::Kind;
-use ropejit::{DType, DeviceChoice, Engine, ErrorKind, Layout, Origin, PositionForm, RopeSpec, Tuning};
+use ropejit::{
+    DType, DeviceChoice, Engine, ErrorKind, Layout, Origin, PairStyle, PositionForm, RopeSpec, Rounding, Tuning,
+};
 
 use crate::cases::{Case, Data, Order, assert_bits, assert_near, assert_right, run};
 
@@ -127,6 +129,13 @@ fn engine_angles_are_bit_exact_and_follow_the_length() {
 }
 
 #[test]
+fn contracted_products_are_bit_exact() {
+    let _beside = beside();
+    let Some(engine) = engine("contracted_products_are_bit_exact", Tuning::Never) else { return };
+    crate::host::every_contracted(&engine);
+}
+
+#[test]
 fn equals_transformers_eager() {
     let _beside = beside();
     let Some(engine) = engine("equals_transformers_eager", Tuning::Never) else { return };
@@ -146,6 +155,9 @@ fn every_candidate_of_every_tuning_is_bit_equal_and_the_winner_is_right() {
     cases.push(Case { order: Order::Bhsd, ..Case::new(RopeSpec::new(DType::BF16, 96, 8, 2), 2, 129) });
     cases.push(Case { order: Order::Packed, ..Case::new(RopeSpec::new(DType::F16, 64, 12, 4), 3, 77) });
     cases.push(Case { order: Order::Odd, in_place: true, ..Case::new(RopeSpec::new(DType::BF16, 80, 5, 5), 2, 19) });
+    let mut contracted = RopeSpec::new(DType::F32, 128, 8, 2).with_rounding(Rounding::Contracted);
+    contracted.style = PairStyle::Interleaved;
+    cases.push(Case::new(contracted, 1, 300));
     // Of specs whose angles are the engine's, candidates that compute and candidates that read.
     for mode in [TableMode::F32, TableMode::Accurate] {
         for (parameters, seq_len) in [crate::angles::plain(128), crate::angles::beyond_dynamic(128)] {

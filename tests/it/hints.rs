@@ -28,6 +28,9 @@ fn cases() -> Vec<Case> {
     let mut gradient = RopeSpec::new(DType::F16, 64, 2, 0).with_positions(PositionForm::Ids64);
     (gradient.direction, gradient.style) = (Direction::Backward, PairStyle::Interleaved);
     all.push(Case::new(gradient, 2, 3));
+    let mut product = RopeSpec::new(DType::F32, 64, 2, 2).with_rounding(Rounding::Contracted);
+    product.style = PairStyle::Interleaved;
+    all.push(Case::new(product, 1, 5));
     let mut multimodal = spec().with_positions(PositionForm::Ids32);
     multimodal.mrope = Some(Mrope { sections: [12, 10, 10], interleaved: true });
     all.push(Case::new(multimodal, 1, 5));

@@ -7,7 +7,7 @@ use ropejit::device::Device as _;
 use ropejit::device::Target;
 use ropejit::jit::render::{Dialect, render};
 use ropejit::jit::{Abilities, Bucket, Class, variant};
-use ropejit::{DType, PositionForm, RopeSpec, Rounding};
+use ropejit::{DType, Direction, PairStyle, PositionForm, RopeSpec, Rounding};
 
 /// Sources of all variants for a spread of specs, layouts and buckets.
 fn sources(can: Abilities) -> BTreeSet<String> {
@@ -42,6 +42,30 @@ fn the_compiler_is_known_by_its_version_alone() {
     assert!(build.clone().count() == 3 && build.clone().all(|n| n.is_ok()), "{compiler}");
     let (path, version) = ropejit::device::nvrtc_version().expect("found");
     assert!(version == compiler && path.is_absolute() && !path.to_string_lossy().contains("builtins"), "{path:?}");
+}
+
+/// Of the four products of a pair two are rounded, and two are fused with what these gave: nothing else is added or multiplied.
+#[test]
+fn contracted_products_are_fused_one_of_two() {
+    for arch in ["sm_80", "sm_90", "sm_100"] {
+        let target = Target::new(arch).expect("a known architecture");
+        for dtype in DType::ALL {
+            for direction in [Direction::Forward, Direction::Backward] {
+                let mut spec = RopeSpec::new(dtype, 128, 32, 8).with_rounding(Rounding::Contracted);
+                (spec.style, spec.direction) = (PairStyle::Interleaved, direction);
+                let class = Class::contiguous(&spec, false, true);
+                let v = variant::space(&spec, class, Bucket::of(8192), target.abilities())[0];
+                let source = ropejit::jit::render::source(render(Dialect::Cuda, &spec, class, v));
+                let (binary, _) = target.compile_with(&source, &[]).unwrap_or_else(|e| panic!("{arch}: {e}"));
+                let ptx = String::from_utf8_lossy(binary.ptx());
+                let count = |operation: &str| ptx.matches(operation).count();
+                assert!(count("fma.rn.f32") > 0, "{arch} {spec}\n{ptx}");
+                assert_eq!(count("fma.rn.f32"), count("mul.rn.f32"), "{arch} {spec}\n{ptx}");
+                assert_eq!(count("fma."), count("fma.rn.f32"), "{arch} {spec}\n{ptx}");
+                assert_eq!(count("add.rn.f32") + count("sub.rn.f32") + count("mad.f"), 0, "{arch} {spec}\n{ptx}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -5,8 +5,8 @@ This module is the one that torchtitan's ``--override.imports`` names, and so im
     --override.imports ropejit.integrations.torchtitan.cos_sin_rope
     --override.imports ropejit.integrations.torchtitan.complex_rope
 
-``cos_sin_rope`` has the bits of ``CosSinRoPE``, results and gradients. ``complex_rope`` computes in float32 and rounds once as
-``ComplexRoPE`` does, but PyTorch fuses a step of a complex product on a GPU, so that a few results differ in the last bit.
+``cos_sin_rope`` has the bits of ``CosSinRoPE``, results and gradients. So has ``complex_rope`` those of ``ComplexRoPE`` where calls
+are eager and `_complex` knows a contract of PyTorch's product; else it rounds once, and a few results may differ in the last bit.
 """
 
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ import torch
 from torchtitan.config import derive, override
 from torchtitan.models.common.rope import ComplexRoPE, CosSinRoPE
 
-from .. import _functions
+from .. import _complex, _functions
 
 __all__ = ["RopejitComplexRoPE", "RopejitCosSinRoPE", "complex_rope", "cos_sin_rope"]
 
 
-def _both(query, key, cos, sin, style):
+def _both(query, key, cos, sin, style, rounding="once"):
     """q and k, ``[batch, tokens, heads, head_dim]``, rotated, or None; cos and sin: ``[1 or batch, tokens, 1, head_dim / 2]``."""
     if not all(type(x) is torch.Tensor for x in (query, key, cos)) or cos.ndim != 4 or cos.shape[2] != 1:
         return None  # a DTensor: its placements are torchtitan's to follow
-    return _functions.drop_in(query, key, cos.squeeze(2), sin.squeeze(2), 2, style, "half", False, "once")
+    return _functions.drop_in(query, key, cos.squeeze(2), sin.squeeze(2), 2, style, "half", False, rounding)
 
 
 class RopejitCosSinRoPE(CosSinRoPE):
@@ -59,7 +59,7 @@ class RopejitComplexRoPE(ComplexRoPE):
         out = None
         if rope_cache.dtype == torch.complex64 and type(rope_cache) is torch.Tensor:
             cos, sin = (part.contiguous() for part in torch.view_as_real(rope_cache).unbind(-1))
-            out = _both(query, key, cos, sin, "interleaved")
+            out = _both(query, key, cos, sin, "interleaved", _complex.rounding(query, key, rope_cache) or "once")
         return ComplexRoPE.apply_rotary_emb(query, key, rope_cache) if out is None else out
 
 

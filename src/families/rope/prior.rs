@@ -220,7 +220,7 @@ struct Work {
     /// Whether candidates that compute their angles compete with those that read.
     computes: bool,
     class: Class,
-    per_op: bool,
+    rounding: Rounding,
     reads_positions: bool,
     heads: f64,
     /// Bytes that one launch reads and writes.
@@ -296,7 +296,7 @@ impl Work {
             table: if class.table_word == 0 { 0 } else { spec.table.dtype.size() },
             computes: class.table_word == 0 || (!fused && may_compute(spec)),
             class,
-            per_op: spec.rounding == Rounding::PerOp,
+            rounding: spec.rounding,
             reads_positions: spec.positions != PositionForm::Implicit,
             heads: f64::from(spec.items()),
             bytes: bucket.tokens() as f64 * bytes_per_token(spec) as f64,
@@ -309,7 +309,7 @@ impl Work {
     /// Near enough to take the other's variant unmeasured (see the module).
     fn is_near(&self, other: &Self, l2: f64) -> bool {
         let form = |w: &Self| {
-            (w.size, w.head_dim, w.rotary_dim, w.style, w.table, w.computes, w.class, w.per_op, w.reads_positions)
+            (w.size, w.head_dim, w.rotary_dim, w.style, w.table, w.computes, w.class, w.rounding, w.reads_positions)
         };
         let streams = self.bytes.min(other.bytes) >= PAST_L2 * l2.max(1.0);
         let alike = if streams {
@@ -336,7 +336,7 @@ impl Work {
             + log2_ratio(self.class.word.into(), other.class.word.into())
             + unless(self.size == other.size, 1.0)
             + unless(self.style == other.style, 1.0)
-            + unless(self.per_op == other.per_op, 0.5)
+            + unless(self.rounding == other.rounding, 0.5)
             + unless(self.reads_positions == other.reads_positions, 0.5)
             + unless(self.class.copy_rest == other.class.copy_rest, 1.0)
             + unless(self.class.head_major == other.class.head_major, 2.0)

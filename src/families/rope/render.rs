@@ -92,6 +92,7 @@ pub fn render(dialect: Dialect, spec: &RopeSpec, class: Class, v: Variant) -> St
         // How a fused kernel's pairs lie it is told apart.
         ("INTERLEAVED", &u8::from(!is_fused && spec.style == PairStyle::Interleaved)),
         ("PER_OP", &u8::from(spec.rounding == Rounding::PerOp)),
+        ("CONTRACTED", &u8::from(spec.rounding == Rounding::Contracted)),
         ("BACKWARD", &u8::from(spec.direction == Direction::Backward)),
         ("POSITIONS", &positions_code(spec.positions)),
         ("MROPE", &mrope_code(spec.mrope.as_ref())),

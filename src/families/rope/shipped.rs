@@ -65,6 +65,9 @@ impl Shipped {
         let arch = can.cubins.and_then(cubin_arch);
         // What is served by PTX does not wait for the kernel ahead of it, so it must not be launched before that has ended.
         let overlap = can.overlap && arch.is_some_and(overlaps);
+        if spec.rounding == Rounding::Contracted {
+            return None; // in none of what is shipped
+        }
         if spec.is_fused() {
             return Self::norm_of(spec, class).map(|norm| (Self::Norm(norm), norm.variant(overlap)));
         }
@@ -260,6 +263,10 @@ mod tests {
             of(&spec, class)
         };
         assert_eq!(other(|s| s.rounding = Rounding::Once), None);
+        // Of contracted products nothing is.
+        let mut contracted = RopeSpec::new(DType::BF16, 128, 32, 8).with_rounding(Rounding::Contracted);
+        contracted.style = PairStyle::Interleaved;
+        assert_eq!(of(&contracted, Class::contiguous(&contracted, false, true)), None);
         assert_eq!(other(|s| s.dtype = DType::F16), None);
         assert_eq!(other(|s| s.rotary_dim = 64), None);
         assert_eq!(other(|s| s.append = Some(Append::new(128))), None);

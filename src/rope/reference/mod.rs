@@ -1,7 +1,7 @@
 //! RoPE and its neighbours in plain Rust: the truth that kernels are checked against, and what serves where nothing can be
 //! compiled.
 //!
-//! [`rotate_f64`] is the mathematics of a pair, [`rotate`] the two rounding contracts, operation by operation, so that a kernel's
+//! [`rotate_f64`] is the mathematics of a pair, [`rotate`] the rounding contracts, operation by operation, so that a kernel's
 //! bits can be predicted. [`forward`] and [`backward`] do a whole head, with its norm; [`weight_gradient`] adds up what heads
 //! give to the gradient of a weight; [`fp8`], [`slot_of`] and [`slot_in_pages`] say what a cache holds, and where.
 

@@ -52,8 +52,8 @@ pub fn rotate(spec: &RopeSpec, ab: (f32, f32), cs: (f32, f32)) -> (f32, f32) {
 pub(super) fn rotate_in(spec: &RopeSpec, direction: Direction, (a, b): (f32, f32), (c, s): (f32, f32)) -> (f32, f32) {
     let fl = |x: f32| spec.dtype.round(x);
     match spec.rounding {
-        Rounding::Once => {
-            let turned = rotate_f32(direction, (a, b), (c, s));
+        Rounding::Once | Rounding::Contracted => {
+            let turned = rotate_f32(spec.rounding, direction, (a, b), (c, s));
             (fl(turned.0), fl(turned.1))
         }
         Rounding::PerOp => {
@@ -64,8 +64,16 @@ pub(super) fn rotate_in(spec: &RopeSpec, direction: Direction, (a, b): (f32, f32
 }
 
 /// In f32, not rounded to the dtype.
-pub(super) fn rotate_f32(direction: Direction, (a, b): (f32, f32), (c, s): (f32, f32)) -> (f32, f32) {
+pub(super) fn rotate_f32(
+    rounding: Rounding,
+    direction: Direction,
+    (a, b): (f32, f32),
+    (c, s): (f32, f32),
+) -> (f32, f32) {
     let s = signed(direction, s);
+    if rounding == Rounding::Contracted {
+        return (a.mul_add(c, -(b * s)), a.mul_add(s, b * c));
+    }
     (a * c - b * s, b * c + a * s)
 }
 
@@ -94,6 +102,29 @@ mod tests {
     use super::*;
     use crate::rope::DType;
 
+    /// One product of each sum is not rounded, and it is that of the first element: its last bit is what is left over.
+    #[test]
+    fn contracted_by_hand() {
+        let (x, rounded, bit) = (1.0 + 2f32.powi(-12), 1.0 + 2f32.powi(-11), 2f32.powi(-24));
+        let turn = |rounding, ab, cs| {
+            let spec = RopeSpec::new(DType::F32, 2, 1, 1).with_rounding(rounding);
+            rotate(&spec, ab, cs)
+        };
+        // x·x is `rounded` + `bit`, and rounds to `rounded`.
+        assert_eq!(x * x, rounded);
+        assert_eq!(turn(Rounding::Once, (x, rounded), (x, 1.0)).0, 0.0);
+        assert_eq!(turn(Rounding::Contracted, (x, rounded), (x, 1.0)).0, bit);
+        assert_eq!(turn(Rounding::Contracted, (rounded, x), (1.0, x)).0, 0.0);
+        assert_eq!(turn(Rounding::Once, (x, -rounded), (1.0, x)).1, 0.0);
+        assert_eq!(turn(Rounding::Contracted, (x, -rounded), (1.0, x)).1, bit);
+        assert_eq!(turn(Rounding::Contracted, (-rounded, x), (x, 1.0)).1, 0.0);
+        // Backward the same with −s.
+        let mut spec = RopeSpec::new(DType::F32, 2, 1, 1).with_rounding(Rounding::Contracted);
+        spec.direction = Direction::Backward;
+        assert_eq!(rotate(&spec, (x, rounded), (x, -1.0)).0, bit);
+        assert_eq!(rotate(&spec, (x, rounded), (1.0, x)).1, -bit);
+    }
+
     proptest! {
         #[test]
         fn backward_undoes_forward(a in -4.0f64..4.0, b in -4.0f64..4.0, angle in -10.0f64..10.0) {
@@ -121,7 +152,7 @@ mod tests {
         #[test]
         fn contracts_stay_near_the_mathematics(a in -4.0f32..4.0, b in -4.0f32..4.0, angle in -10.0f32..10.0) {
             for dtype in DType::ALL {
-                for rounding in [Rounding::Once, Rounding::PerOp] {
+                for rounding in [Rounding::Once, Rounding::PerOp, Rounding::Contracted] {
                     let spec = RopeSpec::new(dtype, 2, 1, 1).with_rounding(rounding);
                     let (a, b) = (dtype.round(a), dtype.round(b));
                     let (c, s) = (angle.cos(), angle.sin());

@@ -11,7 +11,7 @@ pub const FLAVOURS: [Flavour; 4] =
     [Flavour::WeightAfter, Flavour::OnePlusWeight, Flavour::WeightF32, Flavour::NoWeight];
 const STYLES: [PairStyle; 3] = [PairStyle::HalfSplit, PairStyle::Interleaved, PairStyle::Deinterleave];
 const ORDERS: [SumOrder; 2] = [SumOrder::Torch, SumOrder::Tree];
-const ROUNDINGS: [Rounding; 2] = [Rounding::PerOp, Rounding::Once];
+const ROUNDINGS: [Rounding; 3] = [Rounding::PerOp, Rounding::Once, Rounding::Contracted];
 
 /// Flavour, dtype and rounding each with each other, and every `head_dim` with every flavour, dtype, order and style.
 pub fn grid(direction: Direction, rsqrt: Rsqrt) -> Vec<Case> {
@@ -22,7 +22,7 @@ pub fn grid(direction: Direction, rsqrt: Rsqrt) -> Vec<Case> {
         let head_dim = dims[(n + n / 12) % 9];
         let norm = Norm { flavour, order: ORDERS[(n + n / 9) % 2], rsqrt, after_rope: n % 5 == 4 };
         let mut spec = RopeSpec::new(dtype, head_dim, [3, 4, 1][n % 3], [1, 2, 0, 1][n / 2 % 4]).with_norm(norm);
-        spec = spec.with_rounding(ROUNDINGS[(n / 12 + n / 24) % 2]);
+        spec = spec.with_rounding(ROUNDINGS[n / 12]);
         spec = spec.with_table([DType::F32, dtype][n / 3 % 2], [TableWidth::Half, TableWidth::Full][n / 5 % 2]);
         (spec.style, spec.direction) = (STYLES[n / 3 % 3], direction);
         spec.positions = [PositionForm::Implicit, PositionForm::Ids32, PositionForm::Ids64][n % 3];
@@ -51,7 +51,7 @@ pub fn forms(direction: Direction, rsqrt: Rsqrt) -> Vec<Case> {
         spec.rotary_dim = rotary_dim;
         spec.part = [RotaryPart::First, RotaryPart::Last][n / 2 % 2];
         (spec.style, spec.direction) = (STYLES[(n + n / 7) % 3], direction);
-        spec = spec.with_rounding(ROUNDINGS[n / 3 % 2]);
+        spec = spec.with_rounding(ROUNDINGS[n / 3 % 3]);
         spec.positions = forms[(n + n / 7) % 7];
         let packed = spec.positions.is_packed();
         let mut case = Case::new(spec, if packed { 1 } else { 2 }, 9);
