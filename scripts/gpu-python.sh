@@ -2,8 +2,8 @@
 # Runs on a GPU host what `make peers-bundle` has collected, from the folder it lies in. Nothing is installed: the wheels are
 # unpacked beside the interpreter's own PyTorch, Triton and transformers. Results go to the folder $1.
 #   run.sh OUT [tests] [overhead] [first] [peers] [examples]
-# Of the times in seconds that a stage may take, TESTS_SECONDS (270) and PEERS_SECONDS (360) can be set; TESTS chooses tests, as
-# pytest's -k does; PEERS_TABLE=1 leaves first calls of peers out.
+# Of the times in seconds that a stage may take, TESTS_SECONDS (270) and PEERS_SECONDS (360) can be set; TESTS_WORKERS (6) says how
+# many processes share the tests; TESTS chooses some, as pytest's -k does; PEERS_TABLE=1 leaves first calls of peers out.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=$(mkdir -p "$1" && cd "$1" && pwd)
@@ -19,7 +19,7 @@ mkdir -p "$work/own" && mv "$work"/site/ropejit* "$work/own/"
 # As pip does it: else every import would compile the package's sources again.
 "$python" -m compileall -q "$work/own"
 export PYTHONPATH=$work/own:${PYTHONPATH:-} ROPEJIT_REQUIRE_GPU=1 PYTHONDONTWRITEBYTECODE=1 PEERS_DIR=$here/peers
-"$python" -c 'import pytest' 2>/dev/null || PYTHONPATH=$PYTHONPATH:$work/site
+"$python" -c 'import pytest, xdist' 2>/dev/null || PYTHONPATH=$PYTHONPATH:$work/site
 export PYTHONPATH
 # What fails here is said, and fails again where it matters.
 nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,temperature.gpu --format=csv,noheader | tee "$out/gpu.txt"
@@ -29,7 +29,7 @@ ROPEJIT_CACHE_DIR=$work/doctor timeout -k 5 60 "$python" -m ropejit doctor
 # What is printed goes to a file in OUT as well. Every stage ends in its own time, and the next begins whatever came of it.
 tests() {
     ROPEJIT_CACHE_DIR=$work/tests timeout -k 5 "${TESTS_SECONDS:-270}" "$python" -u -m pytest -q -p no:cacheprovider -W ignore \
-        --tb=short --maxfail=25 --durations=8 "$here/tests" ${TESTS:+-k "$TESTS"} >"$out/python-tests.txt" 2>&1
+        -n "${TESTS_WORKERS:-6}" --dist worksteal --tb=short --maxfail=25 --durations=8 "$here/tests" ${TESTS:+-k "$TESTS"} >"$out/python-tests.txt" 2>&1
     local status=$?
     tail -c 6000 "$out/python-tests.txt"
     return $status

@@ -25,7 +25,7 @@ done
 get() { "$python" -m pip download --quiet --disable-pip-version-check --no-deps -d "$work" "$@" || echo "not to be had: $*"; }
 get liger-kernel
 get unsloth
-get pytest pluggy iniconfig packaging pygments
+get pytest pluggy iniconfig packaging pygments pytest-xdist execnet
 "$python" -m pip install --quiet --disable-pip-version-check setuptools wheel packaging psutil ninja || true
 FLASH_ATTENTION_SKIP_CUDA_BUILD=TRUE get --no-build-isolation --no-binary :all: flash-attn
 
@@ -48,5 +48,5 @@ if [ -n "$file" ]; then
 fi
 mkdir "$out/wheels"
 find . -maxdepth 1 \( -name 'pytest-*.whl' -o -name 'pluggy-*.whl' -o -name 'iniconfig-*.whl' -o -name 'packaging-*.whl' \
-    -o -name 'pygments-*.whl' \) -exec cp {} "$out/wheels/" \;
+    -o -name 'pygments-*.whl' -o -name 'pytest_xdist-*.whl' -o -name 'execnet-*.whl' \) -exec cp {} "$out/wheels/" \;
 du -sh "$out"
