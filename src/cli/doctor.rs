@@ -11,6 +11,7 @@ use ropejit::{Error, ErrorKind, Result};
 use serde_json::json;
 
 use super::output;
+use super::table::wrapped;
 
 /// Check what this machine has: GPU, NVRTC, C++ compiler, cache folder, and the folders of `ROPEJIT_CACHE_PATH`.
 ///
@@ -20,7 +21,8 @@ use super::output;
 #[command(after_help = "\
 Examples:
   ropejit doctor
-  ropejit doctor --require gpu --require nvrtc    exit status 1 unless both are there")]
+  ropejit doctor --require gpu --require nvrtc  exit status 1 unless both are
+                                                there")]
 pub struct Doctor {
     /// Fail unless this is there; may be given several times.
     #[arg(long, value_name = "WHAT", value_enum)]
@@ -84,11 +86,8 @@ impl Doctor {
         } else {
             for (_, name, found) in &all {
                 match found {
-                    Ok(text) => output::line(&format!("ok       {name:<15}{text}"))?,
-                    Err(e) => {
-                        let indented = e.to_string().replace('\n', &format!("\n{:24}", ""));
-                        output::line(&format!("no       {name:<15}{indented}"))?;
-                    }
+                    Ok(text) => tell(&format!("ok       {name:<15}{text}"))?,
+                    Err(e) => tell(&format!("no       {name:<15}{e}"))?,
                 }
             }
         }
@@ -99,6 +98,13 @@ impl Doctor {
         }
         Ok(())
     }
+}
+
+/// Prints what was found of one thing: its lines begin below each other.
+fn tell(text: &str) -> Result<()> {
+    let indented = text.replace('\n', &format!("\n{:24}", ""));
+    let mut lines = indented.lines().flat_map(|line| wrapped(line, 24));
+    lines.try_for_each(|line| output::line(&line))
 }
 
 /// Whether entries can be kept in the cache folder; one that is not there is not made.
