@@ -396,7 +396,10 @@ impl Store for Disk {
 
 /// The files and folders in a folder, sorted; none if it is not there.
 pub(super) fn children(folder: &Path) -> Result<Vec<PathBuf>> {
-    let failed = |e| Error::io(folder, "the cache folder cannot be read", e);
+    let failed = |e| {
+        Error::io(folder, "the cache folder cannot be read", e)
+            .hint("make it readable to you, or set ROPEJIT_CACHE_DIR to another folder")
+    };
     let mut all = match std::fs::read_dir(folder) {
         Ok(entries) => entries.map(|e| e.map(|e| e.path())).collect::<std::io::Result<Vec<_>>>().map_err(failed)?,
         Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => Vec::new(),
