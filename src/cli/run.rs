@@ -208,8 +208,8 @@ impl Run {
                 ),
             ),
         ];
-        let lines = rows.iter().flat_map(|(name, value)| wrapped(&format!("{name:<15}{value}"), 15));
-        lines.map(|line| output::line(&line)).collect()
+        let mut lines = rows.iter().flat_map(|(name, value)| wrapped(&format!("{name:<15}{value}"), 15));
+        lines.try_for_each(|line| output::line(&line))
     }
 }
 

@@ -24,6 +24,9 @@ fn replace(path: &Path, by: &[u8]) {
     fs_err::write(path, by).expect("written");
 }
 
+/// Damages a cache, of which these are the entries.
+type Break<'a> = Box<dyn Fn(&Path, &[PathBuf]) + 'a>;
+
 /// Runs every command that reads or writes the cache. What fails names what it is about, and the way out; returns what was run
 /// and its exit status.
 fn all(what: &str, shell: &Shell, key: &str) -> Vec<(String, i32)> {
@@ -69,7 +72,6 @@ fn a_broken_cache_is_told_and_no_command_panics() {
     let paths = source.entries();
     let name = |path: &PathBuf| path.strip_prefix(source.cache()).expect("in the cache").to_owned();
     let key = paths[0].file_stem().expect("a key").to_string_lossy()[..12].to_owned();
-    type Break<'a> = Box<dyn Fn(&Path, &[PathBuf]) + 'a>;
     let each = |change: fn(usize, Vec<u8>) -> Vec<u8>| -> Break<'_> {
         Box::new(move |_, files| {
             for (i, file) in files.iter().enumerate() {
