@@ -114,7 +114,14 @@ fn usable(places: &Places) -> Result<String> {
             .hint("set ROPEJIT_CACHE_DIR to a folder that you can write to"));
     };
     let there = root.exists();
-    let holds = if there { holding(&places.open_user(&root)?)? } else { "will be made at the first use".into() };
+    let holds = if there {
+        let disk = places.open_user(&root)?;
+        let holds = holding(&disk)?;
+        disk.can_write()?;
+        holds
+    } else {
+        "will be made at the first use".into()
+    };
     let nearest = root.ancestors().find(|folder| folder.exists()).unwrap_or(&root);
     match tempfile::tempfile_in(nearest) {
         Ok(_) => Ok(format!("{} ({holds})", root.display())),

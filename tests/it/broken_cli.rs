@@ -82,7 +82,7 @@ fn a_broken_cache_is_told_and_no_command_panics() {
     let one = |name: &'static str| -> Break<'_> {
         Box::new(move |cache, _| replace(&if name.is_empty() { cache.to_owned() } else { cache.join(name) }, b"x"))
     };
-    let cases: [(&str, Break<'_>, &str, i32); 9] = [
+    let cases: [(&str, Break<'_>, &str, i32); 10] = [
         ("cut short", each(|i, data| data[..[40, 0][i]].to_vec()), "inspect verify", 1),
         ("a byte less", each(|_, data| data[..data.len() - 1].to_vec()), "inspect verify", 1),
         ("not an entry", each(|_, data| data.iter().map(|byte| byte ^ 0xa5).collect()), "inspect verify", 1),
@@ -90,6 +90,7 @@ fn a_broken_cache_is_told_and_no_command_panics() {
         ("a file for the version", one("v1"), "inspect", 1),
         ("a file for the choices", one("v1/choice"), "inspect gc", 0),
         ("a file for what is being written", one("v1/tmp"), "inspect verify", 0),
+        ("the same, asked", one("v1/tmp"), "doctor --require cache", 1),
         (
             "a folder for each entry",
             Box::new(|_, files| {
