@@ -19,7 +19,7 @@ endif
 MSRV = $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 BIN := $(or $(CARGO_TARGET_DIR),target)/release/ropejit
 
-.PHONY: help build nvrtc demo test test-remote test-transformers miri fuzz kernels check-kernels check-priors lint python test-python coverage lint-python test-candle lint-candle test-capi lint-capi capi-header gpu-bundle priors peers-bundle python-packages deny msrv release-check clean
+.PHONY: help build nvrtc demo test test-remote test-pictures test-transformers miri fuzz kernels check-kernels check-priors lint python test-python coverage lint-python test-candle lint-candle test-capi lint-capi capi-header gpu-bundle priors peers-bundle python-packages deny msrv release-check clean
 
 help:
 	@echo "make demo        what it is about, in a minute (no GPU needed)"
@@ -29,6 +29,7 @@ help:
 	@echo "make test-transformers  forms of RoPE, bit for bit with transformers on the CPU (installs PyTorch)"
 	@echo "make test-remote  packs over nginx, s3s-fs and docker-registry on this machine, and all faults of a network"
 	@echo "make miri        unsafe code that needs no GPU, in Miri (a nightly toolchain with miri and rust-src)"
+	@echo "make test-pictures  whether every text of the pictures and of the report can be read, narrow and wide, light and dark (needs Chromium)"
 	@echo "make fuzz        the readers of entries, of packs, of config.json and of kernels' descriptions against any input (FUZZ_SECONDS each)"
 	@echo "make kernels     the kernels that the crate ships, from templates/ into cache/"
 	@echo "make check-priors  which shipped choices were measured with older templates, and how to measure them again"
@@ -72,6 +73,12 @@ test: nvrtc
 test-remote:
 	@test -x target/servers/bin/s3s-fs || $(CARGO) install s3s-fs --version 0.13.0 --locked --features binary --root target/servers
 	PATH="$(CURDIR)/target/servers/bin:$$PATH" $(CARGO) test --test remote
+
+# Playwright from PyPI drives the Chromium that is there (apt-get install chromium); where there is none, it says so.
+test-pictures: build
+	@test -x .venv-pictures/bin/python || { python3 -m venv .venv-pictures && \
+		.venv-pictures/bin/pip install --quiet --disable-pip-version-check 'playwright>=1.50,<2'; }
+	.venv-pictures/bin/python scripts/check_pictures.py $(BIN)
 
 # transformers on the CPU over a grid of forms, bit for bit: PyTorch and transformers from PyPI, some gigabytes.
 test-transformers: build
@@ -117,6 +124,7 @@ check-pages:
 	python3 scripts/check_links.py --test
 	python3 scripts/check_links.py
 	python3 benches/first_calls.py --check
+	python3 benches/peers/report.py benches/results/python --check
 
 # Rust programs of the pages are run, options of their commands compared with the help.
 test-docs: build
@@ -207,4 +215,4 @@ priors: gpu-bundle
 
 clean:
 	$(CARGO) clean
-	rm -rf .gpu .venv .venv-transformers .venv-python .venv-maturin dist book
+	rm -rf .gpu .venv .venv-pictures .venv-transformers .venv-python .venv-maturin dist book

@@ -143,7 +143,8 @@ def first(name):
 
 def table(name):
     peer = peers.ALL[name]()
-    tell(kind="peer", version=peer.version, gpu=torch.cuda.get_device_name(), torch=torch.__version__)
+    made = time.strftime("%Y-%m-%d", time.gmtime())
+    tell(kind="peer", version=peer.version, gpu=torch.cuda.get_device_name(), torch=torch.__version__, made=made)
     for measure in (host, error):
         measure(peer)
     for layout, shapes in (("bshd", BSHD), ("bhsd", BHSD)):

@@ -1,6 +1,16 @@
-"""The figures of `run.py` as a table and a picture."""
+"""The figures of `run.py` as a table and a picture.
+
+    report.py OUT            draws OUT/peers.svg anew from OUT/peers.json
+    report.py OUT --check    whether it is what they say
+"""
 
 import html
+import json
+import pathlib
+import sys
+
+#: When figures were measured that do not say it of themselves.
+MADE = "November 2026"
 
 
 def _shape(figure):
@@ -84,37 +94,50 @@ def short(results):
     return text
 
 
-_COLOURS = ("#c0392b", "#e67e22", "#7f8c8d", "#2980b9", "#27ae60", "#8e44ad", "#16a085")
+_COLOURS = ("#c0392b", "#d9730d", "#7f8c8d", "#2980b9", "#27ae60", "#8e44ad", "#16a085")
+_STYLE = "text{fill:#1d2126}.faint{fill:#666}.paper{fill:#fff}.one{stroke:#888}@media(prefers-color-scheme:dark){text{fill:#e6e8ea}\
+.faint{fill:#98a1aa}.paper{fill:#14171a}.one{stroke:#98a1aa}}"
+#: Narrow, so that a narrow page shows it with letters that can be read.
+_WIDTH, _RIGHT, _BAR = 480, 76, 14
 
 
 def svg(results):
-    """Bars: the share of the copy's speed, a group for each case, a colour for each peer."""
+    """Bars: the share of the copy's speed, a group for each case, a colour for each peer; in the reader's colour scheme."""
     cases = _cases(results)
     there = [name for name, result in results.items() if result["device"]]
-    bar, gap, left, width = 11, 14, 190, 560
-    group = bar * len(there) + gap
+    about = next((r["peer"] for r in results.values() if r.get("peer")), {})
     most = max([1.0, *(f[n][1] for f in cases.values() for n in there if n in f)])
-    scale, top = (width - 60) / most, 46
-    height = top + group * len(cases) + 10
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width}" height="{height}" font-family="sans-serif" '
-           f'font-size="10">', f'<rect width="{left + width}" height="{height}" fill="white"/>',
-           '<text x="8" y="16" font-size="13">Share of the speed of a copy of the same bytes</text>']  # fmt: skip
-    x = 8
-    for name, colour in zip(there, _COLOURS, strict=False):
-        out.append(f'<rect x="{x}" y="24" width="9" height="9" fill="{colour}"/>')
-        out.append(f'<text x="{x + 12}" y="32">{html.escape(name)}</text>')
-        x += 26 + 6 * len(name)
-    one = left + scale
-    out.append(f'<line x1="{one:.1f}" x2="{one:.1f}" y1="{top - 6}" y2="{height - 6}" stroke="#888" stroke-dasharray="3 3"/>')
+    scale = (_WIDTH - 12 - _RIGHT) / most
+    # Two columns of names.
+    top = 58 + 18 * -(-len(there) // 2)
+    group = 24 + _BAR * len(there) + 10
+    height = top + group * len(cases)
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" '
+           f'font-family="Helvetica, Arial, sans-serif" font-size="12">', f"<style>{_STYLE}</style>",
+           '<rect class="paper" width="100%" height="100%"/>']  # fmt: skip
+
+    def text(x, y, words, more=""):
+        out.append(f'<text x="{x:.1f}" y="{y:.1f}"{more}>{html.escape(words)}</text>')
+
+    text(12, 22, "Share of the speed of a copy of the same bytes", ' font-size="15" font-weight="600"')
+    text(12, 42, f"{about.get('gpu', 'no GPU')}, torch {about.get('torch', '?')}, bf16; {about.get('made', MADE)}. Line: 1.0, the copy",
+         ' class="faint"')  # fmt: skip
+    for n, (name, colour) in enumerate(zip(there, _COLOURS, strict=False)):
+        x, y = 12 + 230 * (n % 2), 54 + 18 * (n // 2)
+        out.append(f'<rect x="{x}" y="{y}" width="11" height="11" fill="{colour}"/>')
+        text(x + 17, y + 10, name)
+    one = 12 + scale
     for i, ((layout, shape), figures) in enumerate(cases.items()):
         y = top + i * group
-        out.append(f'<text x="{left - 8}" y="{y + group / 2 - 3:.1f}" text-anchor="end">{html.escape(f"{layout} {shape}")}</text>')
+        text(12, y + 18, f"{layout} {shape}", ' font-weight="600"')
         for j, (name, colour) in enumerate(zip(there, _COLOURS, strict=False)):
             if name in figures:
                 us, ratio = figures[name]
-                at = y + j * bar
-                out.append(f'<rect x="{left}" y="{at}" width="{ratio * scale:.1f}" height="{bar - 1}" fill="{colour}"/>')
-                out.append(f'<text x="{left + ratio * scale + 3:.1f}" y="{at + 9}">{us:.1f} µs</text>')
+                at = y + 24 + j * _BAR
+                out.append(f'<rect x="12" y="{at}" width="{ratio * scale:.1f}" height="{_BAR - 2}" fill="{colour}"/>')
+                text(_WIDTH - 8, at + 10, f"{us:.1f} µs", ' text-anchor="end"')
+        end = y + 24 + len(there) * _BAR
+        out.append(f'<line class="one" x1="{one:.1f}" x2="{one:.1f}" y1="{y + 24}" y2="{end}" stroke-dasharray="3 3"/>')
     return "\n".join([*out, "</svg>", ""])
 
 
@@ -122,3 +145,17 @@ def write(results, folder):
     (folder / "peers.md").write_text(markdown(results))
     (folder / "peers-short.md").write_text(short(results))
     (folder / "peers.svg").write_text(svg(results))
+
+
+def main():
+    folder = pathlib.Path(sys.argv[1])
+    drawn = svg(json.loads((folder / "peers.json").read_text()))
+    picture = folder / "peers.svg"
+    if sys.argv[2:] != ["--check"]:
+        picture.write_text(drawn)
+    elif picture.read_text() != drawn:
+        sys.exit(f"{picture}: not what the results say; run python3 benches/peers/report.py {folder}")
+
+
+if __name__ == "__main__":
+    main()

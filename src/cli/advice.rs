@@ -25,6 +25,7 @@ pub fn advised(e: Error) -> Error {
             );
             e.hint(hint)
         }
+        (ErrorKind::OutOfMemory, _) if e.advice().is_none() => e.hint("fewer --tokens need less"),
         _ => e,
     }
 }

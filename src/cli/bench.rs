@@ -29,12 +29,16 @@ use super::{bench_picture, output};
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  ropejit bench --dtype bf16 --only 1x512         one element type and shape: both layouts, in and
-                                                  out of place
-  ropejit bench --fused qk-norm                   norm and RoPE of q and k, with eager's bits
-  ropejit bench --fused qk-norm --backward        their gradient
-  ropejit bench --fused append --cache fp8 --q-fp8   RoPE, k and v to an fp8 cache, q as fp8
-  ropejit bench --json --picture bench.svg        everything, as JSON and as a picture")]
+  ropejit bench --dtype bf16 --only 1x512           one element type and shape:
+                                                    both layouts, in and out of
+                                                    place
+  ropejit bench --fused qk-norm                     norm and RoPE of q and k,
+                                                    with eager's bits
+  ropejit bench --fused qk-norm --backward          their gradient
+  ropejit bench --fused append --cache fp8 --q-fp8  RoPE, k and v to an fp8
+                                                    cache, q as fp8
+  ropejit bench --json --picture bench.svg          everything, as JSON and as a
+                                                    picture")]
 pub struct Bench {
     #[command(flatten)]
     shapes: ShapeArgs,
@@ -54,6 +58,8 @@ struct Report {
     device: String,
     driver: String,
     table: String,
+    /// When it was measured.
+    made: String,
     cases: Vec<Case>,
     stats: ropejit::Stats,
 }
@@ -74,6 +80,7 @@ impl Bench {
             }
         }
         drop(bar);
+        let now = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
         let report = Report {
             device: engine.facts().name.clone(),
             driver: engine.facts().driver.clone(),
@@ -82,6 +89,7 @@ impl Bench {
                 Table::F32 => "f32".into(),
                 Table::Made => "f32, made by the engine".into(),
             },
+            made: output::date(now),
             cases,
             stats: engine.stats(),
         };
@@ -91,8 +99,7 @@ impl Bench {
             print(&report)?;
         }
         let Some(path) = &self.picture else { return Ok(()) };
-        let now = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
-        let svg = bench_picture::draw(&report.device, &output::date(now), &report.cases);
+        let svg = bench_picture::draw(&report.device, &report.made, &report.cases);
         fs_err::write(path, svg).map_err(|e| Error::io(path, "the picture cannot be written", e))
     }
 
@@ -158,7 +165,7 @@ impl Bench {
             shape: chosen.name.clone(),
             dtype: chosen.spec.dtype,
             spec: chosen.spec.to_string(),
-            layout: if head_major { "bhsd" } else { "bshd" },
+            layout: if head_major { "bhsd" } else { "bshd" }.into(),
             in_place,
             bytes,
             copy_us: copy_ns / 1e3,

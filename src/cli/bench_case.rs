@@ -1,15 +1,15 @@
 //! What a bench measures of one shape.
 
 use ropejit::DType;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// One measured case.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Case {
     pub shape: String,
     pub dtype: DType,
     pub spec: String,
-    pub layout: &'static str,
+    pub layout: String,
     pub in_place: bool,
     /// Bytes of tensors and caches read and written.
     pub bytes: usize,
@@ -30,7 +30,7 @@ pub struct Case {
     pub tuning_ms: f64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Candidate {
     pub variant: String,
     /// The copy's time over its own.

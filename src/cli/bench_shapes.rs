@@ -98,7 +98,13 @@ impl ShapeArgs {
                 }
             }
         }
-        let names: Vec<String> = all.iter().map(|asked| asked.chosen.name.clone()).collect();
+        // Each once, though there is one for every element type.
+        let mut names: Vec<String> = Vec::new();
+        for Asked { chosen, .. } in &all {
+            if !names.contains(&chosen.name) {
+                names.push(chosen.name.clone());
+            }
+        }
         if let Some(only) = &self.only {
             all.retain(|asked| asked.chosen.name.contains(&only.replace('x', "×")));
         }

@@ -96,7 +96,7 @@ impl Demo {
             ]
         };
         let header = ["process", "from", "compiles", "tunings", "first", "second", "steady", "of copy"];
-        let rows = vec![row(first, &cold), row("answers first", &aside), row("finds all cached", &warm)];
+        let rows = vec![row(first, &cold), row("answers first", &aside), row("finds all", &warm)];
         Table { header: &header, rows, numbers: 6, gives: &[], drops: &["tunings", "compiles"] }.print()?;
         let explained = if cold.prior {
             [first, "nothing is cached; the choice for this GPU is compiled"]
@@ -106,7 +106,7 @@ impl Demo {
         let rows = [
             explained,
             ["answers first", "nothing is cached; a kernel at hand answers meanwhile"],
-            ["finds all cached", "a later process, which finds what the first one kept"],
+            ["finds all", "a later process, which finds what the first one kept"],
             ["first, second", "time until the first and the second result"],
             ["steady", "time of one later call on the device"],
             ["of copy", "its speed; a device copy of the same bytes has 1.00"],

@@ -11,6 +11,7 @@ use ropejit::{Error, ErrorKind, Result};
 use serde_json::json;
 
 use super::output;
+use super::table::wrapped;
 
 /// Check what this machine has: GPU, NVRTC, C++ compiler, cache folder, and the folders of `ROPEJIT_CACHE_PATH`.
 ///
@@ -20,7 +21,8 @@ use super::output;
 #[command(after_help = "\
 Examples:
   ropejit doctor
-  ropejit doctor --require gpu --require nvrtc    exit status 1 unless both are there")]
+  ropejit doctor --require gpu --require nvrtc  exit status 1 unless both are
+                                                there")]
 pub struct Doctor {
     /// Fail unless this is there; may be given several times.
     #[arg(long, value_name = "WHAT", value_enum)]
@@ -84,11 +86,8 @@ impl Doctor {
         } else {
             for (_, name, found) in &all {
                 match found {
-                    Ok(text) => output::line(&format!("ok       {name:<15}{text}"))?,
-                    Err(e) => {
-                        let indented = e.to_string().replace('\n', &format!("\n{:24}", ""));
-                        output::line(&format!("no       {name:<15}{indented}"))?;
-                    }
+                    Ok(text) => tell(&format!("ok       {name:<15}{text}"))?,
+                    Err(e) => tell(&format!("no       {name:<15}{e}"))?,
                 }
             }
         }
@@ -101,6 +100,13 @@ impl Doctor {
     }
 }
 
+/// Prints what was found of one thing: its lines begin below each other.
+fn tell(text: &str) -> Result<()> {
+    let indented = text.replace('\n', &format!("\n{:24}", ""));
+    let mut lines = indented.lines().flat_map(|line| wrapped(line, 24));
+    lines.try_for_each(|line| output::line(&line))
+}
+
 /// Whether entries can be kept in the cache folder; one that is not there is not made.
 fn usable(places: &Places) -> Result<String> {
     let Some(root) = places.user_folder() else {
@@ -108,7 +114,14 @@ fn usable(places: &Places) -> Result<String> {
             .hint("set ROPEJIT_CACHE_DIR to a folder that you can write to"));
     };
     let there = root.exists();
-    let holds = if there { holding(&places.open_user(&root)?)? } else { "will be made at the first use".into() };
+    let holds = if there {
+        let disk = places.open_user(&root)?;
+        let holds = holding(&disk)?;
+        disk.can_write()?;
+        holds
+    } else {
+        "will be made at the first use".into()
+    };
     let nearest = root.ancestors().find(|folder| folder.exists()).unwrap_or(&root);
     match tempfile::tempfile_in(nearest) {
         Ok(_) => Ok(format!("{} ({holds})", root.display())),

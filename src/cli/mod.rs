@@ -48,35 +48,44 @@ use ropejit::ErrorKind;
 #[derive(Parser)]
 #[command(
     version,
+    max_term_width = 80,
     after_help = "\
 Examples:
-  ropejit demo                                           what it is about, in a minute
-  ropejit prewarm --model config.json --tokens 1,8192    fill the cache at deploy time
-  ropejit prewarm --model llama-3.1-8b --arch sm_90      the same where there is no GPU
-  ropejit pack OUT.pack --model config.json              what is in the cache as one file, for other machines
-  ropejit inspect                                        what was chosen, and why
-  ropejit run --model llama-3.1-8b --tokens 8192         one application, checked and timed
-  ropejit pull s3://bucket/packs --pubkey RW…            a machine that starts warm
-  ropejit template check my_kernel.toml                  a kernel of your own, checked before it serves
+  ropejit demo                                    what it is about, in a minute
+  ropejit prewarm --model config.json --tokens 1,8192
+                                                  fill the cache at deploy time
+  ropejit prewarm --model llama-3.1-8b --arch sm_90
+                                                  the same where there is no GPU
+  ropejit pack OUT.pack --model config.json       what is in the cache as one
+                                                  file, for other machines
+  ropejit inspect                                 what was chosen, and why
+  ropejit run --model llama-3.1-8b --tokens 8192  one application, checked and
+                                                  timed
+  ropejit pull s3://bucket/packs --pubkey RW…     a machine that starts warm
+  ropejit template check my_kernel.toml           a kernel of your own, checked
+                                                  before it serves
 
 Environment:
-  ROPEJIT_CACHE_DIR   the cache folder (default: ropejit in the user's cache folder)
-  ROPEJIT_CACHE_PATH  further cache folders, separated by ':', that are only read
-  ROPEJIT_CACHE_MAX_BYTES
-                      size that the cache folder may have (default: 1G)
-  ROPEJIT_TRUST_GROUP number of a group that may write to the cache folders, and to libraries that are loaded
-  ROPEJIT_STRICT      1: a cache folder that others can write to is an error
-  ROPEJIT_TUNING      background, blocking, never or frozen
-  ROPEJIT_DEVICE      auto, cuda, cuda:N or host
-  ROPEJIT_LOCK        a tuning lock file, as prewarm --lock writes it: its variants serve
-  ROPEJIT_NVRTC       the file of the NVRTC library, from / on
-  ROPEJIT_LOG         what is logged to stderr, such as debug or ropejit=info (default: warn)
+  ROPEJIT_CACHE_DIR       the cache folder (default: ropejit in the user's cache
+                          folder)
+  ROPEJIT_CACHE_PATH      read-only cache folders, separated by ':'
+  ROPEJIT_CACHE_MAX_BYTES size that the cache folder may have (default: 1G)
+  ROPEJIT_TRUST_GROUP     number of a group that may write to the cache folders,
+                          and to libraries that are loaded
+  ROPEJIT_STRICT          1: a cache folder that others can write to is an error
+  ROPEJIT_TUNING          background, blocking, never or frozen
+  ROPEJIT_DEVICE          auto, cuda, cuda:N or host
+  ROPEJIT_LOCK            a tuning lock file, as prewarm --lock writes it: its
+                          variants serve
+  ROPEJIT_NVRTC           absolute path of the NVRTC library
+  ROPEJIT_LOG             what is logged to stderr, such as debug or
+                          ropejit=info (default: warn)
+  ROPEJIT_HOST_CXXFLAGS   further options for the host device's C++ compiler
   NO_COLOR, CLICOLOR, CLICOLOR_FORCE
-                      1, 0, 1: no colours, no colours, colours in pipes too
-  ROPEJIT_HOST_CXXFLAGS
-                      further options for the host device's C++ compiler
+                          1, 0, 1: no colours, no colours, colours in pipes too
 
-Data goes to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 bad usage."
+Data goes to stdout, everything else to stderr.
+Exit status: 0 done, 1 failed, 2 bad usage."
 )]
 struct Cli {
     #[command(subcommand)]

@@ -28,30 +28,39 @@ use super::spec::{self, Chosen, FormArgs, NumberArgs};
 #[derive(Args)]
 #[command(
     override_usage = "ropejit prewarm --model <CONFIG.json>... [OPTIONS]\n       \
-                      ropejit prewarm --head-dim <D> --num-heads <H> [--num-kv-heads <K>] [OPTIONS]\n       \
-                      ropejit prewarm --template <FILE.toml>... [--spec <K=V,...>] [--size <NAME=N,...>] [OPTIONS]\n       \
+                      ropejit prewarm --head-dim <D> --num-heads <H> [--num-kv-heads <K>]\n           \
+                          [OPTIONS]\n       \
+                      ropejit prewarm --template <FILE.toml>... [--spec <K=V,...>]\n           \
+                          [--size <NAME=N,...>] [OPTIONS]\n       \
                       ropejit prewarm --check <FILE> [--arch <sm_NN,...>] [--json]",
     after_help = "\
 Examples:
   ropejit prewarm --model config.json --tokens 1,64,512,8192
   ropejit prewarm --model llama-3.1-8b --arch sm_80,sm_90 --no-tune
-  ropejit prewarm --for transformers --model config.json   what ropejit.patch(...) serves
-  ropejit prewarm --head-dim 128 --num-heads 32 --num-kv-heads 8 --tokens 8192 --dtype f16
-  ropejit prewarm --model config.json --fused append --cache fp8 --q-fp8 --positions ids64
-                                           RoPE, and k and v to a paged cache
-  ropejit prewarm --model config.json --lock rope.lock     tune here, commit the file
+  ropejit prewarm --for transformers --model config.json
+                                     what ropejit.patch(...) serves
+  ropejit prewarm --head-dim 128 --num-heads 32 --num-kv-heads 8 \\
+      --tokens 8192 --dtype f16
+  ropejit prewarm --model config.json --fused append --cache fp8 --q-fp8 \\
+      --positions ids64
+                                     RoPE, and k and v to a paged cache
+  ropejit prewarm --model config.json --lock rope.lock
+                                     tune here, commit the file
   ROPEJIT_LOCK=rope.lock ropejit prewarm --model config.json --arch sm_90
-                                           compile what it names where there is no GPU
-  ropejit prewarm --template add_rmsnorm.toml --spec hidden=4096,dtype=bf16 --size rows=1,64,8192
-                                           a kernel of your own
-  ropejit prewarm --model config.json --arch sm_90 --pull s3://bucket/packs --pubkey RW… \
-                  --push s3://bucket/packs --key ropejit.key
-                                           what CI runs: get the pack, make what it lacks, push the new one
-  ropejit prewarm --check rope.lock        exit status 1 if it no longer holds
+                                     compile what it names where there is no GPU
+  ropejit prewarm --template add_rmsnorm.toml --spec hidden=4096,dtype=bf16 \\
+      --size rows=1,64,8192
+                                     a kernel of your own
+  ropejit prewarm --model config.json --arch sm_90 --pull s3://bucket/packs \\
+      --pubkey RW… --push s3://bucket/packs --key ropejit.key
+                                     what CI runs: get the pack, make what it
+                                     lacks, push the new one
+  ropejit prewarm --check rope.lock  exit status 1 if it no longer holds
 
-A call finds what was prepared for its dtype, tables, positions, rounding, direction
-and layout: give the options that say how the program calls it. Where a program runs
-with ROPEJIT_TUNING=frozen, what was forgotten is an error that names it."
+A call finds what was prepared for its dtype, tables, positions, rounding,
+direction and layout: give the options that say how the program calls it. Where a
+program runs with ROPEJIT_TUNING=frozen, what was forgotten is an error that
+names it."
 )]
 #[allow(clippy::struct_excessive_bools)] // independent switches
 pub struct Prewarm {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use ropejit::store::layers::Places;
 use ropejit::{Engine, Error, ErrorKind, Origin, Result};
 use serde::Serialize;
 
@@ -58,7 +59,9 @@ impl Report {
             return Ok(());
         }
         let error = Error::new(ErrorKind::Io, format!("entries that could not be kept: {lost}"));
-        let error = self.cache.iter().fold(error, |e, cache| e.subject_is(cache.display().to_string()));
+        // The folder that was refused has no cache.
+        let folder = self.cache.clone().or_else(|| Places::from_environment().ok()?.user_folder());
+        let error = folder.iter().fold(error, |e, folder| e.subject_is(folder.display().to_string()));
         Err(error.hint("set ROPEJIT_CACHE_DIR to a folder that you can write to"))
     }
 

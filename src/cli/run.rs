@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::output;
 use super::spec::SpecArgs;
+use super::table::wrapped;
 use super::workload::{self, Workload};
 
 /// Apply RoPE once to random data: checked against f64, timed, with the origin of the kernel.
@@ -24,12 +25,18 @@ use super::workload::{self, Workload};
     after_help = "\
 Examples:
   ropejit run --model llama-3.1-8b --tokens 8192
-  ropejit run --model llama-3.1-8b --tuning frozen       proves that a prewarm was complete
-  ropejit run --head-dim 128 --num-heads 32 --num-kv-heads 8 --fused qk-norm --rounding per-op
-                                           norm and RoPE in one launch, with eager's bits
-  ropejit run --head-dim 128 --num-heads 32 --num-kv-heads 8 --fused append --cache fp8 --q-fp8
-                                           RoPE, k and v to an fp8 cache, q as fp8
-  ropejit run --head-dim 64 --num-heads 4 --num-kv-heads 2 --tokens 32 --tuning blocking"
+  ropejit run --model llama-3.1-8b --tuning frozen  proves that a prewarm was
+                                                    complete
+  ropejit run --head-dim 128 --num-heads 32 --num-kv-heads 8 \\
+      --fused qk-norm --rounding per-op
+                                                    norm and RoPE in one launch,
+                                                    with eager's bits
+  ropejit run --head-dim 128 --num-heads 32 --num-kv-heads 8 --fused append \\
+      --cache fp8 --q-fp8
+                                                    RoPE, k and v to an fp8
+                                                    cache, q as fp8
+  ropejit run --head-dim 64 --num-heads 4 --num-kv-heads 2 --tokens 32 \\
+      --tuning blocking"
 )]
 pub struct Run {
     #[command(flatten)]
@@ -188,7 +195,7 @@ impl Run {
             ("first result", output::ms(r.first_result_ms)),
             ("second result", output::ms(r.second_result_ms)),
             ("steady call", format!("{} on the device", output::us(r.device_us))),
-            ("copy of the same bytes", format!("{}, of copy {:.3}", output::us(r.copy_us), r.of_copy)),
+            ("copy", format!("{} for the same bytes, of copy {:.3}", output::us(r.copy_us), r.of_copy)),
             ("error", format!("{:.3e} (rounding explains {:.3e})", r.max_error, r.allowed_error)),
             (
                 "stats",
@@ -201,7 +208,8 @@ impl Run {
                 ),
             ),
         ];
-        rows.iter().try_for_each(|(name, value)| output::line(&format!("{name:<24}{value}")))
+        let mut lines = rows.iter().flat_map(|(name, value)| wrapped(&format!("{name:<15}{value}"), 15));
+        lines.try_for_each(|line| output::line(&line))
     }
 }
 

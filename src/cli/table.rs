@@ -117,6 +117,26 @@ impl Page<'_> {
     }
 }
 
+/// Words in as many lines as the page needs, all but the first indented; what cannot be broken (a path, a key) is whole.
+pub fn wrapped(text: &str, indent: usize) -> Vec<String> {
+    broken(text, indent, page_width())
+}
+
+fn broken(text: &str, indent: usize, page: usize) -> Vec<String> {
+    let (mut lines, mut line) = (Vec::new(), String::new());
+    // With the spaces behind it: they stay within a line.
+    for word in text.split_inclusive(' ') {
+        let (is_begun, width) = (!line.trim().is_empty(), word.trim_end().width());
+        if is_begun && line.width() + width > page && indent + width <= page {
+            lines.push(line.trim_end().to_owned());
+            line = format!("{:indent$}", "");
+        }
+        line.push_str(word);
+    }
+    lines.push(line.trim_end().to_owned());
+    lines
+}
+
 /// A line of the page, cut where it is too long.
 pub fn one_line(text: &str) -> String {
     fitted(text, page_width())
@@ -212,6 +232,18 @@ mod tests {
         }
         let full = &table(NAMES[2]).lay_out(80).lines[1];
         assert!(full.width() == 80 && full.contains("Intel(R) Xeon(R) Plat") && full.contains('…'), "{full}");
+    }
+
+    #[test]
+    fn words_are_wrapped_and_what_is_one_word_is_whole() {
+        let key = "4a8e71ba46d64a8e71ba46d6";
+        let text = format!("choice    hit: {key}: tuned  (as fast)");
+        assert_eq!(broken(&text, 10, usize::MAX), [&*text]);
+        assert_eq!(
+            broken(&text, 10, 24),
+            [&*format!("choice    hit: {key}:"), "          tuned  (as", "          fast)"]
+        );
+        assert_eq!(broken("", 4, 10), [""]);
     }
 
     #[test]

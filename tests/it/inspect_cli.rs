@@ -168,7 +168,8 @@ fn tables_fit_the_page_whatever_the_processor_is_called() {
             let show = page(&["inspect", "show", &key]);
             let table: Vec<&str> = show.split('─').collect();
             fits(table[table.len() / 2]);
-            assert!(show.contains(&format!("device      {name} (")), "properties are whole:\n{show}");
+            let properties = show.replace("\n            ", " ");
+            assert!(properties.contains(&format!("device      {name} (")), "properties are whole:\n{show}");
         }
         // What goes to a pipe or to a program is whole.
         for args in [&["inspect"][..], &["inspect", "list", "--tsv"], &["inspect", "list", "--json"]] {
@@ -200,10 +201,17 @@ fn show_and_why_say_how_sure_a_choice_is() {
         assert!(page.contains(part), "'{part}' is not in:\n{page}");
     }
     assert!(page.contains("; near-ties 1, the next is 30 % behind, 2 of 3 rounds\n"), "{page}");
-    let why = shell.ok(&why(&["--tokens", "8"])).stdout;
-    assert!(why.contains(", tuned (near-ties 1, the next is 30 % behind, 2 of 3 rounds)"), "{why}");
+    let why_args = why(&["--tokens", "8"]);
+    let told = shell.ok(&why_args).stdout;
+    assert!(told.contains(", tuned (near-ties 1, the next is 30 % behind, 2 of 3 rounds)"), "{told}");
     let shown = shell.json(&["inspect", "show", &key]);
     assert_eq!(shown["candidates"][3]["behind"]["lost"], 3, "{shown}");
+    // Ahead in the median round.
+    rewrite(&shell, |meta| meta.record.candidates[2].samples_ns = vec![99.0, 150.0, 99.5]);
+    rewrite(&shell, |meta| meta.record.candidates[0].samples_ns = vec![100.0, 98.0, 99.9]);
+    let told = shell.ok(&why_args).stdout;
+    assert!(told.contains("the next is as fast as can be told: 0.4 % ahead, slower in 1 of 3 rounds)"), "{told}");
+    assert!(shell.ok(&["inspect", "show", &key]).stdout.contains(" 0.4 % ahead, slower in 1 of 3 "));
 }
 
 #[test]
@@ -315,11 +323,11 @@ fn report_is_one_page_that_needs_nothing_else() {
     let shown = shell.json(&["inspect", "show", text(&choice, "key")]);
     let candidates = shown["candidates"].as_array().expect("an array");
     let samples: usize = candidates.iter().map(|c| c["samples_ns"].as_array().map_or(0, Vec::len)).sum();
-    let beyond: usize = html.matches(" beyond)").count();
+    let beyond: usize = html.matches(" +").count();
     let dots = html.matches("<circle").count();
     assert!(dots <= samples && (beyond > 0 || dots == samples), "{dots} dots for {samples} samples");
-    assert_eq!(html.matches("<g class=\"chosen\">").count(), 1);
-    assert_eq!(html.matches("<g class=\"copy\">").count(), 1);
+    assert_eq!(html.matches("<div class=\"chosen\">").count(), 1);
+    assert_eq!(html.matches("<div class=\"copied\">").count(), 1);
     for part in [
         text(&choice, "spec"),
         text(&choice, "variant"),
@@ -334,7 +342,7 @@ fn report_is_one_page_that_needs_nothing_else() {
     for foreign in ["<script", "http:", "https:", "src=", "@import", "url(", "NaN", "inf"] {
         assert!(!html.contains(foreign), "{foreign} in the page");
     }
-    for tag in ["svg", "section", "table", "g", "title", "p", "code"] {
+    for tag in ["svg", "section", "div", "span", "title", "p", "code", "b"] {
         let (open, close) = (
             html.matches(&format!("<{tag}>")).count() + html.matches(&format!("<{tag} ")).count(),
             html.matches(&format!("</{tag}>")).count(),
@@ -353,4 +361,9 @@ fn report_is_one_page_that_needs_nothing_else() {
     empty.ok(&["inspect", "report"]).says(&["there are no choices"]);
     let page = empty.ok(&["inspect", "report", "--html", "-"]).stdout;
     assert!(page.contains("ropejit prewarm --model") && page.ends_with("</html>\n"), "{page}");
+    // What was not measured is a line, and no card.
+    empty.ok(&[&["prewarm"], &SMALL[..], &["--tokens", "8", "--no-tune"]].concat());
+    let page = empty.ok(&["inspect", "report", "--html", "-"]).stdout;
+    assert!(page.contains("8 tokens: <code>t") && page.contains("default, not tuned"), "{page}");
+    assert!(!page.contains("<section") && !page.contains("Every candidate"), "{page}");
 }

@@ -3,6 +3,8 @@
 
 mod allocations;
 mod angles;
+#[cfg(all(feature = "cli", unix))]
+mod broken_cli;
 mod cases;
 mod chains;
 #[cfg(all(feature = "cli", unix))]

@@ -155,3 +155,24 @@ fn screen(written: &str) -> Vec<String> {
     };
     written.replace("\r\n", "\n").split('\n').map(line).collect()
 }
+
+/// Of a pipe nobody knows how wide its page is.
+#[test]
+fn help_fits_eighty_columns_also_in_a_pipe() {
+    let shell = Shell::new();
+    let mut commands: Vec<Vec<String>> = vec![Vec::new()];
+    while let Some(command) = commands.pop() {
+        let args: Vec<&str> = command.iter().map(String::as_str).chain(["--help"]).collect();
+        let help = shell.ok(&args).stdout;
+        let long: Vec<&str> = help.lines().filter(|line| width(line) > 80).collect();
+        assert!(long.is_empty(), "{args:?}: {long:#?}");
+        let listed = help.split_once("\nCommands:\n").map_or("", |(_, listed)| listed);
+        for line in listed.lines().take_while(|line| !line.is_empty()) {
+            // What follows a name is further in.
+            let name =
+                line.strip_prefix("  ").filter(|text| !text.starts_with(' ')).and_then(|text| text.split(' ').next());
+            commands
+                .extend(name.filter(|name| *name != "help").map(|name| [&command[..], &[name.to_owned()]].concat()));
+        }
+    }
+}

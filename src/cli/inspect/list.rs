@@ -23,7 +23,7 @@ use super::entries::{Row, row, short};
 Examples:
   ropejit inspect list
   ropejit inspect list --kind choice --dtype bf16 --tokens 8192 --tuned
-  ropejit inspect list h32/8 --sort of-copy           choices and kernels of 32/8 heads
+  ropejit inspect list h32/8 --sort of-copy  choices and kernels of 32/8 heads
   ropejit inspect list --tsv | cut -f1,6
   ropejit inspect list --json | jq '.entries[] | select(.tuned) | .variant'")]
 pub struct List {

@@ -29,28 +29,30 @@ use entries::Cache;
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  ropejit inspect                 all entries
-  ropejit inspect show 3f09       one entry, whose key begins with 3f09
+  ropejit inspect                            all entries
+  ropejit inspect show 3f09                  one entry, whose key begins with
+                                             3f09
   ropejit inspect why --model llama-3.1-8b --tokens 8192
-                                  is it cached, and if not, which field of the key differs
-  ropejit inspect report --html tuning.html
-                                  all choices as pictures
-  ropejit inspect verify          exit status 1 if an entry is damaged
-  ropejit inspect gc              remove what nobody needs
+                                             is it cached, and if not, which
+                                             field of the key differs
+  ropejit inspect report --html tuning.html  all choices as pictures
+  ropejit inspect verify                     exit status 1 if an entry is
+                                             damaged
+  ropejit inspect gc                         remove what nobody needs
   ropejit inspect --pack OUT.pack what is in a pack
 
-How to read a spec: bf16 d128[..64] h32/8 half_split once table=f32/half pos=implicit
-  bf16, d128[..64], h32/8         dtype, head_dim (and rotary_dim), heads of q/k
-  half_split, once                which elements turn together, where it is rounded
-  table, pos                      form of the cos/sin tables, source of positions
+How to read a spec: bf16 d128[..64] h32/8 half_split once table=f32/half
+pos=implicit
+  bf16, d128[..64], h32/8  dtype, head_dim (and rotary_dim), heads of q/k
+  half_split, once         which elements turn together, where it is rounded
+  table, pos               form of the cos/sin tables, source of positions
 How to read a layout: bshd/16B/t8B
   bshd, 16B, t8B                  order in memory, alignment of heads, of tables
 How to read a variant: t128 v8 h2 cs/wb keep pdl pf
-  t128, v8, h2                    threads per block, elements moved at once, heads
-                                  per thread
-  cs/wb                           cache hints of loads/stores
-  keep, pdl, pf                   tables stay in the L2; overlaps the kernel ahead;
-                                  prefetches before it waits for that")]
+  t128, v8, h2   threads per block, elements moved at once, heads per thread
+  cs/wb          cache hints of loads/stores
+  keep, pdl, pf  tables stay in the L2; overlaps the kernel ahead; prefetches
+                 before it waits for that")]
 pub struct Inspect {
     #[command(subcommand)]
     what: Option<What>,

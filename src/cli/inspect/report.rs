@@ -24,7 +24,7 @@ use super::verdict::told_how;
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  ropejit inspect report                       the index: time of the copy over the choice's
+  ropejit inspect report  the index: time of the copy over the choice's
   ropejit inspect report --html tuning.html
   ropejit inspect report --html - > tuning.html")]
 pub struct Report {
@@ -77,9 +77,22 @@ impl Report {
                 output::note(&format!("{}: choices {}", path.display(), choices.len()));
                 Ok(())
             }
+            None if choices.is_empty() => tell_none(cache),
             None => index(&choices),
         }
     }
+}
+
+/// What there is where there is no choice.
+fn tell_none(cache: &Cache) -> Result<()> {
+    let damaged = cache.heads()?.iter().filter(|listed| listed.entry.is_err()).count();
+    let damaged = if damaged > 0 {
+        format!(" (damaged entries: {damaged}; ropejit inspect gc removes them)")
+    } else {
+        String::new()
+    };
+    output::note(&format!("there are no choices{damaged}; make some with: ropejit prewarm --model llama-3.1-8b"));
+    Ok(())
 }
 
 impl Choice {
@@ -124,10 +137,6 @@ fn rows(choices: &[Choice]) -> (BTreeMap<RowName, BTreeMap<Bucket, &Choice>>, BT
 
 fn index(choices: &[Choice]) -> Result<()> {
     let (rows, buckets) = rows(choices);
-    if rows.is_empty() {
-        output::note("there are no choices; make some with: ropejit prewarm --model llama-3.1-8b");
-        return Ok(());
-    }
     let tokens: Vec<String> = buckets.iter().map(|b| b.tokens().to_string()).collect();
     let header: Vec<&str> = ["layout, device"].into_iter().chain(tokens.iter().map(String::as_str)).collect();
     // What many tokens cost shows most of a kernel.
@@ -164,10 +173,13 @@ fn page(cache: &str, choices: &[Choice]) -> String {
     let mut html = format!(
         "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width\">\n\
          <title>ropejit: what was chosen, and why</title>\n<style>\n{}</style>\n<h1>What was chosen, and why</h1>\n\
-         <p class=\"faint\">{}: {} choices, {tuned} of them tuned</p>\n",
+         <p class=\"faint\">{}: {}</p>\n",
         include_str!("report.css"),
         escape(cache),
-        choices.len()
+        match choices.len() {
+            0 => "no choices".into(),
+            n => format!("choices {n}, tuned {tuned}"),
+        }
     );
     if choices.is_empty() {
         html.push_str(
@@ -178,46 +190,57 @@ fn page(cache: &str, choices: &[Choice]) -> String {
     }
     html.push_str(
         "<h2>Speed by spec and number of tokens</h2>\n<p class=\"faint\">The time of a device-to-device copy of the same \
-         bytes over the chosen kernel's: 1.000 is as fast as the copy. A cell leads to its picture.</p>\n\
-         <div class=\"scroll\"><table>\n<thead><tr><th>spec, layout, device</th>",
+         bytes over the chosen kernel's: 1.000 is as fast as the copy. A number of tokens leads to its choice.</p>\n",
     );
     // Writing to a String cannot fail.
-    for bucket in &buckets {
-        let _ = write!(html, "<th>{}</th>", bucket.tokens());
-    }
-    html.push_str("</tr></thead>\n");
     for ((spec, layout, device), row) in &rows {
         let (spec, layout, device) = (escape(spec), escape(layout), escape(device));
-        let _ = write!(html, "<tr><td><code>{spec}</code><br><span class=\"faint\">{layout}, {device}</span></td>");
+        let _ = write!(
+            html,
+            "<p><code>{spec}</code><br><span class=\"faint\">{layout}, {device}</span></p>\n<div class=\"cells\">"
+        );
         for bucket in &buckets {
+            let tokens = bucket.tokens();
             let Some(choice) = row.get(bucket) else {
-                html.push_str("<td></td>");
+                let _ = write!(html, "<span><small>{tokens}</small></span>");
                 continue;
             };
             let class = match choice.of_copy {
                 Some(ratio) if ratio >= 0.95 => "high",
                 Some(ratio) if ratio >= 0.85 => "mid",
                 Some(_) => "low",
-                None => "",
+                None => "unknown",
             };
-            let _ = write!(html, "<td class=\"cell {class}\"><a href=\"#{}\">{}</a></td>", choice.key, choice.cell());
+            let (key, cell) = (choice.key, choice.cell());
+            let _ = write!(html, "<a class=\"{class}\" href=\"#{key}\"><small>{tokens}</small> {cell}</a>");
         }
-        html.push_str("</tr>\n");
+        html.push_str("</div>\n");
     }
-    html.push_str(
-        "</table></div>\n<h2>Every candidate, every sample</h2>\n<p class=\"legend faint\">\
-         <span><i class=\"chosen\"></i>chosen</span><span><i class=\"tie\"></i>tied with it</span>\
-         <span><i class=\"other\"></i>slower</span><span><i class=\"copy\"></i>the copy</span>\
-         dot: a sample; bar: from the fastest to the slowest; tick: the median, and its share of the copy's speed</p>\n",
-    );
-    for choice in choices {
-        section(&mut html, choice);
+    let drawn: Vec<(&Choice, Option<String>)> = choices.iter().map(|c| (c, draw(&c.meta.record))).collect();
+    if drawn.iter().any(|(_, picture)| picture.is_some()) {
+        html.push_str(
+            "<h2>Every candidate, every sample</h2>\n<p class=\"legend faint\">\
+             <span><i class=\"chosen\"></i>chosen</span><span><i class=\"tie\"></i>tied with it</span>\
+             <span><i class=\"other\"></i>slower</span><span><i class=\"copy\"></i>the copy</span></p>\n\
+             <p class=\"faint\">Dot: a sample. Bar: from the fastest to the slowest. Tick: the median, whose share of the copy's \
+             speed stands beside it. +2: two samples lie beyond the axis.</p>\n",
+        );
+    }
+    for (choice, picture) in &drawn {
+        if let Some(picture) = picture {
+            section(&mut html, choice, picture);
+        }
+    }
+    let unmeasured: Vec<&Choice> = drawn.iter().filter(|(_, p)| p.is_none()).map(|(choice, _)| *choice).collect();
+    if !unmeasured.is_empty() {
+        list_unmeasured(&mut html, &unmeasured);
     }
     html.push_str("</html>\n");
     html
 }
 
-fn section(html: &mut String, choice: &Choice) {
+/// A choice that was measured.
+fn section(html: &mut String, choice: &Choice, picture: &str) {
     let (spec, layout, device) = choice.row_name();
     let r = &choice.meta.record;
     let variant = r.chosen().map_or_else(String::new, |c| c.config.to_string());
@@ -225,10 +248,10 @@ fn section(html: &mut String, choice: &Choice) {
     let copy = r.copy_ns.map_or_else(String::new, |ns| format!(", copy of {} bytes {}", r.bytes, output::us(ns / 1e3)));
     let _ = write!(
         html,
-        "<section id=\"{}\">\n<h3>{} tokens: <span class=\"variant\">{}</span></h3>\n<p><code>{}</code></p>\n\
-         <p class=\"faint\">{}, {}; {how}{copy}; made {}, {} <code>{}</code></p>\n",
+        "<section id=\"{}\">\n<h3>{}: <code>{}</code></h3>\n<p><code>{}</code></p>\n\
+         <p class=\"faint\">{}, {}; {how}{copy}; made {}, {} <code>{}</code></p>\n{picture}",
         choice.key,
-        choice.meta.bucket.tokens(),
+        tokens(choice),
         escape(&variant),
         escape(&spec),
         escape(&layout),
@@ -237,10 +260,6 @@ fn section(html: &mut String, choice: &Choice) {
         escape(&r.compiler),
         short(&choice.key.to_string())
     );
-    match draw(r) {
-        Some(svg) => html.extend(["<div class=\"scroll\">", &svg, "</div>\n"]),
-        None => html.push_str("<p class=\"faint\">Nothing was measured.</p>\n"),
-    }
     let dropped: Vec<String> = r
         .candidates
         .iter()
@@ -251,4 +270,40 @@ fn section(html: &mut String, choice: &Choice) {
         let _ = writeln!(html, "<p class=\"faint\">Not measured: {}</p>", escape(&dropped.join("; ")));
     }
     html.push_str("</section>\n");
+}
+
+/// The choices behind which there is no measurement: a line each.
+fn list_unmeasured(html: &mut String, choices: &[&Choice]) {
+    html.push_str("<h2>Chosen without measuring here</h2>\n");
+    let mut last = None;
+    for choice in choices {
+        let name = choice.row_name();
+        if last.as_ref() != Some(&name) {
+            let (spec, layout, device) = &name;
+            let _ = writeln!(
+                html,
+                "<p><code>{}</code><br><span class=\"faint\">{}, {}</span></p>",
+                escape(spec),
+                escape(layout),
+                escape(device)
+            );
+            last = Some(name);
+        }
+        let r = &choice.meta.record;
+        let _ = writeln!(
+            html,
+            "<p class=\"line\" id=\"{}\">{}: <code>{}</code> <span class=\"faint\">{}</span></p>",
+            choice.key,
+            tokens(choice),
+            escape(&r.chosen().map_or_else(String::new, |c| c.config.to_string())),
+            escape(&told_how(r))
+        );
+    }
+}
+
+fn tokens(choice: &Choice) -> String {
+    match choice.meta.bucket.tokens() {
+        1 => "1 token".into(),
+        n => format!("{n} tokens"),
+    }
 }

@@ -12,14 +12,14 @@ use ropejit::{Error, ErrorKind, Result};
 use serde_json::json;
 
 use super::super::output;
-use super::super::table::{Table, one_line};
+use super::super::table::{Table, one_line, wrapped};
 use super::entries::{Cache, Meta, check, short};
 use super::verdict::{behind, order, told_how, verdict};
 
 /// One entry: every candidate with all samples, and whether it was bit-equal.
 ///
 /// The chosen variant comes first, then the others from fast to slow. The verdict says by how much of the chosen one's time
-/// another is behind (the median of the rounds that both were measured in) and in how many of these rounds it was slower. A
+/// another is behind, or ahead (the median of the rounds that both were measured in), and in how many of these rounds it was slower. A
 /// near-tie is as fast as can be told: of those the default is chosen, else the first in the order of the list. `bits` says whether a candidate computed what
 /// the reference kernel does, to the bit; one that did not is never chosen. `of copy` is the time of a copy of the
 /// same bytes over the candidate's (1.000: as fast as a copy).
@@ -27,8 +27,9 @@ use super::verdict::{behind, order, told_how, verdict};
 #[command(after_help = "\
 Examples:
   ropejit inspect show 3f09
-  ropejit inspect show 3f09 --ptx > kernel.ptx        of an artifact, or of a choice's winner
-  ropejit inspect show 3f09 --sass | less             needs nvdisasm or cuobjdump")]
+  ropejit inspect show 3f09 --ptx > kernel.ptx  of an artifact, or of a choice's
+                                                winner
+  ropejit inspect show 3f09 --sass | less       needs nvdisasm or cuobjdump")]
 pub struct Show {
     /// A key, or the beginning of one.
     key: String,
@@ -90,7 +91,8 @@ impl Show {
             return Err(Error::argument(
                 option,
                 "the choice's kernel is in no cache: it comes with ropejit, or was never made",
-            ));
+            )
+            .hint("name a kernel instead: ropejit inspect list --kind artifact shows those that are there"));
         };
         match cache.store.get(Kind::Artifact, key) {
             Lookup::Hit(entry) => Ok(entry),
@@ -102,7 +104,12 @@ impl Show {
 }
 
 fn damaged(listed: &Listed<Head>, why: &str) -> Error {
-    Error::new(ErrorKind::Io, format!("the entry is damaged: {why}")).subject_is(listed.path.display().to_string())
+    let path = listed.path.display().to_string();
+    // What is missed names the file as well.
+    let why = why.strip_prefix(&format!("{path}: ")).unwrap_or(why);
+    Error::new(ErrorKind::Io, format!("the entry is damaged: {why}"))
+        .subject_is(path)
+        .hint("it is never used, and made again at the next use; ropejit inspect gc removes it")
 }
 
 fn ptx(entry: &Entry) -> Result<String> {
@@ -173,12 +180,15 @@ fn show_artifact(listed: &Listed<Head>, head: &Head, m: &ArtifactMeta, as_json: 
 }
 
 fn properties(all: &[(&str, String)]) -> Result<()> {
-    all.iter().filter(|(_, value)| !value.is_empty()).try_for_each(|(n, v)| output::line(&format!("{n:<12}{v}")))
+    let all = all.iter().filter(|(_, value)| !value.is_empty());
+    let mut lines = all.flat_map(|(name, value)| wrapped(&format!("{name:<12}{value}"), 12));
+    lines.try_for_each(|line| output::line(&line))
 }
 
 fn hashed(fields: &KeyFields) -> Result<()> {
     output::line("what its key hashes:")?;
-    fields.0.iter().try_for_each(|(n, v)| output::line(&format!("  {n:<10}{}", v.replace('\n', " "))))
+    let mut lines = fields.0.iter().flat_map(|(n, v)| wrapped(&format!("  {n:<10}{}", v.replace('\n', " ")), 12));
+    lines.try_for_each(|line| output::line(&line))
 }
 
 /// Bytes per second of the memory: a bus moves its width twice a clock. `None` where that is not known, as of a host.

@@ -53,7 +53,11 @@ pub fn sureness(r: &Record) -> Option<String> {
     let ties = r.near_ties.iter().filter(|&&i| i != r.winner).count();
     let next = order(r).into_iter().filter(|i| !r.near_ties.contains(i)).find_map(|i| behind(r, i));
     let ties = (ties > 0).then(|| format!("near-ties {ties}"));
-    let next = next.map(|behind| format!("the next is {behind} rounds"));
+    let next = next.map(|next| match next.by {
+        // Slower by its own median, faster by that of the rounds: it is the noise that differs.
+        by if by < 0.0 => format!("the next is as fast as can be told: {next} rounds"),
+        _ => format!("the next is {next} rounds"),
+    });
     let all: Vec<String> = ties.into_iter().chain(next).collect();
     (r.tuned && !all.is_empty()).then(|| all.join(", "))
 }

@@ -12,7 +12,7 @@ use super::super::output;
 use super::super::prewarm_command::prewarm_command;
 use super::super::prewarm_template::TemplateArgs;
 use super::super::spec::{self, SpecArgs};
-use super::super::table::Table;
+use super::super::table::{Table, wrapped};
 use super::difference::{Difference, differences, distance};
 use super::entries::{Cache, Meta, check, short};
 use super::verdict::sureness;
@@ -25,14 +25,19 @@ use super::verdict::sureness;
 #[derive(Args)]
 #[command(
     override_usage = "ropejit inspect why --model <CONFIG.json> [OPTIONS]\n       \
-                      ropejit inspect why --head-dim <D> --num-heads <H> [--num-kv-heads <K>] [OPTIONS]\n       \
-                      ropejit inspect why --template <FILE.toml> [--spec <K=V,...>] [--size <NAME=N,...>] [OPTIONS]",
+                      ropejit inspect why --head-dim <D> --num-heads <H> [--num-kv-heads <K>]\n           \
+                          [OPTIONS]\n       \
+                      ropejit inspect why --template <FILE.toml> [--spec <K=V,...>]\n           \
+                          [--size <NAME=N,...>] [OPTIONS]",
     after_help = "\
 Examples:
   ropejit inspect why --model llama-3.1-8b --tokens 8192
-  ropejit inspect why --head-dim 128 --num-heads 32 --num-kv-heads 8 --arch sm_90
-  ropejit inspect why --model config.json --fused qk-norm --rounding per-op --table same
-  ropejit inspect why --template add_rmsnorm.toml --spec hidden=4096,dtype=bf16 --size rows=64
+  ropejit inspect why --head-dim 128 --num-heads 32 --num-kv-heads 8 \\
+      --arch sm_90
+  ropejit inspect why --model config.json --fused qk-norm --rounding per-op \\
+      --table same
+  ropejit inspect why --template add_rmsnorm.toml \\
+      --spec hidden=4096,dtype=bf16 --size rows=64
   ropejit inspect why --model config.json --json | jq -e .hit"
 )]
 pub struct Why {
@@ -306,9 +311,9 @@ fn with_meta(fields: &KeyFields, spec: &Stated, class: &Stated, config: &Config)
 impl Answer {
     fn print(&self, cache: &Cache) -> Result<()> {
         output::line(&self.spec)?;
-        output::line(&format!("{} tokens, layout {}, {} ({})", self.tokens, self.layout, self.device, self.arch))?;
+        words(&format!("{} tokens, layout {}, {} ({})", self.tokens, self.layout, self.device, self.arch), 1)?;
         if let Some(lock) = &self.lock {
-            output::line(&format!("{:<10}{lock}", "lock"))?;
+            words(&format!("{:<10}{lock}", "lock"), 10)?;
         }
         for (name, looked) in [("choice", &self.choice), ("artifact", &self.artifact)] {
             looked.print(name, cache)?;
@@ -325,7 +330,7 @@ impl Answer {
             }
             (false, false) => "compiles (a shipped kernel may answer first); where tuning is frozen it fails",
         };
-        output::line(&format!("{:<10}{call}", "a call"))?;
+        words(&format!("{:<10}{call}", "a call"), 10)?;
         match &self.hint {
             Some(hint) => output::line(&format!("{:<10}{hint}", "to fill")),
             None => Ok(()),
@@ -336,19 +341,24 @@ impl Answer {
 impl Looked {
     fn print(&self, name: &str, cache: &Cache) -> Result<()> {
         let verdict = if self.hit { "hit" } else { "miss" };
-        output::line(&format!("{name:<10}{verdict}: {}", self.what))?;
+        words(&format!("{name:<10}{verdict}: {}", self.what), 10)?;
         if self.hit {
             return Ok(());
         }
         for key in &self.keys {
-            output::line(&format!("{:<10}looked for {key}", ""))?;
+            output::line(&format!("  looked for {key}"))?;
         }
         let Some(nearest) = &self.nearest else {
-            return output::line(&format!("{:<10}there is no {name} in {}", "", cache.root.display()));
+            return words(&format!("{:<10}there is no {name} in {}", "", cache.root.display()), 10);
         };
-        output::line(&format!("{:<10}nearest is {}", "", nearest.what_with_key()))?;
+        words(&format!("{:<10}nearest is {}", "", nearest.what_with_key()), 10)?;
         nearest.print()
     }
+}
+
+/// Prints words, in lines that fit the page.
+fn words(text: &str, indent: usize) -> Result<()> {
+    wrapped(text, indent).iter().try_for_each(|line| output::line(line))
 }
 
 /// Values that are longer than this do not stand beside each other.
@@ -366,7 +376,7 @@ impl Nearest {
             lines.iter().try_for_each(|line| output::line(&format!("{:<10}{line}", "")))?;
         }
         for d in wide {
-            output::line(&format!("{:<11}{}: {}", "", d.field, d.meaning))?;
+            words(&format!("{:<11}{}: {}", "", d.field, d.meaning), 13)?;
             output::line(&format!("{:<13}expected  {}", "", d.expected))?;
             output::line(&format!("{:<13}found     {}", "", d.found))?;
         }

@@ -22,8 +22,8 @@ use super::trust::TrustArgs;
 #[command(after_help = "\
 Examples:
   ropejit pack install OUT.pack --pubkey ropejit.pub
-  ropejit pack install OUT.pack --pubkey ropejit.pub --into /packs   an init container's volume;
-                                   the program: ROPEJIT_CACHE_PATH=/packs")]
+  ropejit pack install OUT.pack --pubkey ropejit.pub --into /packs
+          an init container's volume; the program: ROPEJIT_CACHE_PATH=/packs")]
 pub struct Install {
     /// The pack; its signature lies beside it, OUT.pack.minisig.
     #[arg(value_name = "OUT.pack")]

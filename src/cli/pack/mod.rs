@@ -21,16 +21,22 @@ use ropejit::Result;
     subcommand_negates_reqs = true,
     after_help = "\
 Examples:
-  ropejit prewarm --model config.json --arch sm_90         fill the cache; needs no GPU
-  ropejit pack OUT.pack --model config.json --arch sm_90   write the pack
-  ropejit pack keygen --key ropejit.key                    once: a key that signs
-  ropejit pack sign OUT.pack --key ropejit.key             OUT.pack.minisig beside it
-  ropejit pack verify OUT.pack --pubkey ropejit.pub        who made it, and is it whole
-  ropejit pack install OUT.pack --pubkey ropejit.pub       on each node, before programs start
-  ropejit pack export OUT.pack --oci image                 for registries and image volumes
-  ropejit inspect --pack OUT.pack                          what is in it
+  ropejit prewarm --model config.json --arch sm_90  fill the cache; needs no GPU
+  ropejit pack OUT.pack --model config.json --arch sm_90
+                                                    write the pack
+  ropejit pack keygen --key ropejit.key             once: a key that signs
+  ropejit pack sign OUT.pack --key ropejit.key      OUT.pack.minisig beside it
+  ropejit pack verify OUT.pack --pubkey ropejit.pub
+                                                    who made it, and is it whole
+  ropejit pack install OUT.pack --pubkey ropejit.pub
+                                                    on each node, before
+                                                    programs start
+  ropejit pack export OUT.pack --oci image          for registries and image
+                                                    volumes
+  ropejit inspect --pack OUT.pack                   what is in it
 
-A program on a node that has the pack starts warm; ROPEJIT_TUNING=frozen proves it."
+A program on a node that has the pack starts warm; ROPEJIT_TUNING=frozen proves
+it."
 )]
 pub struct Pack {
     #[command(subcommand)]

@@ -19,7 +19,8 @@ use super::super::output;
 #[command(after_help = "\
 Examples:
   ropejit pack sign OUT.pack --key ropejit.key
-  ropejit pack sign OUT.pack --key minisign.key --password-file /run/secrets/password")]
+  ropejit pack sign OUT.pack --key minisign.key \\
+      --password-file /run/secrets/password")]
 pub struct Sign {
     /// The pack.
     #[arg(value_name = "OUT.pack")]
@@ -59,8 +60,9 @@ impl Sign {
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  ropejit pack keygen --key ropejit.key              for CI, which keeps the file as a secret
-  ropejit pack keygen --key ropejit.key --password   asks for one at the terminal")]
+  ropejit pack keygen --key ropejit.key             for CI, which keeps the file
+                                                    as a secret
+  ropejit pack keygen --key ropejit.key --password  asks for one at the terminal")]
 pub struct Keygen {
     /// The file to write; one that is there is never replaced.
     #[arg(long, value_name = "FILE")]

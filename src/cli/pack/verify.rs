@@ -19,8 +19,9 @@ use super::trust::TrustArgs;
 #[command(after_help = "\
 Examples:
   ropejit pack verify OUT.pack --pubkey ropejit.pub
-  ropejit pack verify OUT.pack --pubkey RWQ… --pubkey RWR…      while a key is replaced
-  ropejit pack verify OUT.pack --trust-unsigned                 only whether it is whole")]
+  ropejit pack verify OUT.pack --pubkey RWQ… --pubkey RWR…
+                                                 while a key is replaced
+  ropejit pack verify OUT.pack --trust-unsigned  only whether it is whole")]
 pub struct Verify {
     /// The pack; its signature lies beside it, OUT.pack.minisig.
     #[arg(value_name = "OUT.pack")]

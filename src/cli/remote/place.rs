@@ -122,7 +122,10 @@ impl Place {
                 object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
                     (format!("may not be read: {}", told(&e)), "look at the credentials, or whether it is there at all")
                 }
-                _ => (format!("cannot be read: {}", told(&e)), ""),
+                _ => (
+                    format!("cannot be read: {}", told(&e)),
+                    "look at the address, the network and the store's endpoint",
+                ),
             };
             let error = Error::new(ErrorKind::Io, why).subject_is(self.address(name));
             Fault::Away(if hint.is_empty() { error } else { error.hint(hint) })

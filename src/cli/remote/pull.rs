@@ -29,7 +29,8 @@ use super::trust::Accepted;
 #[command(after_help = "\
 Examples:
   ropejit pull s3://bucket/packs --pubkey RW…
-  ropejit pull https://host/packs --pubkey packs.pub --into /var/lib/ropejit/packs --arch sm_90
+  ropejit pull https://host/packs --pubkey packs.pub \\
+      --into /var/lib/ropejit/packs --arch sm_90
   ropejit pull file:///mnt/packs --pubkey RW… --required --timeout 30
 
 With --into, programs find it by ROPEJIT_CACHE_PATH=DIR.")]

@@ -25,7 +25,8 @@ use super::trust::Signing;
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  ropejit push s3://bucket/packs --key ropejit.key            all that the cache holds, a pack an architecture
+  ropejit push s3://bucket/packs --key ropejit.key  all that the cache holds, a
+                                                    pack an architecture
   ropejit push s3://bucket/packs --key ropejit.key --pack llama.pack")]
 pub struct Push {
     #[arg(value_name = "URL", help = URL_HELP)]
@@ -152,5 +153,5 @@ fn one(place: &Place, pack: &Pack, arch: &str, key: Option<&SecretKey>) -> Resul
 }
 
 fn unreadable(path: &Path, e: std::io::Error) -> Error {
-    Error::io(path, "the pack cannot be read", e)
+    Error::io(path, "the pack cannot be read", e).hint("name a pack: ropejit pack OUT.pack makes one")
 }

@@ -20,7 +20,8 @@ use super::specs::{self, TemplateSizeArgs, TemplateSpecArgs};
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  ropejit template bench add_rmsnorm.toml --spec hidden=4096,dtype=bf16 --size rows=8192")]
+  ropejit template bench add_rmsnorm.toml --spec hidden=4096,dtype=bf16 \\
+      --size rows=8192")]
 pub struct Bench {
     /// A description, with its source beside it.
     #[arg(value_name = "FILE.toml")]

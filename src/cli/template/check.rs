@@ -22,8 +22,9 @@ use super::specs::{TemplateSizeArgs, TemplateSpecArgs};
 Examples:
   ropejit template check my_kernel.toml
   ropejit template check examples/*/*.toml --arch sm_80,sm_90,sm_100
-                                           compile for these; no GPU is needed
-  ropejit template check my_kernel.toml --spec hidden=4096,dtype=bf16 --size rows=8192")]
+          compile for these; no GPU is needed
+  ropejit template check my_kernel.toml --spec hidden=4096,dtype=bf16 \\
+      --size rows=8192")]
 pub struct Check {
     /// Descriptions, each with its source beside it.
     #[arg(value_name = "FILE.toml", required = true)]

@@ -11,10 +11,12 @@ use ropejit::Result;
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  ropejit template check my_kernel.toml           before it serves: does every candidate do what it may?
+  ropejit template check my_kernel.toml  before it serves: does every candidate
+                                         do what it may?
   ropejit template bench my_kernel.toml --size rows=8192
 
-docs/your-own-kernels.md says what the two files hold; ropejit test runs a kernel's reference.")]
+docs/your-own-kernels.md says what the two files hold; ropejit test runs a
+kernel's reference.")]
 pub struct Template {
     #[command(subcommand)]
     command: Command,

@@ -117,7 +117,7 @@ fn text(path: &Path, most: usize) -> Result<String> {
     let bytes = system::read_bytes(path, most as u64).map_err(|e| match e.kind() {
         std::io::ErrorKind::FileTooLarge => Error::new(ErrorKind::Template, format!("is larger than {most} bytes"))
             .subject_is(path.display().to_string()),
-        _ => Error::io(path, "cannot be read", e),
+        _ => Error::io(path, "cannot be read", e).hint("name the .toml of a kernel; its `source` lies beside it"),
     })?;
     String::from_utf8(bytes).map_err(|e| {
         let valid = &e.as_bytes()[..e.utf8_error().valid_up_to()];

@@ -25,7 +25,10 @@ fn two_files_are_one_template() {
 
 #[test]
 fn a_file_that_is_missing_or_no_text_is_named() {
-    assert_eq!(load(&[]).err().expect("fails"), "a.toml: cannot be read: No such file or directory (os error 2)");
+    assert_eq!(
+        load(&[]).err().expect("fails"),
+        "a.toml: cannot be read: No such file or directory (os error 2)\nhint: name the .toml of a kernel; its `source` lies beside it"
+    );
     assert_eq!(
         load(&[("a.toml", TOML.as_bytes())]).err().expect("fails"),
         "add_rmsnorm.cu: cannot be read: No such file or directory (os error 2)\nhint: a.toml:2 names it as its source"

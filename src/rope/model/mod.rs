@@ -105,8 +105,12 @@ impl ModelConfig {
     /// [`ErrorKind::Config`], naming the key, if the text is no JSON object, the model has no rotary position embedding or
     /// is of a type that is not known, a value is missing or wrong, or two keys contradict each other.
     pub fn from_json(text: &str) -> Result<Self> {
-        let value: Value = json::parse(text)
-            .map_err(|e| Error::new(ErrorKind::Config, "is not valid JSON").subject_is("config").caused_by(e))?;
+        let value: Value = json::parse(text).map_err(|e| {
+            Error::new(ErrorKind::Config, "is not valid JSON")
+                .subject_is("config")
+                .caused_by(e)
+                .hint("pass the text of a model's config.json")
+        })?;
         let Value::Object(root) = &value else {
             let hint = "pass the text of a model's config.json";
             return Err(Error::new(ErrorKind::Config, "must be a JSON object").subject_is("config").hint(hint));

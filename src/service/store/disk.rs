@@ -158,6 +158,27 @@ impl Disk {
         self.version().join(kind.name())
     }
 
+    /// Whether entries can be written: makes a file where they are written, which is gone again.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] when a folder is no folder, or not one to write to.
+    pub fn can_write(&self) -> Result<()> {
+        let refused = |why: String| {
+            Error::new(ErrorKind::Io, format!("the cache folder cannot be written to: {why}"))
+                .subject_is(self.root.display().to_string())
+                .hint("set ROPEJIT_CACHE_DIR to a folder that you can write to")
+        };
+        for folder in [self.version().join("tmp"), self.folder(Kind::Choice), self.folder(Kind::Artifact)] {
+            if let Some(problem) = self.trust.objects_between(&self.root, &folder.join("any")) {
+                return Err(refused(problem));
+            }
+            if folder.exists() {
+                tempfile::tempfile_in(&folder).map_err(|e| refused(format!("{}: {e}", folder.display())))?;
+            }
+        }
+        Ok(())
+    }
+
     /// The files and folders in a folder of this one's, sorted; none if a link leads out of it.
     pub(super) fn own_children(&self, folder: &Path) -> Result<Vec<PathBuf>> {
         match self.trust.objects_between(&self.root, &folder.join("any")) {
@@ -396,7 +417,10 @@ impl Store for Disk {
 
 /// The files and folders in a folder, sorted; none if it is not there.
 pub(super) fn children(folder: &Path) -> Result<Vec<PathBuf>> {
-    let failed = |e| Error::io(folder, "the cache folder cannot be read", e);
+    let failed = |e| {
+        Error::io(folder, "the cache folder cannot be read", e)
+            .hint("make it readable to you, or set ROPEJIT_CACHE_DIR to another folder")
+    };
     let mut all = match std::fs::read_dir(folder) {
         Ok(entries) => entries.map(|e| e.map(|e| e.path())).collect::<std::io::Result<Vec<_>>>().map_err(failed)?,
         Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => Vec::new(),

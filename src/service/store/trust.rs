@@ -96,7 +96,10 @@ impl Trust {
 
     /// Refuses a folder in which others could put code, with what to do about it.
     pub fn check(self, folder: &Path) -> Result<()> {
-        let failed = |e| Error::io(folder, "the cache folder cannot be read", e);
+        let failed = |e| {
+            let hint = format!("make it readable to you, or set {} to another folder", self.variable());
+            Error::io(folder, "the cache folder cannot be read", e).hint(hint)
+        };
         let meta = open_folder(folder).and_then(|file| file.metadata());
         let refuse = |why: &str, hint: String| {
             Err(Error::new(ErrorKind::UntrustedCache, format!("the cache folder is refused: {why}"))
@@ -136,7 +139,8 @@ impl Trust {
         let between = file.ancestors().skip(1).take_while(|folder| *folder != root);
         between.filter_map(|folder| Some((folder, std::fs::symlink_metadata(folder).ok()?))).find_map(
             |(folder, meta)| {
-                let why = if meta.is_dir() { self.objects(&meta)? } else { "not a folder of its own".into() };
+                let why =
+                    if meta.is_dir() { self.objects(&meta)? } else { "not a folder of its own, remove it".into() };
                 Some(format!("{}: {why}", folder.display()))
             },
         )

@@ -36,9 +36,12 @@ impl Behind {
 
 impl std::fmt::Display for Behind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let percent = 100.0 * self.by;
+        let percent = 100.0 * self.by.abs();
         // A digit after the point where it says something.
-        let digits = usize::from(percent.abs() < 10.0);
+        let digits = usize::from(percent < 10.0);
+        if self.by < 0.0 {
+            return write!(f, "{percent:.digits$} % ahead, slower in {} of {}", self.lost, self.rounds);
+        }
         write!(f, "{percent:.digits$} % behind, {} of {}", self.lost, self.rounds)
     }
 }
@@ -91,6 +94,7 @@ mod tests {
         assert!(!is_clear(&a, &b, 1.06) && !is_clear(&b, &a, 1.06));
         let behind = Behind::of(&a, &b).unwrap();
         assert_eq!((behind.lost, behind.rounds), (1, 3));
+        assert_eq!(behind.to_string(), "15 % ahead, slower in 1 of 3");
     }
 
     #[test]
