@@ -2,8 +2,8 @@
 
 A compiler may have contracted the product, `a·c − b·d` to one rounding of `a·c − fl(b·d)`: then the last bits differ. Of PyTorch
 nothing says so but its results. On the processor its vector code rounds each product, and what is left over at the end of a row
-or of a thread's part is contracted in most builds; so there only rows without such an end are trusted, of one thread's part, and
-compared as well. What a device was seen to do is kept.
+or of a thread's part is contracted in most builds, and so are numbers that are no neighbours; so there only rows of neighbours
+without such an end are trusted, of one thread's part, and compared as well. What a device was seen to do is kept.
 """
 
 import logging
@@ -22,8 +22,9 @@ def is_rounded(q, k, freqs):
         return False
     if freqs.dtype != torch.complex64 or freqs.is_conj() or freqs.device != q.device:
         return False
-    if q.device.type == "cpu" and (q.shape[-1] % (2 * _VECTORS) or max(q.numel(), k.numel()) > 2 * _ONE_PART):
-        return False
+    if q.device.type == "cpu":
+        if freqs.stride(-1) != 1 or q.shape[-1] % (2 * _VECTORS) or max(q.numel(), k.numel()) > 2 * _ONE_PART:
+            return False
     if q.device not in _SEEN:
         if q.device.type not in ("cpu", "cuda") or (q.is_cuda and torch.cuda.is_current_stream_capturing()):
             return False
