@@ -69,6 +69,9 @@ FAMILIES = {
     "pocket_tts": dict(condition_dim=64),
     "recurrent_gemma": dict(block_types=["recurrent", "attention"]),
     "sapiens2": dict(num_key_value_heads_per_layer=[4, 4]),
+    "seamless_m4t": dict(position_embeddings_type="rotary"),
+    "wav2vec2_bert": dict(position_embeddings_type="rotary"),
+    "wav2vec2_conformer": dict(position_embeddings_type="rotary"),
     "zamba2": dict(
         layers_block_type=["linear_attention", "hybrid", "hybrid"], num_hidden_layers=3, hybrid_layer_ids=[1, 2], use_mem_rope=True
     ),
@@ -85,7 +88,8 @@ OTHERWISE = (
 #: For `--some`: every form of RoPE, and what most people run.
 SOME = (
     "llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "qwen2_vl", "qwen2_5_vl", "gemma", "gemma2", "gemma3", "phi", "phi3",
-    "gpt_neox", "gptj", "codegen", "cohere", "cohere2", "olmo2", "glm", "glm4", "deepseek_v2", "deepseek_v3", "mixtral", "granite", "stablelm", "llama4",
+    "gpt_neox", "gptj", "codegen", "cohere", "cohere2", "olmo2", "glm", "glm4", "deepseek_v2", "deepseek_v3", "mixtral",
+    "granite", "stablelm", "llama4",
     "starcoder2", "nemotron", "persimmon", "smollm3", "gpt_oss", "helium", "ernie4_5", "exaone4", "modernbert", "esm", "dinov3_vit",
 )  # fmt: skip
 #: Of one family, and of one model.
