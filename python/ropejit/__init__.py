@@ -21,12 +21,15 @@ from ._functions import apply, apply_rotary_emb, apply_rotary_pos_emb, fast_rope
 _LATER = dict.fromkeys(("Candidate", "Choice", "Prepared", "Stats", "inspect", "prewarm", "stats"), "_service")
 _LATER.update(dict.fromkeys(("patch", "patched", "unpatch"), "_patch"))
 _LATER["Norm"] = "_norm"
+_LATER["Angles"] = "_rows"
+_LATER.update(dict.fromkeys(("apply_rotary_emb_kv_", "apply_rotary_emb_qkv_"), "_packed"))
 _LATER.update(dict.fromkeys(("Template", "template"), "_template"))
 
 __all__ = [
-    "Candidate", "Choice", "Norm", "NotCachedError", "Prepared", "RopejitError", "Stats", "Template", "__version__", "apply",
-    "apply_rotary_emb", "apply_rotary_pos_emb", "check", "fast_rope_embedding", "freeze", "inspect", "patch", "patched",
-    "prewarm", "qk_norm_rope", "rope_append", "stats", "template", "unpatch", "wait_tuned",
+    "Angles", "Candidate", "Choice", "Norm", "NotCachedError", "Prepared", "RopejitError", "Stats", "Template", "__version__",
+    "apply", "apply_rotary_emb", "apply_rotary_emb_kv_", "apply_rotary_emb_qkv_", "apply_rotary_pos_emb", "check",
+    "fast_rope_embedding", "freeze", "inspect", "patch", "patched", "prewarm", "qk_norm_rope", "rope_append", "stats", "template",
+    "unpatch", "wait_tuned",
 ]  # fmt: skip
 
 # A thread that still tunes while the driver shuts down may crash.

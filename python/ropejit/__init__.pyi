@@ -1,6 +1,7 @@
 """Types of the package: what `__init__` looks up late is known here too."""
 
 import os
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from ._norm import Norm as Norm
@@ -31,11 +32,32 @@ class Template:
 class RopejitError(RuntimeError): ...
 class NotCachedError(RopejitError): ...
 
+class Angles:
+    rotary_dim: int
+    attention_factor: float
+    depends_on_length: bool
+    mrope_section: list[int] | None
+    mrope_interleaved: bool
+    accurate: bool
+    def __init__(
+        self, source: Any, *, layer: str | None = None, attention_factor: float | None = None, accurate: bool = False
+    ) -> None: ...
+    def inv_freq(self, seq_len: int | None = None) -> list[float]: ...
+    def __call__(
+        self,
+        position_ids: Tensor,
+        *,
+        seq_len: int | None = None,
+        mrope_section: Sequence[int] | None = None,
+        mrope_interleaved: bool | None = None,
+        dtype: Any = None,
+    ) -> tuple[Tensor, Tensor]: ...
+
 def apply(
     q: Tensor,
     k: Tensor | None,
-    cos: Tensor,
-    sin: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
     *,
     position_ids: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
@@ -46,6 +68,16 @@ def apply(
     layout: Literal["bshd", "bhsd", "thd"] = "bshd",
     rounding: Literal["once", "per_op", "contracted"] = "once",
     style: Literal["half_split", "interleaved", "deinterleave"] | None = None,
+    mrope_section: Sequence[int] | None = None,
+    mrope_interleaved: bool | None = None,
+    angles: Angles | None = None,
+    seq_len: int | None = None,
+    freqs_cis: Tensor | None = None,
+    conjugate: bool = False,
+    rotary_dim_offset: int | None = None,
+    offset: int | Tensor | None = None,
+    per_head: bool = False,
+    contiguous: bool = False,
 ) -> tuple[Tensor, Tensor | None]: ...
 def qk_norm_rope(
     q: Tensor,
@@ -112,6 +144,19 @@ def apply_rotary_emb(
     seqlen_offsets: int | Tensor = 0,
     cu_seqlens: Tensor | None = None,
     max_seqlen: int | None = None,
+) -> Tensor: ...
+def apply_rotary_emb_qkv_(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    cos_k: Tensor | None = None,
+    sin_k: Tensor | None = None,
+    interleaved: bool = False,
+    seqlen_offsets: int | Tensor = 0,
+    num_heads_q: int | None = None,
+) -> Tensor: ...
+def apply_rotary_emb_kv_(
+    kv: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False, seqlen_offsets: int | Tensor = 0
 ) -> Tensor: ...
 def check() -> None: ...
 def freeze() -> None: ...

@@ -2,8 +2,9 @@
 
 ``a·c − b·d`` and ``a·d + b·c`` are `once` where each real product is rounded, and `contracted` where the compiler has fused one of
 the two with the sum, as it does for CUDA. Of PyTorch nothing says which but its results. On the processor its vector code rounds
-each product, and what is left over at the end of a row or of a thread's part is contracted in most builds; so there only rows
-without such an end are trusted, of one thread's part, and compared as well. What a device was seen to do is kept.
+each product, and what is left over at the end of a row or of a thread's part is contracted in most builds, and so are numbers that
+are no neighbours; so there only rows of neighbours without such an end are trusted, of one thread's part, and compared as well.
+What a device was seen to do is kept.
 """
 
 import logging
@@ -23,8 +24,9 @@ def rounding(q, k, freqs):
         return None
     if freqs.dtype != torch.complex64 or freqs.is_conj() or freqs.device != q.device:
         return None
-    if q.device.type == "cpu" and (q.shape[-1] % (2 * _VECTORS) or max(q.numel(), k.numel()) > 2 * _ONE_PART):
-        return None
+    if q.device.type == "cpu":
+        if freqs.stride(-1) != 1 or q.shape[-1] % (2 * _VECTORS) or max(q.numel(), k.numel()) > 2 * _ONE_PART:
+            return None
     if q.device not in _SEEN:
         if q.device.type not in ("cpu", "cuda") or _is_watched() or (q.is_cuda and torch.cuda.is_current_stream_capturing()):
             return None

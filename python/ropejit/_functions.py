@@ -26,7 +26,7 @@ if "torch" in _modules:
 
 def apply(
     q, k, cos, sin, *, position_ids=None, cu_seqlens=None, interleaved=False, rotary_dim=None, tables=None, inplace=False,
-    layout="bshd", rounding="once", style=None,
+    layout="bshd", rounding="once", style=None, **more,
 ):  # fmt: skip
     """Rotates q and k; returns both.
 
@@ -54,11 +54,32 @@ def apply(
             eager PyTorch does in bfloat16 and float16. For float32 they are the same. ``"contracted"`` is ``"once"``, but of two
             products one goes into their sum without being rounded, as in PyTorch's complex product on CUDA.
 
+    More, for tensors of PyTorch:
+        mrope_section: how many pairs follow the time, the height and the width of a token: three numbers. ``position_ids`` are
+            ``[3, batch, tokens]``. ``mrope_interleaved=True``: axes alternate from pair to pair (Qwen3-VL). One more launch.
+        angles: `Angles`, which stand for cos and sin (None): the engine computes them. ``seq_len`` as there. One more launch.
+        freqs_cis: stands for cos and sin (None): complex64 ``[rows, pairs]``, or ``[batch, rows, pairs]``; the same as real numbers,
+            ``[…, 2]``; or as matrices ``[…, 2, 2]`` (Flux). Neighbours turn, unless ``style`` says otherwise. Costs two copies.
+        conjugate: True turns back: the rotation by the negated angle.
+        rotary_dim_offset: the first element of a head that turns (MLA: behind the part without positions). A k whose heads are
+            as long as what turns, turns whole. With it, heads may have more than 512 elements.
+        offset: added to all positions: an int, or a tensor with one for each sequence.
+        per_head: True: cos and sin are ``[batch, heads, rows, width]``, of each head its own (LTX). q and k have as many heads.
+        contiguous: True: results are contiguous, whatever q and k are.
+
     Gradients are computed for q and k; a table that requires one is an error. Works under ``torch.compile(fullgraph=True)``
     and in CUDA graphs. Arrays of other libraries (NumPy, CuPy, JAX) are taken through DLPack. On a GPU the call stands in line on the
     stream that the library works on now, as one of its own. Where a library does not tell its stream (only CuPy, and those
     with DLPack's C exchange API do), or arrays of several are mixed, the call returns when its work is done.
     """
+    if more:
+        from . import _more
+
+        plain = dict(
+            position_ids=position_ids, cu_seqlens=cu_seqlens, interleaved=interleaved, rotary_dim=rotary_dim, tables=tables,
+            inplace=inplace, layout=layout, rounding=rounding, style=style,
+        )  # fmt: skip
+        return _more.apply(q, k, cos, sin, plain, more)
     if style is None:
         style = "interleaved" if interleaved else "half_split"
     elif interleaved and style != "interleaved":

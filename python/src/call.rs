@@ -5,9 +5,10 @@
 use std::ffi::c_void;
 
 use pyo3::prelude::*;
+use ropejit::rope::MAX_HEAD_DIM;
 use ropejit::{
-    Args, CuSeqlens, DType, Direction, Input, Layout, Operand, PositionIds, Positions, RopeSpec, Stream, TableForm,
-    TableWidth, Tables, Tensor,
+    Angles, Args, CuSeqlens, DType, Direction, Input, Layout, Operand, PositionIds, Positions, RopeSpec, Stream,
+    TableForm, TableWidth, Tables, Tensor,
 };
 
 use crate::beside;
@@ -42,6 +43,8 @@ pub struct Call {
     place: Place,
     pub norm: Option<beside::Norm>,
     pub append: Option<beside::Append>,
+    /// Where the engine computes cos and sin: of what, and for sequences of how many tokens.
+    pub angles: Option<(Angles, u64)>,
 }
 
 impl Call {
@@ -51,6 +54,13 @@ impl Call {
         let dtype = float("q", q)?;
         let q_layout = layout("q", q, form.order)?;
         let [batch, tokens, heads, head_dim] = q_layout.shape;
+        if head_dim > MAX_HEAD_DIM as usize {
+            let what = format!(
+                "has heads of {head_dim} elements, {MAX_HEAD_DIM} are the most; hint: rotary_dim with rotary_dim_offset=0 has \
+                 only the part that turns passed on"
+            );
+            return Err(wrong("q", what));
+        }
         let device = q.device;
         let here = |name: &str, view: &View| {
             if view.device == device {
@@ -92,7 +102,9 @@ impl Call {
         spec.rounding = form.rounding.of(dtype);
         spec.direction = if form.backward { Direction::Backward } else { Direction::Forward };
         spec.table = TableForm { dtype: table, width };
-        spec.positions = place::position_form(place, form.order, [batch, tokens], &here)?;
+        spec.mrope = form.sections;
+        let axes = spec.mrope.is_some();
+        spec.positions = place::position_form(place, form.order, [batch, tokens], axes, &here)?;
         if let (None, Some(k), Some(k_layout)) = (q_out, k, &k_layout) {
             let bytes = (k.address as i64).wrapping_sub(q.address as i64);
             let gap = bytes.div_euclid(dtype.size() as i64);
@@ -127,6 +139,7 @@ impl Call {
             place: *place,
             norm: None,
             append: None,
+            angles: None,
         })
     }
 
@@ -143,7 +156,7 @@ impl Call {
         Err(wrong(name, format!("is on {}, q on {}", view.device, self.device)))
     }
 
-    fn args(&self) -> Args<'static> {
+    fn args(&self) -> ropejit::Result<Args<'_>> {
         let dtype = self.spec.dtype;
         // SAFETY: `Call::new`'s views are of live tensors of `device`, which the caller's frame holds until the launch; until
         // the stream has passed it, the tensor library keeps freed memory for its own stream, the one launched on.
@@ -189,16 +202,19 @@ impl Call {
             }
         };
         let (form, width) = (self.spec.table, self.spec.table_width() as usize);
-        // SAFETY: as above; `tables` has checked that both have these rows and strides.
-        let tables = unsafe { Tables::from_raw(tables[0], tables[1], form.dtype, rows, width, self.table_strides) };
-        Args {
+        let tables = match &self.angles {
+            Some((angles, tokens)) => angles.tables(*tokens)?,
+            // SAFETY: as above; `tables` has checked that both have these rows and strides.
+            None => unsafe { Tables::from_raw(tables[0], tables[1], form.dtype, rows, width, self.table_strides) },
+        };
+        Ok(Args {
             q: operand(self.q, self.spec.q_out_dtype()),
             k: self.k.map(k),
             tables,
             positions,
             norm: self.norm.as_ref().map(|norm| norm.args(&self.spec, self.shape())),
             append: self.append.as_ref().map(|append| append.args(&self.spec, self.shape())),
-        }
+        })
     }
 
     /// Launches on the stream. Without the GIL where that may take long: where a kernel has to be found first, and on the
@@ -208,10 +224,10 @@ impl Call {
         let rope = &in_use.rope;
         // SAFETY: the tensor library's current stream of this device, which lives as long as the library says so.
         let stream = move || unsafe { Stream::from_raw(stream as *mut c_void) };
-        if self.device != Device::Host && rope.apply_loaded(stream(), &self.args()).map_err(raise)? {
+        if self.device != Device::Host && rope.apply_loaded(stream(), &self.args().map_err(raise)?).map_err(raise)? {
             return Ok(());
         }
-        py.detach(|| rope.apply(stream(), &self.args())).map(drop).map_err(raise)
+        py.detach(|| self.args().and_then(|args| rope.apply(stream(), &args))).map(drop).map_err(raise)
     }
 
     /// The same, and returns when the launch has ended.

@@ -87,8 +87,15 @@ pub fn drop_in<'py>(
             return Ok(Some(function.call1(all)?.cast_into()?));
         }
         let style = form::style(style)?;
-        let form =
-            Form { order, style, rotary_dim: Some(rotary_dim), rounding: contract, backward: false, whole: false };
+        let form = Form {
+            order,
+            style,
+            rotary_dim: Some(rotary_dim),
+            rounding: contract,
+            backward: false,
+            whole: false,
+            sections: None,
+        };
         let o = Objects { cos, sin, ..o };
         if twice.is_some() {
             let Some(again) = views(torch, &o, false)? else { return Ok(None) };

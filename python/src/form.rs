@@ -1,6 +1,7 @@
 //! What a call asks for besides tensors, and how its tensors are laid out.
 
 use pyo3::prelude::*;
+use ropejit::rope::scaling::Mrope;
 use ropejit::{DType, Layout, PairStyle, Rounding};
 
 use crate::dlpack::{Element, View};
@@ -56,6 +57,8 @@ pub struct Form {
     pub backward: bool,
     /// Heads are written whole, not only what turns of them.
     pub whole: bool,
+    /// Positions are on three axes, and which axis a pair follows.
+    pub sections: Option<Mrope>,
 }
 
 pub fn layout(name: &str, view: &View, order: Order) -> PyResult<Layout> {

@@ -240,5 +240,6 @@ pub fn form_of(
         rounding: form::rounding(word("rounding", rounding)?)?,
         backward,
         whole: false,
+        sections: None,
     })
 }

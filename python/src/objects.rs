@@ -49,7 +49,10 @@ impl<'py> Objects<'_, 'py> {
                 let offsets = offsets()?;
                 Ok(Place::Packed { cu_seqlens: view("cu_seqlens", cu_seqlens)?, offset: number.unwrap_or(0), offsets })
             }
-            (Some(_), Some(_)) => Err(wrong("cu_seqlens", "cannot be given beside position_ids")),
+            (Some(_), Some(_)) => Err(wrong(
+                "cu_seqlens",
+                "cannot be given beside position_ids; hint: position_ids alone say which row each token gets",
+            )),
             (Some(_), None) if self.offset.is_some() => Err(wrong("offset", "cannot be given beside position_ids")),
             (Some(ids), None) => view("position_ids", ids).map(Place::Ids),
         }

@@ -60,6 +60,7 @@ pub fn position_form(
     place: &Place,
     order: Order,
     [batch, tokens]: [usize; 2],
+    axes: bool,
     here: &dyn Fn(&str, &View) -> PyResult<()>,
 ) -> PyResult<PositionForm> {
     let dense = |name: &str, view: &View| {
@@ -81,12 +82,20 @@ pub fn position_form(
         Place::Ids(view) => {
             here("position_ids", view)?;
             let fits = match *view.shape() {
+                [n, b, t] if axes => n == 3 && t as usize == tokens && (b == 1 || b as usize == batch),
+                _ if axes => false,
                 [t] => t as usize == tokens,
                 [b, t] => t as usize == tokens && (b == 1 || b as usize == batch),
                 _ => false,
             };
             if !fits {
-                let what = format!("is {:?}, [{tokens}], [1, {tokens}] or [{batch}, {tokens}] is needed", view.shape());
+                let needed = if axes {
+                    format!("[3, 1, {tokens}] or [3, {batch}, {tokens}] is needed beside mrope_section")
+                } else {
+                    format!("[{tokens}], [1, {tokens}] or [{batch}, {tokens}] is needed")
+                };
+                let hint = if !axes && view.rank == 3 { "; hint: three axes need an mrope_section" } else { "" };
+                let what = format!("is {:?}, {needed}{hint}", view.shape());
                 return Err(wrong("position_ids", what));
             }
             Ok(if wide("position_ids", view)? { PositionForm::Ids64 } else { PositionForm::Ids32 })
@@ -122,6 +131,8 @@ pub fn id_strides(view: &View) -> [i64; 3] {
     match (view.shape(), view.strides()) {
         (&[_], &[token]) | (&[1, _], &[_, token]) => [0, 0, token],
         (_, &[batch, token]) => [0, batch, token],
+        (&[_, 1, _], &[axis, _, token]) => [axis, 0, token],
+        (_, &[axis, batch, token]) => [axis, batch, token],
         _ => [0; 3],
     }
 }

@@ -140,6 +140,20 @@ def test_a_compiled_patched_model(device):
             assert torch.equal(sequences.compiled(model, ids), plain)
 
 
+@pytest.mark.parametrize("columns", [False, True])
+def test_complex_products_with_tables_in_either_order(device, columns):
+    """transformers 5.17 makes DeepSeek-V2's table by columns, and PyTorch contracts products of numbers that are no neighbours."""
+    module = pytest.importorskip("transformers.models.deepseek_v2.modeling_deepseek_v2")
+    q, k = (torch.randn(2, heads, 9, 32, device=device) for heads in (4, 1))
+    freqs = torch.polar(torch.ones(1, 9, 16), torch.randn(1, 9, 16)).to(device)
+    if columns:
+        freqs = freqs.mT.contiguous().mT
+    wanted = module.apply_rotary_emb(q, k, freqs)
+    with ropejit.patched("transformers"):
+        ours = module.apply_rotary_emb(q, k, freqs)
+    assert all(map(torch.equal, ours, wanted))
+
+
 def test_patch_and_unpatch():
     from transformers.models.llama import modeling_llama
     from transformers.models.mistral import modeling_mistral

@@ -22,4 +22,4 @@ pub use dtype::DType;
 pub use forms::{Direction, PairStyle, PositionForm, RotaryPart, Rounding, TableForm, TableWidth};
 pub use layout::Layout;
 pub use norm::{Flavour, Norm, Rsqrt, SumOrder};
-pub use spec::{RopeSpec, weight_tiles};
+pub use spec::{MAX_HEAD_DIM, RopeSpec, weight_tiles};

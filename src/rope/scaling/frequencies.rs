@@ -50,6 +50,7 @@ fn compute(rope: &RopeParameters, seq_len: Option<u64>) -> Frequencies {
             inv_freq.resize(rope.head_dim as usize / 2, 0.0);
             (divided(inv_freq, *factor), 1.0)
         }
+        Scaling::Given { inv_freq, attention_factor } => (inv_freq.clone(), f64::from(*attention_factor)),
     };
     Frequencies { inv_freq, attention_factor: attention_factor as f32 }
 }

@@ -76,6 +76,13 @@ pub enum Scaling {
         /// The fraction of the pairs that turn.
         partial_rotary_factor: f64,
     },
+    /// None of these: frequencies as somebody else has computed them.
+    Given {
+        /// ω of each pair, in radians per position.
+        inv_freq: Vec<f32>,
+        /// The factor on cos and sin.
+        attention_factor: f32,
+    },
 }
 
 /// Scaling of q by its position, as Ministral 3 and Llama 4 have it: q·(1 + β·ln(1 + ⌊p/original⌋)).
@@ -215,14 +222,32 @@ impl RopeParameters {
                 }
                 positive("factor", *factor)
             }
+            Scaling::Given { inv_freq, attention_factor } => {
+                let finite = |x: &f32| x.is_finite() && *x >= 0.0;
+                if !inv_freq.iter().all(finite) {
+                    return Err(wrong("inv_freq", "must be finite numbers from 0 on"));
+                }
+                if !finite(attention_factor) {
+                    return Err(wrong(
+                        "attention_factor",
+                        format!("must be a number from 0 on, got {attention_factor}"),
+                    ));
+                }
+                self.as_many_as_pairs("inv_freq", inv_freq.len())
+            }
         }
     }
 
-    fn one_a_pair(&self, key: &str, list: &[f64]) -> Result<()> {
+    fn as_many_as_pairs(&self, key: &str, n: usize) -> Result<()> {
         let pairs = self.rotary_dim as usize / 2;
-        if list.len() != pairs {
-            return Err(wrong(key, format!("must hold {pairs} numbers, one a pair, got {}", list.len())));
+        if n == pairs {
+            return Ok(());
         }
+        Err(wrong(key, format!("must hold {pairs} numbers, one a pair, got {n}")))
+    }
+
+    fn one_a_pair(&self, key: &str, list: &[f64]) -> Result<()> {
+        self.as_many_as_pairs(key, list.len())?;
         list.iter().try_for_each(|x| positive(key, *x))
     }
 }
@@ -276,6 +301,16 @@ mod tests {
         assert_eq!(key(&rope(1e4, 64).with_scaling(lists)), "long_factor");
         let wide = Scaling::Proportional { factor: 1.0, partial_rotary_factor: 1.5 };
         assert_eq!(key(&rope(1e4, 64).with_scaling(wide)), "partial_rotary_factor");
+    }
+
+    #[test]
+    fn given_frequencies_are_taken_as_they_are() {
+        let given = |inv_freq: &[f32]| Scaling::Given { inv_freq: inv_freq.to_vec(), attention_factor: 0.5 };
+        let rope = RopeParameters::new(1e4, 4);
+        let taken = rope.clone().with_scaling(given(&[0.3, 0.0])).frequencies(None).unwrap();
+        assert_eq!(taken, Frequencies { inv_freq: vec![0.3, 0.0], attention_factor: 0.5 });
+        assert_eq!(key(&rope.clone().with_scaling(given(&[0.3]))), "inv_freq");
+        assert_eq!(key(&rope.with_scaling(given(&[0.3, f32::NAN]))), "inv_freq");
     }
 
     #[test]
