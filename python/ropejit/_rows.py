@@ -20,14 +20,19 @@ def _unit(dtype, device, width):
     if unit is None:
         unit = torch.zeros(width, dtype=dtype, device=device)
         unit[: width // 2] = 1
-        if not (unit.is_cuda and torch.cuda.is_current_stream_capturing()):  # the memory of a graph is the graph's
+        if _is_plain() and not (unit.is_cuda and torch.cuda.is_current_stream_capturing()):  # a graph's memory is the graph's
             _units[key] = unit
     return unit
 
 
-def _units_for(ids, dtype, width):
+def _is_plain():
+    """Whether what is made now is a tensor like any other, which may be kept."""
+    return torch._C._functorch.maybe_current_level() is None and torch._C._len_torch_dispatch_stack() == 0
+
+
+def _for_each(ids, unit):
     batch, tokens = ids.shape[-2:]
-    return _unit(dtype, ids.device, width).expand(batch, tokens, 1, width)
+    return unit.expand(batch, tokens, 1, -1)
 
 
 def _is_traced(*values):
@@ -35,11 +40,12 @@ def _is_traced(*values):
 
 
 def _computed(ids, width, *rest):
-    return _ropejit.computed_rows(_units_for(ids, torch.float32, width), ids, *rest)
+    unit = _unit(torch.float32, ids.device, width)
+    return _ropejit.computed_rows(_for_each(ids, unit), unit[None], ids, *rest)
 
 
 def _of_axes(cos, sin, ids, width, sections, interleaved):
-    return _ropejit.rows_of_axes(_units_for(ids, cos.dtype, width), cos, sin, ids, sections, interleaved)
+    return _ropejit.rows_of_axes(_for_each(ids, _unit(cos.dtype, cos.device, width)), cos, sin, ids, sections, interleaved)
 
 
 def _launched(out, *tensors, names):

@@ -39,7 +39,10 @@ def _unreadable(tensor):
 def _freed(tensor):
     if tensor.is_meta or tensor.is_nested or _wraps_another(tensor) or tensor._is_zerotensor() or tensor.numel() == 0:
         return None
-    if not torch._C._has_storage(tensor) or tensor.untyped_storage().nbytes() > 0:
+    if not torch._C._has_storage(tensor):
+        return None
+    size = tensor.untyped_storage().nbytes()
+    if isinstance(size, torch.SymInt) or size > 0:  # a tracer's stand-in, whose size is a formula, has not been freed
         return None
     return "has no memory: its storage was resized to zero, as FSDP does with parameters that are not in use"
 

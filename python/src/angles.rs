@@ -99,11 +99,14 @@ pub fn rows_of_axes<'py>(
     guarded(|| made(unit, [cos, sin], position_ids, Some(axes(sections, interleaved)), None))
 }
 
-/// The same of angles that the engine computes, for positions on one axis or three.
+/// The same of angles that the engine computes, for positions on one axis or three. `row`, `[1, width]`, stands where a call
+/// has tables, and is not read.
 #[pyfunction]
-#[pyo3(signature = (unit, position_ids, text, accurate, seq_len, sections, interleaved))]
+#[allow(clippy::too_many_arguments)]
+#[pyo3(signature = (unit, row, position_ids, text, accurate, seq_len, sections, interleaved))]
 pub fn computed_rows<'py>(
     unit: &Bound<'py, PyAny>,
+    row: &Bound<'py, PyAny>,
     position_ids: &Bound<'py, PyAny>,
     text: &str,
     accurate: bool,
@@ -123,8 +126,7 @@ pub fn computed_rows<'py>(
             (false, _) => u64::MAX,
         };
         let sections = sections.map(|sections| axes(sections, interleaved));
-        // No table is read: the unit stands where a call has one.
-        made(unit, [unit; 2], position_ids, sections, Some((&source.parameters, mode(accurate), seq_len)))
+        made(unit, [row; 2], position_ids, sections, Some((&source.parameters, mode(accurate), seq_len)))
     })
 }
 
@@ -137,8 +139,6 @@ fn made<'py>(
 ) -> PyResult<Option<Bound<'py, PyTuple>>> {
     let py = unit.py();
     let Some(torch) = Torch::get(py) else { return Err(wrong("position_ids", "is no torch.Tensor")) };
-    let row = unit.get_item((0, 0))?;
-    let (cos, sin) = if computed.is_some() { (&row, &row) } else { (cos, sin) };
     let o = Objects { q: unit, k: None, cos, sin, position_ids: Some(position_ids), cu_seqlens: None, offset: None };
     if !matches!(kind(torch, &o), Kind::Plain) || torch.is_watched(py)? {
         return Ok(None);

@@ -108,6 +108,72 @@ def test_angles_stand_for_tables(device):
     equal(out, ropejit.apply(*packed, *angles(torch.arange(14, device=device)), layout="thd", cu_seqlens=starts))
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_export(device, strict):
+    class Model(torch.nn.Module):
+        def forward(self, x, ids, cos, sin):
+            x, _ = ropejit.apply(x, None, None, None, angles=angles, position_ids=ids[0])
+            return ropejit.apply(x, None, cos, sin, position_ids=ids, mrope_section=[8, 4, 4])[0]
+
+    angles = ropejit.Angles([10000.0 ** (-i / HALF) for i in range(HALF)])
+    given = (qk(device)[0], torch.randint(0, 40, (3, 2, 7), device=device), *made(device))
+    exported = torch.export.export(Model(), given, strict=strict).module()
+    equal([exported(*given)], [Model()(*given)])
+
+
+def test_under_vmap(device):
+    angles = ropejit.Angles([10000.0 ** (-i / HALF) for i in range(HALF)])
+    ids, (cos, sin) = torch.randint(0, 40, (3, 2, 7), device=device), made(device)
+    many = torch.randn(3, 2, 7, 4, WIDTH, device=device)
+    for call in (
+        lambda x: ropejit.apply(x, None, None, None, angles=angles, conjugate=True)[0],
+        lambda x: ropejit.apply(x, None, cos, sin, position_ids=ids, mrope_section=[8, 4, 4])[0],
+    ):
+        equal([torch.func.vmap(call)(many)], [torch.stack([call(x) for x in many])])
+
+
+def test_transforms_leave_nothing_behind(device):
+    from ropejit import _rows
+
+    ids, (cos, sin) = torch.randint(0, 40, (3, 2, 7), device=device), made(device)
+    q, _ = qk(device)
+
+    def call(x):
+        return ropejit.apply(x, None, cos, sin, position_ids=ids, mrope_section=[8, 4, 4])[0]
+
+    _rows._units.clear()
+    under = torch.func.functionalize(call)(q), torch.func.vmap(call)(q[None])[0]
+    with torch.inference_mode():
+        call(q)
+    equal(under, [call(q)] * 2)
+    equal(gradients(lambda x: (call(x),), q), gradients(lambda x: (call(x * 1),), q))
+
+
+def test_operators(device):
+    ids, (cos, sin) = torch.randint(0, 40, (3, 2, 7), device=device), made(device)
+    source = ropejit.Angles([1.0] * HALF)._source
+    torch.library.opcheck(torch.ops.ropejit.rows_of_axes.default, (cos, sin, ids, WIDTH, [8, 4, 4], False))
+    torch.library.opcheck(torch.ops.ropejit.computed_rows.default, (ids, WIDTH, source, False, None, [8, 4, 4], False))
+
+
+def test_positions_outside_of_the_tables_are_nan(device):
+    cos, sin = made(device, rows=5)
+    ids = torch.tensor([0, 4, 5], device=device).expand(3, 2, 3).clone()
+    q, _ = qk(device, tokens=3)
+    out, _ = ropejit.apply(q, None, cos, sin, position_ids=ids, mrope_section=[8, 4, 4])
+    assert out[:, 2].isnan().all() and not out[:, :2].isnan().any()
+    with pytest.raises(IndexError, match="outside the cos/sin tables"):
+        ropejit.check()
+
+
+def test_no_tokens(device):
+    angles, (cos, sin) = ropejit.Angles([1.0] * HALF), made(device)
+    q = torch.zeros(2, 0, 3, WIDTH, device=device)
+    ids = torch.zeros(3, 2, 0, dtype=torch.int64, device=device)
+    assert ropejit.apply(q, None, None, None, angles=angles)[0].shape == q.shape
+    assert ropejit.apply(q, None, cos, sin, position_ids=ids, mrope_section=[8, 4, 4])[0].shape == q.shape
+
+
 def test_angles_on_three_axes(device):
     angles = ropejit.Angles([10000.0 ** (-i / HALF) for i in range(HALF)])
     ids = torch.randint(0, 5000, (3, 2, 7), device=device)
