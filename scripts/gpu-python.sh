@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs on a GPU host what `make peers-bundle` has collected, from the folder it lies in. Nothing is installed: the wheels are
 # unpacked beside the interpreter's own PyTorch, Triton and transformers. Results go to the folder $1.
-#   run.sh OUT [tests] [overhead] [first] [peers] [examples]
+#   run.sh OUT [tests] [overhead] [first] [peers] [examples] [models]
 # Of the times in seconds that a stage may take, TESTS_SECONDS (270) and PEERS_SECONDS (360) can be set; TESTS_WORKERS (6) says how
 # many processes share the tests; TESTS chooses some, as pytest's -k does; PEERS_TABLE=1 leaves first calls of peers out.
 set -uo pipefail
@@ -51,6 +51,12 @@ examples() {
         "$python" "$here/examples.py" "$here/examples" "$out/examples.json" 2>&1 | tee "$out/examples.txt"
 }
 
+# Tiny models of some families of transformers, patched and not: bits, and gradients of a step.
+models() {
+    ROPEJIT_CACHE_DIR=$work/models timeout -k 5 150 "$python" "$here/tiny_models.py" --device cuda --some --seconds 110 2>&1 \
+        | tee "$out/tiny-models.txt"
+}
+
 # The table of all peers.
 peers() {
     local seconds=${PEERS_SECONDS:-360}
@@ -62,7 +68,7 @@ for what in "$@"; do
     echo "== $what"
     start=$(date +%s)
     case $what in
-        tests | overhead | first | peers | examples) "$what" || { code=$?; status=1; echo "FAILED: $what (status $code; 124: out of time)"; } ;;
+        tests | overhead | first | peers | examples | models) "$what" || { code=$?; status=1; echo "FAILED: $what (status $code; 124: out of time)"; } ;;
         *) status=1 && echo "no such stage: $what" ;;
     esac
     echo "== $what took $(($(date +%s) - start)) s"

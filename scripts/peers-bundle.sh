@@ -12,7 +12,7 @@ cp -r python/tests "$out/tests"
 rm -rf .gpu/tests && mkdir -p .gpu/tests/data && cp -r tests/data/templates .gpu/tests/data/
 cp -r benches/peers "$out/bench"
 cp scripts/gpu-python.sh "$out/run.sh"
-cp benches/overhead.py benches/first_call.py benches/examples.py "$out/"
+cp benches/overhead.py benches/first_call.py benches/examples.py benches/tiny_models.py "$out/"
 cp -r examples "$out/examples"
 find "$out" -name __pycache__ -prune -exec rm -rf {} +
 work=$(mktemp -d)
