@@ -72,17 +72,21 @@ impl Workload {
     /// The largest error against the f64 reference, and the largest that rounding explains, over at most 512 tokens spread over
     /// the whole; of the output (q, k, caches, gradients of weights) where the one is most of the other.
     pub fn errors(&self) -> Result<(f64, f64)> {
-        let download = |memory: &dyn ropejit::device::Memory| {
-            let mut bytes = vec![0u8; memory.bytes()];
+        let first = |memory: &dyn ropejit::device::Memory, n: usize| {
+            let mut bytes = vec![0u8; n];
             memory.download(0, &mut bytes).map(|()| bytes)
         };
+        let download = |memory: &dyn ropejit::device::Memory| first(memory, memory.bytes());
         let shared = &self.shared;
         let bytes = Bytes {
             input: download(self.input.as_ref())?,
             output: download(self.output.as_ref())?,
             cos: download(shared.memory[0].as_ref())?,
             sin: download(shared.memory[1].as_ref())?,
-            beside: shared.neighbours.as_ref().map_or_else(|| Ok(Vec::new()), |n| download(n.memory.as_ref()))?,
+            beside: shared
+                .neighbours
+                .as_ref()
+                .map_or_else(|| Ok(Vec::new()), |n| first(n.memory.as_ref(), n.workspace))?,
         };
         let mut errors = vec![self.of_heads(&bytes, 0), self.of_heads(&bytes, 1)];
         errors.extend(self.of_v(&bytes));

@@ -108,7 +108,8 @@ pub struct Neighbours {
     slots: [usize; 4],
     /// Of the weights of q and k.
     pub gradients: [usize; 2],
-    workspace: usize,
+    /// Behind all else: a part of it may be left unwritten, and nobody reads it.
+    pub workspace: usize,
 }
 
 /// Bytes that are laid out one array after the other.
