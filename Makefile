@@ -113,7 +113,7 @@ check-priors:
 lint: check-pages
 	$(CARGO) fmt --check --package ropejit --package ropejit-dev
 	$(CARGO) clippy --all-targets --test remote --features metrics -- -D warnings
-	$(CARGO) clippy --package ropejit-dev --all-targets -- -D warnings
+	$(CARGO) clippy --package ropejit-dev --all-targets --features bench -- -D warnings
 	$(CARGO) clippy --no-default-features --all-targets -- -D warnings
 	$(CARGO) clippy --no-default-features --features remote --lib -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items
