@@ -22,18 +22,19 @@ BIN := $(or $(CARGO_TARGET_DIR),target)/release/ropejit
 .PHONY: help build nvrtc demo test test-remote test-pictures test-transformers miri fuzz kernels check-kernels check-priors lint python test-python coverage lint-python test-candle lint-candle test-capi lint-capi capi-header gpu-bundle priors peers-bundle python-packages deny msrv release-check clean
 
 help:
-	@echo "make demo        what it is about, in a minute (no GPU needed)"
+	@echo "make demo        what it is about, after a build of minutes (no GPU needed)"
 	@echo "make docs        the book of docs/, in book/ (needs mdBook)"
 	@echo "make test-docs   the Rust programs and the commands of README.md and docs/"
-	@echo "make test        all tests that need no GPU"
+	@echo "make test        all tests that need no GPU (ten minutes on two cores)"
 	@echo "make test-transformers  forms of RoPE, bit for bit with transformers on the CPU (installs PyTorch)"
 	@echo "make test-remote  packs over nginx, s3s-fs and docker-registry on this machine, and all faults of a network"
 	@echo "make miri        unsafe code that needs no GPU, in Miri (a nightly toolchain with miri and rust-src)"
 	@echo "make test-pictures  whether every text of the pictures and of the report can be read, narrow and wide, light and dark (needs Chromium)"
 	@echo "make fuzz        the readers of entries, of packs, of config.json and of kernels' descriptions against any input (FUZZ_SECONDS each)"
 	@echo "make kernels     the kernels that the crate ships, from templates/ into cache/"
+	@echo "make check-kernels  whether these are what templates/ compiles to (ARCHS=sm_90: of one architecture)"
 	@echo "make check-priors  which shipped choices were measured with older templates, and how to measure them again"
-	@echo "make lint        format, clippy, documentation, feature combinations"
+	@echo "make lint        format, clippy, documentation, feature combinations (some minutes)"
 	@echo "make python      the Python package's wheel, in dist/"
 	@echo "make test-python its tests, in .venv-python (installs PyTorch, transformers, diffusers and kernels)"
 	@echo "make coverage    which functions of the installed transformers patch() recognises, and which not and why"
@@ -58,9 +59,11 @@ nvrtc: build
 	@$(BIN) doctor --require nvrtc >/dev/null 2>&1 || { \
 		echo "NVRTC was not found, fetching $(NVRTC_PACKAGE) into .venv"; \
 		python3 -m venv .venv && .venv/bin/pip install --quiet --disable-pip-version-check '$(NVRTC_PACKAGE)' \
-		&& ROPEJIT_NVRTC=$$($(OWN_NVRTC)) $(BIN) doctor --require nvrtc >/dev/null; }
+		&& ROPEJIT_NVRTC=$$($(OWN_NVRTC)) $(BIN) doctor --require nvrtc >/dev/null || { rm -rf .venv; exit 1; }; }
 
-demo: nvrtc
+# Without NVRTC, and without a network to get it, the processor shows it as well.
+demo: build
+	@$(MAKE) --no-print-directory --silent nvrtc || echo "NVRTC is not to be had: the processor's compiler serves, where there is no GPU" >&2
 	@$(BIN) demo
 
 test: nvrtc
