@@ -69,7 +69,7 @@ demo: build
 test: nvrtc
 	$(CARGO) test --release --all-targets
 	$(CARGO) test --release --doc
-	$(CARGO) test --release --package ropejit-dev --tests
+	$(CARGO) test --package ropejit-dev --tests
 
 # The faults need nothing more. Of servers, s3s-fs is built (some minutes, into target/servers); nginx, docker-registry, skopeo and
 # minisign are used where they are: apt-get install nginx-light docker-registry skopeo minisign openssl
@@ -107,11 +107,11 @@ kernels: nvrtc
 	$(CARGO) run --release --package ropejit-dev --bin ship_kernels
 
 check-kernels: nvrtc
-	$(CARGO) run --release --package ropejit-dev --bin ship_kernels -- --check $(ARCHS)
+	$(CARGO) run $(if $(ARCHS),,--release) --package ropejit-dev --bin ship_kernels -- --check $(ARCHS)
 
 # Fails where some are stale. They still order candidates, so no test does.
 check-priors:
-	@$(CARGO) run --quiet --release --package ropejit-dev --bin check_priors
+	@$(CARGO) run --quiet --package ropejit-dev --bin check_priors
 
 lint: check-pages
 	$(CARGO) fmt --check --package ropejit --package ropejit-dev
