@@ -139,12 +139,13 @@ docs: check-pages
 		echo "mdBook was not found: cargo install mdbook --version 0.4.52 --locked, or MDBOOK=/path/to/mdbook" >&2; exit 1; }
 	$(MDBOOK) build docs
 
-# The wheel serves Python 3.10 and newer, whatever builds it.
+# The wheel serves Python 3.10 and newer, whatever builds it, and the glibc that its symbols need, which its file's name says. With
+# WHEEL_TAG=manylinux_2_34, say, a build that needs a newer glibc fails.
 python:
 	@test -x .venv-maturin/bin/maturin || { python3 -m venv .venv-maturin && \
 		.venv-maturin/bin/pip install --quiet --disable-pip-version-check 'maturin>=1.9,<2'; }
 	rm -rf dist
-	.venv-maturin/bin/maturin build --release --locked --manifest-path python/Cargo.toml --out dist
+	.venv-maturin/bin/maturin build --release --locked --manifest-path python/Cargo.toml --out dist $(if $(WHEEL_TAG),--compatibility $(WHEEL_TAG))
 
 # What the package's tests need, gigabytes of it: .ci/run fetches them while it compiles.
 python-packages:
@@ -199,6 +200,8 @@ msrv:
 	cargo +$(MSRV) check --locked --workspace --features metrics
 	cargo +$(MSRV) check --locked --no-default-features
 
+# What the pages promise.
+release-check: WHEEL_TAG = manylinux_2_34
 release-check: python
 	$(CARGO) publish --dry-run --locked
 	@test -x .venv-maturin/bin/twine || .venv-maturin/bin/pip install --quiet --disable-pip-version-check twine

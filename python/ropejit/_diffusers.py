@@ -232,6 +232,9 @@ def _wan(x, cos, sin):
 
 def _replacement(known, original, whole):
     """A function that is called as the original is, and calls it where the kernels do not cover a call."""
+    from . import _stays
+
+    its_own = _stays.told(original, whole, "once_each")
 
     def complex_stays():
         from . import _patch
@@ -246,11 +249,10 @@ def _replacement(known, original, whole):
         def function(x, freqs_cis, use_real=True, use_real_unbind_dim=-1, sequence_dim=2):
             if use_real:
                 out = _real(x, freqs_cis, use_real_unbind_dim, sequence_dim)
-                if out is not None:
-                    return out
-            elif (out := _complex_turned(x, freqs_cis, 2)) is not None:
+                return its_own(x, freqs_cis, use_real, use_real_unbind_dim, sequence_dim) if out is None else out
+            if (out := _complex_turned(x, freqs_cis, 2)) is not None:
                 return out
-            elif not _functions._is_compiling():
+            if not _functions._is_compiling():
                 complex_stays()
             return original(x, freqs_cis, use_real, use_real_unbind_dim, sequence_dim)
 
@@ -259,11 +261,10 @@ def _replacement(known, original, whole):
         def function(x, freqs_cis, use_real=True, use_real_unbind_dim=-1):
             if use_real:
                 out = _real(x, freqs_cis, use_real_unbind_dim, 2)
-                if out is not None:
-                    return out
-            elif (out := _complex_turned(x, freqs_cis, 1)) is not None:
+                return its_own(x, freqs_cis, use_real, use_real_unbind_dim) if out is None else out
+            if (out := _complex_turned(x, freqs_cis, 1)) is not None:
                 return out
-            elif not _functions._is_compiling():
+            if not _functions._is_compiling():
                 complex_stays()
             return original(x, freqs_cis, use_real, use_real_unbind_dim)
 
@@ -271,7 +272,7 @@ def _replacement(known, original, whole):
 
         def function(x, freqs):
             out = _ltx(x, freqs)
-            return original(x, freqs) if out is None else out
+            return its_own(x, freqs) if out is None else out
 
     return functools.wraps(original)(function)
 
@@ -312,7 +313,10 @@ def _with_ours(method, nested):
     inside = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == nested.co_name]
     if len(inside) != 1 or nested.co_freevars or _known().get(_forms.canonical(inside)) != "wan":
         return "its text is none of the known forms"
-    _wan_original = types.FunctionType(nested, method.__globals__)
+    from . import _stays
+
+    whole = f"{method.__module__}.{method.__qualname__}.{nested.co_name}"
+    _wan_original = _stays.told(types.FunctionType(nested, method.__globals__), whole, "promoted")
     ours = _inside_wan.__code__.replace(co_name=nested.co_name)
     constants = tuple(ours if x is nested else x for x in method.__code__.co_consts)
     code = method.__code__.replace(co_consts=constants)

@@ -1,15 +1,15 @@
 """What stands for a model's function: called as the original is, it calls the original where the kernels do not cover a call.
 
-There is one maker for each way of being called (`_form_texts.Form.call`). Each gets the original and ``turn(q, k, cos, sin,
-unsqueeze_dim)``, which is `_functions.drop_in` with what the form computes: q and k rotated, or None. Whatever a maker does
-around it (cutting, joining, taking rows of tables) moves values and changes none.
+There is one maker for each way of being called (`_form_texts.Form.call`). Each gets the original, which tells the log why it is
+called (`_stays`), and ``turn(q, k, cos, sin, unsqueeze_dim)``, which is `_functions.drop_in` with what the form computes: q and k
+rotated, or None. Whatever a maker does around it (cutting, joining, taking rows of tables) moves values and changes none.
 """
 
 import functools
 
 import torch
 
-from . import _complex, _functions, _parts
+from . import _complex, _functions, _parts, _stays
 
 
 def of(match, original):
@@ -21,7 +21,8 @@ def of(match, original):
     def turn(q, k, cos, sin, unsqueeze_dim, rounding=form.rounding):
         return rotate(q, k, cos, sin, unsqueeze_dim, *how, rounding)
 
-    function = _MAKERS[form.call + "_with_ids" if match.ids else form.call](original, turn)
+    its_own = _stays.told(original, f"{original.__module__}.{original.__qualname__}", form.rounding)
+    function = _MAKERS[form.call + "_with_ids" if match.ids else form.call](its_own, turn)
     function.__ropejit_match__ = match
     return functools.wraps(original)(function)
 

@@ -130,8 +130,8 @@ def _config_text(config):
         return config
     if not os.path.exists(path):
         names = ", ".join(_ropejit.shipped_configurations())
-        hint = f"hint: give a config.json, a folder with one, or one of {names}"
-        raise FileNotFoundError(errno.ENOENT, f"model_or_config: {os.strerror(errno.ENOENT)}; {hint}", os.fspath(path))
+        what = f"model_or_config: {os.strerror(errno.ENOENT)}: {os.fspath(path)!r}"
+        raise FileNotFoundError(errno.ENOENT, f"{what}; hint: give a config.json, a folder with one, or one of {names}")
     return _ropejit.read_config(path)
 
 

@@ -27,6 +27,28 @@ pub enum Element {
     Other { code: u8, bits: u8 },
 }
 
+/// The name of an element's type by `DLPack`'s numbers, as PyTorch and NumPy write it.
+pub fn type_name(code: u8, bits: u8) -> String {
+    let kind = match (code, bits) {
+        (0, _) => "int",
+        (1, _) => "uint",
+        (2, _) => "float",
+        (4, _) => "bfloat",
+        (5, _) => "complex",
+        (6, 8) => return "bool".into(),
+        (7, 8) => return "float8_e3m4".into(),
+        (8, 8) => return "float8_e4m3".into(),
+        (9, 8) => return "float8_e4m3b11fnuz".into(),
+        (10, 8) => return "float8_e4m3fn".into(),
+        (11, 8) => return "float8_e4m3fnuz".into(),
+        (12, 8) => return "float8_e5m2".into(),
+        (13, 8) => return "float8_e5m2fnuz".into(),
+        (14, 8) => return "float8_e8m0fnu".into(),
+        _ => return format!("DLPack type {code} of {bits} bits"),
+    };
+    format!("{kind}{bits}")
+}
+
 /// Where a tensor is. Two tensors can meet in a call when these are equal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Device {
@@ -137,14 +159,18 @@ impl DlTensor {
                 return Err(PyValueError::new_err(what));
             }
         };
-        let element = match (self.dtype.code, self.dtype.bits, self.dtype.lanes) {
-            (2, 32, 1) => Element::Float(DType::F32),
-            (2, 16, 1) => Element::Float(DType::F16),
-            (4, 16, 1) => Element::Float(DType::BF16),
-            (10, 8, 1) => Element::Float(DType::E4M3),
-            (0, 32, 1) => Element::I32,
-            (0, 64, 1) => Element::I64,
-            (code, bits, _) => Element::Other { code, bits },
+        if self.dtype.lanes != 1 {
+            let what = format!("{name}: each element is {} numbers, which no kernel takes", self.dtype.lanes);
+            return Err(PyValueError::new_err(what));
+        }
+        let element = match (self.dtype.code, self.dtype.bits) {
+            (2, 32) => Element::Float(DType::F32),
+            (2, 16) => Element::Float(DType::F16),
+            (4, 16) => Element::Float(DType::BF16),
+            (10, 8) => Element::Float(DType::E4M3),
+            (0, 32) => Element::I32,
+            (0, 64) => Element::I64,
+            (code, bits) => Element::Other { code, bits },
         };
         let (mut shape, mut strides) = ([1; MOST], [0; MOST]);
         if rank > 0 {

@@ -4,7 +4,7 @@ use pyo3::prelude::*;
 use ropejit::rope::scaling::Mrope;
 use ropejit::{DType, Layout, PairStyle, Rounding};
 
-use crate::dlpack::{Element, View};
+use crate::dlpack::{self, Element, View};
 use crate::errors::wrong;
 
 /// How q and k are laid out.
@@ -92,7 +92,7 @@ pub fn element(view: &View) -> String {
         Element::Float(dtype) => dtype.to_string(),
         Element::I32 => "int32".into(),
         Element::I64 => "int64".into(),
-        Element::Other { code, bits } => format!("DLPack type {code} of {bits} bits"),
+        Element::Other { code, bits } => dlpack::type_name(code, bits),
     }
 }
 

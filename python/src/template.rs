@@ -318,7 +318,7 @@ fn element(name: &str, view: &View) -> PyResult<Element> {
             return Err(wrong(name, "has elements that no kernel takes (float8_e4m3fn)"));
         }
         dlpack::Element::Other { code, bits } => {
-            return Err(wrong(name, format!("has elements that no kernel takes (DLPack type {code} of {bits} bits)")));
+            return Err(wrong(name, format!("has elements that no kernel takes ({})", dlpack::type_name(code, bits))));
         }
     })
 }

@@ -45,7 +45,7 @@ BAD = [
     ({"kept": e4m3, "k_scale": ONE}, "v_scale: is missing"),
     ({"kept": e4m3, "k_scale": ONE, "v_scale": torch.ones(2)}, "v_scale: has 2 numbers, k_scale has 1"),
     ({"kept": e4m3, "k_scale": torch.ones(3), "v_scale": ONE}, "k_scale: has 3 numbers, 1 or 2"),
-    ({"kept": e4m3, "k_scale": ONE.double(), "v_scale": ONE}, "k_scale: is DLPack type 2 of 64 bits, float32 is needed"),
+    ({"kept": e4m3, "k_scale": ONE.double(), "v_scale": ONE}, "k_scale: is float64, float32 is needed"),
     ({"q_dtype": e4m3}, "q_scale: is missing: q_out is of float8_e4m3fn"),
     ({"q_dtype": f16}, "q_dtype: is torch.float16"),
     ({"q_dtype": e4m3, "inplace": True}, "q_dtype: is torch.float8_e4m3fn, and inplace=True"),

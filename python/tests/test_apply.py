@@ -388,6 +388,15 @@ def test_errors_name_the_argument(change, name):
         bad(**change)()
 
 
+TYPES = ["float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "bool", "complex64", "float8_e4m3fnuz", "float8_e5m2"]
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_types_that_no_kernel_takes_are_called_by_their_names(name):
+    with pytest.raises(ValueError, match=f"^q: its elements must be float32, float16 or bfloat16, got {name}$"):
+        bad(q=torch.zeros(2, 5, 4, 64).to(getattr(torch, name)))()
+
+
 def test_errors_that_are_not_of_a_value():
     with pytest.raises(TypeError, match="^q:"):
         bad(q="no tensor")()

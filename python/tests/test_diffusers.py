@@ -240,11 +240,15 @@ def test_nothing_is_left_on_a_table(device, function):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_other_types_stay_with_the_original(device, served, function, dtype):
+def test_other_types_stay_with_the_original_and_the_log_says_so_once(device, served, function, dtype, caplog):
     ours, theirs = function
     x, freqs = torch.randn(2, 3, 9, 64, device=device, dtype=torch.bfloat16), tables(9, 64, -1, device)
     freqs = tuple(t.to(dtype) for t in freqs)
-    assert torch.equal(ours(x, freqs), theirs(x, freqs)) and not served
+    with caplog.at_level(logging.INFO, logger="ropejit"):
+        for _ in range(2):
+            assert torch.equal(ours(x, freqs), theirs(x, freqs)) and not served
+    (line,) = [m for r in caplog.records if "such calls" in (m := r.getMessage())]
+    assert line.startswith(f"{theirs.__module__}.{theirs.__qualname__}: cos is {dtype}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)

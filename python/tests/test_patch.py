@@ -162,6 +162,71 @@ def test_a_wrapper_that_hides_its_function_is_left_alone_with_a_line(load, caplo
     assert f"{module.__name__}.apply_rotary_pos_emb is not covered" in caplog.text
 
 
+#: What the log says of a call of Llama's function, and the call.
+LEFT = {
+    "q is torch.float64": lambda q, k, cos, sin: [x.double() for x in (q, k, cos, sin)],
+    "k is torch.float16, q torch.float32": lambda q, k, cos, sin: (q, k.half(), cos, sin),
+    "cos is torch.float32, q torch.bfloat16": lambda q, k, cos, sin: (q.bfloat16(), k.bfloat16(), cos, sin),
+    "q is on meta": lambda q, k, cos, sin: [x.to("meta") for x in (q, k, cos, sin)],
+    "sin requires a gradient": lambda q, k, cos, sin: (q, k, cos, sin.requires_grad_()),
+    "q is a Mine": lambda q, k, cos, sin: (q.as_subclass(Mine), k, cos, sin),
+    "arguments that kernels do not cover (the first: q [1, 4, 6, 32], k [1, 2, 6, 32], cos [1, 1, 32], sin [1, 1, 32])":
+        lambda q, k, cos, sin: (q, k, cos[:, :1], sin[:, :1]),
+}  # fmt: skip
+
+
+class Mine(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize("reason", LEFT)
+def test_a_call_that_is_left_to_the_model_has_one_line(load, served, caplog, reason):
+    module = load(TEXT)
+    arguments = LEFT[reason](*inputs())
+    line = f"{module.__name__}.apply_rotary_pos_emb: {reason}; the model's own function computes such calls"
+    theirs = module.apply_rotary_pos_emb(*arguments)
+
+    def told():
+        return [record.getMessage() for record in caplog.records if module.__name__ in record.getMessage()]
+
+    for _ in range(2):  # a new patch tells it again
+        caplog.clear()
+        with ropejit.patched("transformers"):
+            module.apply_rotary_pos_emb(*arguments)  # pytest's level is WARNING
+            assert not told()
+            with caplog.at_level(logging.INFO, "ropejit"):
+                for _ in range(2):
+                    ours = module.apply_rotary_pos_emb(*arguments)
+                    module.apply_rotary_pos_emb(*inputs())
+            assert told() == [line]
+        assert all(x.is_meta or torch.equal(x, y) for x, y in zip(ours, theirs, strict=True))
+    assert len(served) == 4
+
+
+def test_nothing_is_said_while_a_compiler_or_a_tracer_looks(load, caplog):
+    module = load(TEXT)
+    wide = [x.double() for x in inputs()]
+    theirs = module.apply_rotary_pos_emb(*wide)
+
+    def turned(*arguments):
+        return module.apply_rotary_pos_emb(*arguments)
+
+    class Turned(torch.nn.Module):
+        def forward(self, *arguments):
+            return turned(*arguments)
+
+    with ropejit.patched("transformers"), caplog.at_level(logging.INFO, "ropejit"):
+        compiled = torch.compile(turned, fullgraph=True, backend="eager")
+        exported = torch.export.export(Turned(), tuple(wide), strict=False).module()
+        traced = torch.jit.trace(turned, wide, check_trace=False)
+        in_symbols = torch.fx.symbolic_trace(lambda q, k, cos, sin: turned(q, k, cos, sin))
+        for function in (compiled, exported, traced, in_symbols):
+            assert all(map(torch.equal, function(*wide), theirs))
+        assert "float64" not in caplog.text
+        turned(*wide)
+        assert "q is torch.float64" in caplog.text
+
+
 def test_each_function_that_is_left_alone_has_one_line(caplog):
     left = []
     with caplog.at_level(logging.WARNING, "ropejit"), ropejit.patched("transformers"):
@@ -259,11 +324,11 @@ def result(function, arguments):
     return out if isinstance(out, tuple) else (out,)
 
 
-def test_wrong_calls_are_as_they_were():
+def test_wrong_calls_are_as_they_were(caplog):
     chosen = [(name, slot, slot.get(), form) for name, slot, form in representatives()]
     assert len(chosen) >= len(_forms.FORMS) - 10
     refused = 0
-    with ropejit.patched("transformers"):
+    with caplog.at_level(logging.INFO, "ropejit"), ropejit.patched("transformers"):
         for name, slot, original, form in chosen:
             function = slot.get()
             assert function is not original
@@ -278,6 +343,7 @@ def test_wrong_calls_are_as_they_were():
                     assert [getattr(x, "shape", x) for x in ours] == [getattr(x, "shape", x) for x in theirs], where
                     assert all(x is y is None or x.is_meta or torch.equal(x, y) for x, y in zip(ours, theirs)), where
     assert refused > 500
+    assert len([line for line in caplog.text.splitlines() if "the model's own function computes such calls" in line]) > 100
 
 
 def test_positional_arguments_are_where_they_were():

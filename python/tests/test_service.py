@@ -43,6 +43,11 @@ def test_importing_is_quick_and_does_not_import_torch(tmp_path):
     assert min(float(ms) for ms, _ in runs) < 30
 
 
+def test_dir_names_all_that_is_public_before_it_is_used(tmp_path):
+    code = "import ropejit; names = dir(ropejit); print(sorted(set(ropejit.__all__) - set(names)), len(names) == len(set(names)))"
+    assert python(code, tmp_path) == "[] True\n"
+
+
 def test_what_was_prewarmed_serves_a_frozen_process(device, tmp_path):
     prewarm = f"import ropejit; print(len(ropejit.prewarm({LLAMA!r}, tokens=[3], device='{device}', tune=False)))"
     call = CALL.replace("DEVICE", repr(device)).replace("FREEZE", "True")
@@ -90,7 +95,7 @@ def test_prewarm_takes_names_and_devices(tmp_path, monkeypatch):
     (tmp_path / "llama-3.1-8b").mkdir()
     (tmp_path / "llama-3.1-8b" / "config.json").write_text(json.dumps(LLAMA))
     assert "d64 h2/1" in ropejit.prewarm("llama-3.1-8b", device="cpu", **once)[0].spec
-    with pytest.raises(FileNotFoundError, match="model_or_config: .*hint: .*llama-3.1-8b"):
+    with pytest.raises(FileNotFoundError, match="model_or_config: .*: 'llama-9'; hint: .*llama-3.1-8b"):
         ropejit.prewarm("llama-9", **once)
     with pytest.raises(ValueError, match="device: 'meta'"):
         ropejit.prewarm(LLAMA, device=torch.device("meta"), **once)

@@ -82,6 +82,7 @@ def test_errors_name_the_argument(norm, scale, device):
     bad("weight: has 65 in dimension 0, and 'hidden' is 64 by 'x'", weight=torch.zeros(65, device=device))
     bad("x: has 3 in dimension 0, and 'rows' is 4", rows=4)
     bad("x: is f64, and 'dtype' may be one of f32, f16, bf16", x=x.double())
+    bad("x: has elements that no kernel takes (complex64)", x=x.to(torch.complex64))
     bad("x: is not contiguous\nhint: .contiguous() makes a copy that is", x=torch.zeros(64, 3, device=device).T)
     bad("eps: is a <class 'str'>, and should be a number", eps="x")
     bad("dtype: 'f8' is not one of f32, f16, bf16", dtype="f8")
