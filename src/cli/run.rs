@@ -149,7 +149,7 @@ impl Run {
             if number > 1 {
                 let library = library::name(library);
                 output::note(&format!(
-                    "one of {number} calls of {library} is run; ropejit inspect why --for {library} looks all of them up"
+                    "one of {number} calls of {library} is run; inspect why --for {library} has all"
                 ));
             }
         }
