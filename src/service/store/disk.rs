@@ -84,10 +84,14 @@ impl Disk {
     /// is kept.
     ///
     /// # Errors
-    /// [`ErrorKind::UntrustedCache`] as there.
+    /// [`ErrorKind::UntrustedCache`] as there; [`ErrorKind::Io`] when it is not told whether it is there.
     pub fn open_unmade(root: impl Into<PathBuf>, group: Option<u32>) -> Result<Self> {
         let mut disk = Self::of_user(root.into(), group)?;
-        disk.is_unmade = !disk.root.exists();
+        let hidden = |e| {
+            Error::io(&disk.root, "the cache folder cannot be looked for", e)
+                .hint("set ROPEJIT_CACHE_DIR to a folder that you can write to")
+        };
+        disk.is_unmade = !disk.root.try_exists().map_err(hidden)?;
         if !disk.is_unmade {
             disk.check()?;
         }
