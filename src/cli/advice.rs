@@ -12,7 +12,8 @@ use super::prewarm_command::prewarm_command;
 /// The error, with the command that helps where there is one.
 #[must_use]
 pub fn advised(e: Error) -> Error {
-    if let Some(hint) = e.detail::<Missing>().and_then(fill) {
+    // Where no GPU was found, nothing is to be filled: the error says so itself.
+    if let Some(hint) = e.detail::<Missing>().filter(|missing| missing.gpus.is_empty()).and_then(fill) {
         return e.hint(hint);
     }
     let file = e.subject().map(without_line);
@@ -61,7 +62,8 @@ fn fill(missing: &Missing) -> Option<String> {
         Some(file) => format!("ROPEJIT_LOCK= {command} --lock {}", quoted(file)),
     };
     Some(match (missing.has_folder, &missing.cure) {
-        (true, _) => command,
+        (true, None) => command,
+        (true, Some(cure)) => format!("{cure}; if it is still missing then: {command}"),
         (false, Some(cure)) => format!("{cure}; then: {command}"),
         (false, None) => {
             format!("give the engine a cache folder (ROPEJIT_CACHE_DIR, Builder::cache_dir); then: {command}")
@@ -70,7 +72,7 @@ fn fill(missing: &Missing) -> Option<String> {
 }
 
 /// A path as a shell takes it.
-fn quoted(path: &Path) -> String {
+pub(super) fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:@%,".contains(c);
     if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }

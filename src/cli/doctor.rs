@@ -7,13 +7,15 @@ use ropejit::device::{DeviceChoice, nvrtc_version, open};
 use ropejit::store::disk::Disk;
 use ropejit::store::layers::Places;
 use ropejit::store::{Kind, Store as _};
-use ropejit::{Error, ErrorKind, Result};
+use ropejit::system::environment;
+use ropejit::{Error, ErrorKind, Result, Tuning};
 use serde_json::json;
 
 use super::output;
 use super::table::wrapped;
 
-/// Check what this machine has: GPU, NVRTC, C++ compiler, cache folder, and the folders of `ROPEJIT_CACHE_PATH`.
+/// Check what this machine has: GPU, NVRTC, C++ compiler, cache folder, the folders of `ROPEJIT_CACHE_PATH`, and what the
+/// environment chooses.
 ///
 /// NVRTC compiles for GPUs; the C++ compiler stands in for it on the host device. Not all of them are needed: what is
 /// missing fails only when it is required.
@@ -41,14 +43,14 @@ enum Need {
     CachePath,
     /// Those in the user's data folder.
     Packs,
+    /// `ROPEJIT_DEVICE` and `ROPEJIT_TUNING` hold what they may hold.
+    Environment,
 }
 
 impl Doctor {
     pub fn run(self) -> Result<()> {
-        let gpu = open(DeviceChoice::Cuda(0)).map(|d| {
-            let f = d.facts();
-            format!("{} ({}, driver {})", f.name, f.arch, f.driver)
-        });
+        let device = environment::parsed::<DeviceChoice>("ROPEJIT_DEVICE");
+        let gpu = gpu(device.as_ref().ok().copied().flatten());
         let nvrtc = nvrtc_version().map(|(path, identity)| format!("{identity}, {}", path.display()));
         let host = open(DeviceChoice::Host).and_then(|d| d.compiler());
         let places = Places::from_environment()?;
@@ -58,6 +60,9 @@ impl Doctor {
             (Need::HostCompiler, "host_compiler", host),
             (Need::Cache, "cache", usable(&places)),
         ];
+        let device = told("ROPEJIT_DEVICE", device.map(drop));
+        let tuning = told("ROPEJIT_TUNING", environment::parsed::<Tuning>("ROPEJIT_TUNING").map(drop));
+        all.extend([device, tuning].into_iter().flatten().map(|found| (Need::Environment, "environment", found)));
         all.extend(
             places
                 .read_only
@@ -74,7 +79,7 @@ impl Doctor {
                     Ok(text) => json!({ "ok": true, "what": text }),
                     Err(e) => json!({ "ok": false, "what": e.to_string() }),
                 };
-                if matches!(need, Need::CachePath | Need::Packs) {
+                if matches!(need, Need::CachePath | Need::Packs | Need::Environment) {
                     // As many as there are.
                     let list = fields.entry(*name).or_insert_with(|| json!([]));
                     list.as_array_mut().into_iter().for_each(|list| list.push(value.clone()));
@@ -98,6 +103,37 @@ impl Doctor {
         }
         Ok(())
     }
+}
+
+/// The GPU that the environment chooses, else the first.
+fn gpu(chosen: Option<DeviceChoice>) -> Result<String> {
+    let number = match chosen {
+        Some(DeviceChoice::Cuda(number)) => number,
+        _ => 0,
+    };
+    let opened = open(DeviceChoice::Cuda(number));
+    let told = opened.map(|d| format!("{} ({}, driver {})", d.facts().name, d.facts().arch, d.facts().driver));
+    told.map_err(|e| {
+        let hidden = e.advice().is_some_and(|hint| hint.contains("CUDA_VISIBLE_DEVICES"));
+        let container = if hidden {
+            "CUDA_VISIBLE_DEVICES may hide some; in a container: docker run --gpus all"
+        } else {
+            "where there is one: install NVIDIA's driver; in a container: docker run --gpus all"
+        };
+        match chosen {
+            Some(DeviceChoice::Host) => e.hint("none is needed: ROPEJIT_DEVICE=host chooses the processor"),
+            Some(DeviceChoice::Cuda(n)) => {
+                e.hint(format!("ROPEJIT_DEVICE chooses cuda:{n}, so programs fail; {container}"))
+            }
+            _ => e.hint(format!("the processor serves in its place; {container}")),
+        }
+    })
+}
+
+/// What a variable holds, where it is set.
+fn told(name: &str, checked: Result<()>) -> Option<Result<String>> {
+    let value = environment::raw(name)?;
+    Some(checked.map(|()| format!("{name}={}", value.display())))
 }
 
 /// Prints what was found of one thing: its lines begin below each other.
@@ -141,10 +177,17 @@ fn readable(places: &Places, root: &Path) -> Vec<Result<String>> {
     }
 }
 
-/// Owner, mode and number of entries of a folder.
+/// Owner, mode and number of entries of a folder. Only their heads are read: whether the rest of them is whole, `inspect
+/// verify` says.
 fn holding(disk: &Disk) -> Result<String> {
-    let entries = disk.heads(Kind::Choice)?.len() + disk.heads(Kind::Artifact)?.len();
-    let Some(meta) = disk.root().and_then(|root| root.metadata().ok()) else { return Ok(format!("entries {entries}")) };
+    let heads = || -> Result<_> { Ok(disk.heads(Kind::Choice)?.into_iter().chain(disk.heads(Kind::Artifact)?)) };
+    let (sound, damaged): (Vec<_>, Vec<_>) = heads()?.partition(|listed| listed.entry.is_ok());
+    let entries = match (sound.len() + damaged.len(), damaged.len()) {
+        (0, _) => "entries 0".to_owned(),
+        (all, 0) => format!("entries {all}; ropejit inspect verify looks for damage"),
+        (all, damaged) => format!("entries {all}, damaged {damaged} or more: ropejit inspect verify"),
+    };
+    let Some(meta) = disk.root().and_then(|root| root.metadata().ok()) else { return Ok(entries) };
     #[cfg(unix)]
     let owner = {
         use std::os::unix::fs::MetadataExt as _;
@@ -155,5 +198,5 @@ fn holding(disk: &Disk) -> Result<String> {
         let _ = meta;
         String::new()
     };
-    Ok(format!("{owner}entries {entries}"))
+    Ok(format!("{owner}{entries}"))
 }

@@ -14,6 +14,7 @@ mod demo;
 mod doctor;
 mod fused;
 mod inspect;
+mod library;
 mod lock;
 pub mod log;
 mod model;

@@ -5,12 +5,11 @@ use std::collections::BTreeSet;
 use clap::Args;
 use ropejit::families::rope::Prewarmed;
 use ropejit::jit::{Bucket, Class};
-use ropejit::rope::Norm;
 use ropejit::rope::library::Library;
 use ropejit::system::environment;
 use ropejit::{Engine, Error, Result};
 
-use super::fused::root_of;
+use super::library::{Calls, LibraryArgs};
 use super::lock::{self, Writer};
 use super::output;
 use super::prewarm_remote::RemoteArgs;
@@ -71,24 +70,17 @@ pub struct Prewarm {
     numbers: NumberArgs,
     #[command(flatten)]
     form: FormArgs,
-    /// Prepare what the calls of this library need, in place of the options that say how the program calls it: transformers (what
-    /// `ropejit.patch("transformers")` serves, the model's norms of q and k included), unsloth, flash-attn. With --backward also what gradients need.
-    #[arg(
-        long = "for",
-        value_name = "LIBRARY",
-        value_parser = spec::parse::<Library>,
-        conflicts_with_all = ["rounding", "table", "table_width", "angles", "positions", "fused", "bhsd", "layout"]
-    )]
-    library: Option<Library>,
+    #[command(flatten)]
+    calls: LibraryArgs,
     /// Token counts (over the whole batch), each rounded up to a power of two.
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = spec::tokens, default_value = "1,64,512,8192")]
     tokens: Vec<u64>,
     /// Prepare for q and k stored as [B,H,S,D] instead of [B,S,H,D].
-    #[arg(long)]
+    #[arg(long, conflicts_with = "library")]
     bhsd: bool,
     /// Prepare for these layout classes instead, as errors and `inspect` name them, such as bshd/8B/t16B: tensors that are not
     /// contiguous, or not aligned as far as their sizes allow.
-    #[arg(long, value_name = "CLASS,...", value_delimiter = ',', value_parser = spec::parse::<Class>, conflicts_with = "bhsd")]
+    #[arg(long, value_name = "CLASS,...", value_delimiter = ',', value_parser = spec::parse::<Class>, conflicts_with_all = ["bhsd", "library"])]
     layout: Vec<Class>,
     #[command(flatten)]
     templates: TemplateArgs,
@@ -238,7 +230,7 @@ impl Prewarm {
 
     /// What is asked for, and what a library computes by itself to compare.
     fn buckets(&self, one: &Chosen) -> BTreeSet<Bucket> {
-        let compares = self.library == Some(Library::Transformers) && one.norm.is_some();
+        let compares = self.calls.library == Some(Library::Transformers) && one.norm.is_some();
         let compared = Library::COMPARED.iter().filter(|_| compares).map(|&tokens| Bucket::of(tokens));
         self.asked().into_iter().chain(compared).collect()
     }
@@ -246,13 +238,12 @@ impl Prewarm {
     /// What one model's calls with this many tokens need.
     fn one(&self, engine: &Engine, one: &Chosen, tokens: u64) -> Result<Vec<Prewarmed>> {
         let (specs, tune) = (std::slice::from_ref(&one.spec), !self.no_tune);
-        if let Some(library) = self.library {
-            let gradients = self.form.backward;
-            let norm = one.norm.map(|flavour| Norm::new(flavour).with_rsqrt(root_of(engine)));
-            let fused = norm.map(|norm| library.fused(&one.model_type, norm, &one.spec, gradients)).unwrap_or_default();
+        if let Some(library) = self.calls.library {
+            let Calls { mut plain, fused } = Calls::of(library, engine, one, self.form.backward);
             // What makes sure of an order only needs the norms.
-            let asked = self.asked().contains(&Bucket::of(tokens));
-            let plain = if asked { library.specs(&one.model_type, &one.spec, gradients) } else { Vec::new() };
+            if !self.asked().contains(&Bucket::of(tokens)) {
+                plain.clear();
+            }
             let mut done = Vec::new();
             for &bhsd in library.head_major() {
                 done.extend(engine.prewarm(&plain, &[tokens], bhsd, tune)?);

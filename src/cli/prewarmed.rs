@@ -24,6 +24,9 @@ pub struct Done {
     pub origin: Origin,
 }
 
+/// Choices that were written: without one, a frozen process does not even launch a kernel that is shipped.
+const CHOICES: &str = "choices_written";
+
 /// All of them.
 #[derive(Serialize)]
 pub struct Report {
@@ -46,6 +49,7 @@ impl Report {
                 *self.stats.entry(name).or_default() += n.as_u64().unwrap_or(0);
             }
         }
+        *self.stats.entry(CHOICES.to_owned()).or_default() += engine.choices_written();
     }
 
     fn count(&self, name: &str) -> u64 {
@@ -82,13 +86,17 @@ impl Report {
         }
         .print()?;
         let count = |name: &str| self.count(name);
-        let verdict = if ["compiles", "tunings", "priors", "failed_writes"].into_iter().all(|name| count(name) == 0) {
-            "nothing to do, everything is in the cache or comes with ropejit"
-        } else {
-            "done"
-        };
+        let verdict =
+            if ["compiles", "tunings", "priors", "failed_writes", CHOICES].into_iter().all(|name| count(name) == 0) {
+                "nothing to do"
+            } else {
+                "done"
+            };
         let cache = self.cache.as_ref().map_or_else(|| "memory only".to_owned(), |c| c.display().to_string());
-        output::note(&format!("{verdict}: compiles {}, tunings {} ({cache})", count("compiles"), count("tunings")));
+        let [compiles, tunings, choices] = ["compiles", "tunings", CHOICES].map(count);
+        output::note(&format!(
+            "{verdict}: compiles {compiles}, tunings {tunings}, choices written {choices} ({cache})"
+        ));
         Ok(())
     }
 }

@@ -5,9 +5,10 @@ use std::time::Instant;
 
 use clap::Args;
 use ropejit::families::rope::Serving;
-use ropejit::{Engine, Error, ErrorKind, Result, Stats, Stream, Tuning};
+use ropejit::{Direction, Engine, Error, ErrorKind, Result, RopeSpec, Stats, Stream, Tuning};
 use serde::Serialize;
 
+use super::library::{self, Calls, LibraryArgs};
 use super::output;
 use super::spec::SpecArgs;
 use super::table::wrapped;
@@ -27,6 +28,9 @@ Examples:
   ropejit run --model llama-3.1-8b --tokens 8192
   ropejit run --model llama-3.1-8b --tuning frozen  proves that a prewarm was
                                                     complete
+  ropejit run --for transformers --model config.json --tuning frozen
+                                                    the same for a call of
+                                                    ropejit.patch(...)
   ropejit run --head-dim 128 --num-heads 32 --num-kv-heads 8 \\
       --fused qk-norm --rounding per-op
                                                     norm and RoPE in one launch,
@@ -41,6 +45,8 @@ Examples:
 pub struct Run {
     #[command(flatten)]
     spec: SpecArgs,
+    #[command(flatten)]
+    calls: LibraryArgs,
     /// Tokens per sequence.
     #[arg(long, value_name = "N", value_parser = super::spec::tokens, default_value = "8192")]
     tokens: u64,
@@ -133,7 +139,20 @@ impl Run {
         }
         let engine = builder.build()?;
         let open_ms = millis(opened);
-        let chosen = chosen.on(&engine)?;
+        let mut chosen = chosen.on(&engine)?;
+        if let Some(library) = self.calls.library {
+            let backward = self.spec.form.backward;
+            let calls = Calls::of(library, &engine, &chosen, backward).all();
+            let number = calls.len();
+            let asked = |spec: &RopeSpec| (spec.direction == Direction::Backward) == backward;
+            chosen.spec = calls.into_iter().find(asked).unwrap_or(chosen.spec);
+            if number > 1 {
+                let library = library::name(library);
+                output::note(&format!(
+                    "one of {number} calls of {library} is run; inspect why --for {library} has all"
+                ));
+            }
+        }
         let work = Arc::new(Workload::new(&engine, &chosen, self.batch as usize, self.tokens as usize, self.bhsd)?);
         engine.device().synchronize()?;
 

@@ -196,7 +196,7 @@ fn a_second_prewarm_does_nothing_and_says_so() {
     let first = shell.ok(&prewarm);
     first.says(&["done: ", "tunings 2", &shell.cache().display().to_string()]);
     let second = shell.ok(&prewarm);
-    second.says(&["nothing to do", "compiles 0, tunings 0"]);
+    second.says(&["nothing to do", "compiles 0, tunings 0, choices written 0 ("]);
     let third = shell.json(&prewarm);
     let [compiles, tunings, _, disk_hits] = stats(&third);
     assert_eq!((compiles, tunings), (0, 0));
@@ -546,6 +546,122 @@ fn a_cache_that_cannot_be_trusted_or_used_is_refused() {
     }
     assert_eq!(fs_err::read_to_string(&file).expect("there"), "not a folder");
     assert_eq!(on(&file, &["doctor", "--require", "cache"]).code, 1);
+}
+
+#[test]
+fn a_frozen_process_makes_no_folder() {
+    let shell = Shell::new();
+    let frozen = [&RUN[..], &["--tuning", "frozen"]].concat();
+    let there = format!("{}, which is not there", shell.cache().display());
+    shell.run(&frozen).fails(1, &["not in the cache", &there, "hint: ropejit prewarm "]);
+    assert!(!shell.cache().exists());
+    // A prewarm is told to keep something, whatever its environment says of programs.
+    let prewarm = [&["prewarm"], &SMALL[..], &["--tokens", "8", "--no-tune"]].concat();
+    let ended = shell.run_with(&prewarm, &[("ROPEJIT_TUNING", Some("frozen"))]);
+    ended.says(&["done: compiles 1, tunings 0, choices written 1"]);
+    assert!(shell.cache().join("CACHEDIR.TAG").exists());
+    shell.ok(&frozen);
+}
+
+/// What a frozen call lacks is most often not a prewarm: the hint begins with what is wrong.
+#[test]
+fn a_frozen_error_begins_with_its_cause() {
+    let shell = Shell::new();
+    let frozen = [&RUN[..], &["--tuning", "frozen"]].concat();
+    let layer = shell.at("layer").display().to_string();
+    let [own, path] = [("ROPEJIT_CACHE_DIR", Some(&*layer)), ("ROPEJIT_CACHE_PATH", Some(&*layer))];
+    // Warnings come before the error.
+    let fails = |parts: &[&str]| {
+        let ended = shell.run_with(&frozen, &[path]);
+        assert_eq!((ended.code, ended.stdout.as_str()), (1, ""), "{}", ended.stderr);
+        ended.says(parts);
+        ended.stderr
+    };
+    fails(&[&format!("hint: ROPEJIT_CACHE_PATH names '{layer}', which is not there"), "then: ropejit prewarm "]);
+    assert_eq!(shell.run_with(&[&["prewarm"], &SMALL[..], &["--tokens", "8", "--no-tune"]].concat(), &[own]).code, 0);
+    assert_eq!(shell.run_with(&frozen, &[path]).code, 0);
+
+    // A folder in it, or the folder itself, that others can write to.
+    let open =
+        |folder: &str, mode| fs_err::set_permissions(folder, std::fs::Permissions::from_mode(mode)).expect("set");
+    for folder in [layer.clone(), format!("{layer}/v1/choice")] {
+        open(&folder, 0o757);
+        let repair = format!("hint: chmod -R go-w '{layer}'");
+        fails(&["others can write to it (mode 757)", &repair]);
+        open(&folder, 0o700);
+    }
+
+    // The choice is whole, and its kernel is damaged.
+    let list = shell.run_with(&["inspect", "list", "--kind", "artifact", "--json"], &[own]).json();
+    let kernel = text(&list["entries"][0], "path");
+    let mut bytes = fs_err::read(kernel).expect("read");
+    *bytes.last_mut().expect("not empty") ^= 1;
+    fs_err::write(kernel, bytes).expect("written");
+    let damaged = fails(&["then for its kernel", kernel, "hint: ropejit inspect verify lists what is damaged"]);
+    assert!(!damaged.contains("will be replaced"), "{damaged}");
+    let doctor = shell.run_with(&["doctor"], &[path]).stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(doctor.contains("entries 2; ropejit inspect verify looks for damage"), "{doctor}");
+    fs_err::write(kernel, "").expect("written");
+    let doctor = shell.run_with(&["doctor"], &[path]).stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(doctor.contains("entries 2, damaged 1 or more: ropejit inspect verify"), "{doctor}");
+}
+
+/// A container that was not given the GPU: nothing is to be prepared for its processor.
+#[test]
+fn a_frozen_error_says_that_no_gpu_was_found() {
+    let shell = Shell::new();
+    if shell.run(&["doctor", "--require", "gpu"]).code == 0 {
+        return eprintln!("skipped: there is a GPU");
+    }
+    let model = ["--model", "llama-3.1-8b", "--tokens", "8"];
+    // This variant is shipped: nothing is compiled, and what frozen needs is written all the same.
+    let prewarm = [&["prewarm"], &model[..], &["--arch", "sm_90", "--no-tune"]].concat();
+    shell.ok(&prewarm).says(&["done: compiles 0, tunings 0, choices written 1 ("]);
+    shell.ok(&prewarm).says(&["nothing to do: compiles 0, tunings 0, choices written 0 ("]);
+    let frozen = [&["run"], &model[..], &["--tuning", "frozen"]].concat();
+    let error = shell.run_with(&frozen, &[("ROPEJIT_DEVICE", None)]);
+    error.fails(1, &["hint: no GPU was found, and the cache is for sm_90: ", "--gpus all", "driver"]);
+    assert!(!error.stderr.contains("ropejit prewarm"), "{}", error.stderr);
+    // Who chooses the processor, or has prepared it, is not told of GPUs.
+    shell.run(&frozen).fails(1, &["hint: ropejit prewarm "]);
+    shell.ok(&[&["prewarm"], &SMALL[..], &["--tokens", "8", "--no-tune"]].concat());
+    shell.run_with(&frozen, &[("ROPEJIT_DEVICE", None)]).fails(1, &["hint: ropejit prewarm "]);
+}
+
+#[test]
+fn doctor_says_which_variables_are_wrong() {
+    let shell = Shell::new();
+    let doctor = |variables: &[(&str, Option<&str>)]| {
+        let ended = shell.run_with(&["doctor"], &[variables, &[("COLUMNS", Some("80"))]].concat());
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        assert!(ended.stdout.lines().all(|line| line.chars().count() <= 80), "{}", ended.stdout);
+        ended.stdout.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let wrong = [("ROPEJIT_TUNING", Some("froze")), ("ROPEJIT_DEVICE", Some("foo"))];
+    let page = doctor(&wrong);
+    for part in
+        ["no environment ROPEJIT_TUNING: unknown policy 'froze'", "no environment ROPEJIT_DEVICE: unknown device 'foo'"]
+    {
+        assert!(page.contains(part), "{page}");
+    }
+    shell
+        .run_with(&["doctor", "--require", "environment"], &wrong[..1])
+        .says(&["ROPEJIT_TUNING", "hint: use background"]);
+    let document = shell.run_with(&["doctor", "--json"], &[("ROPEJIT_TUNING", Some("frozen"))]).json();
+    let told: Vec<_> =
+        document["environment"].as_array().expect("an array").iter().map(|one| text(one, "what")).collect();
+    assert_eq!(told, ["ROPEJIT_DEVICE=host", "ROPEJIT_TUNING=frozen"]);
+    if document["gpu"]["ok"] == true {
+        return eprintln!("skipped: there is a GPU");
+    }
+    for (device, part) in [
+        (Some("host"), "hint: none is needed: ROPEJIT_DEVICE=host"),
+        (None, "hint: the processor serves in its place"),
+        (Some("cuda:7"), "no gpu cuda:7: "),
+    ] {
+        let page = doctor(&[("ROPEJIT_DEVICE", device)]);
+        assert!(page.contains(part), "{page}");
+    }
 }
 
 #[test]

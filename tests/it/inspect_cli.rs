@@ -92,7 +92,9 @@ fn why_says_hit_or_which_fields_differ() {
     assert!(text(&answer, "hint").ends_with("--arch sm_90"), "{answer}");
 
     shell.run(&why(&["--layout", "bshd/16B"])).fails(2, &["--layout", "bshd/16B/t16B"]);
-    shell.run(&why(&["--arch", "sm_1"])).fails(2, &["--arch", "sm_1"]);
+    for arch in ["sm_1", "sm_900"] {
+        shell.run(&why(&["--arch", arch])).fails(2, &["--arch", arch]);
+    }
     let other = shell.json(&why(&["--tokens", "8", "--layout", "bshd/8B/t16B"]));
     assert_eq!(differences(&other["answers"][0]["choice"])[0].0, "class");
     // Partial rotary has a kernel in place and one out of place.
@@ -132,7 +134,62 @@ fn why_finds_a_kernel_that_is_gone_or_damaged() {
     fs_err::remove_file(&path).expect("removed");
     let page = shell.ok(&why(&["--tokens", "8"])).stdout;
     assert!(page.contains("choice    hit") && page.contains("artifact  miss"), "{page}");
-    assert!(page.contains("compiles the kernel again"), "{page}");
+    let told = page.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(told.contains("compiles the kernel again") && told.contains("because the kernel is not in"), "{page}");
+}
+
+/// The calls that a prewarm for a library has prepared are found as that library makes them, by `why` and by `run`.
+#[test]
+fn why_and_run_ask_for_a_librarys_calls() {
+    let shell = Shell::new();
+    let model = shell.file(
+        "config.json",
+        r#"{"model_type": "qwen3", "hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+            "rope_theta": 10000.0, "max_position_embeddings": 2048, "torch_dtype": "bfloat16"}"#,
+    );
+    let why = |more: &[&str]| shell.json(&[&["inspect", "why", "--model", &model, "--tokens", "8"], more].concat());
+    let library = ["--for", "transformers"];
+    let empty = why(&library);
+    let answers = empty["answers"].as_array().expect("an array");
+    let specs: Vec<&str> = answers.iter().map(|answer| text(answer, "spec")).collect();
+    let plain = "bf16 d64 h4/2 half_split per_op table=bf16/full pos=implicit";
+    let fused = format!("{plain} norm=weight_after/torch/ieee");
+    assert_eq!(specs, [plain, plain, &fused, &fused], "rotation and norm, in both orders of memory");
+    assert_eq!(why(&["--for", "transformers", "--bhsd"])["answers"].as_array().map(Vec::len), Some(2));
+
+    // The command of each answer, as it stands, fills all of them.
+    let fill = format!("ropejit prewarm --for transformers --model {model} --tokens 8");
+    assert!(answers.iter().all(|answer| text(answer, "hint") == fill), "{empty}");
+    let words: Vec<&str> = fill.split(' ').skip(1).chain(["--no-tune"]).collect();
+    shell.ok(&words);
+    assert_eq!(why(&library)["hit"], true);
+    let report =
+        shell.json(&["run", "--model", &model, "--tokens", "8", "--tuning", "frozen", "--for", "transformers"]);
+    assert_eq!((text(&report, "spec"), text(&report, "origin")), (plain, "disk"));
+
+    // Asked for without the library, the miss says whose calls are there.
+    let miss = why(&[]);
+    assert_eq!(
+        (&miss["hit"], &miss["answers"][0]["cached_for"]),
+        (&Value::Bool(false), &serde_json::json!(["transformers"]))
+    );
+    let page = shell.ok(&["inspect", "why", "--model", &model, "--tokens", "8"]).stdout;
+    assert!(
+        page.contains("but       calls of transformers are in the cache") && page.contains("--for transformers"),
+        "{page}"
+    );
+    let other = shell.json(&["inspect", "why", "--model", &model, "--tokens", "512"]);
+    assert!(other["answers"][0].get("cached_for").is_none(), "{other}");
+
+    // By numbers, and for what a prewarm for the library does not prepare.
+    let numbers = shell.json(&[&["inspect", "why"], &SMALL[..], &["--for", "flash-attn", "--tokens", "1"]].concat());
+    assert!(text(&numbers["answers"][0], "hint").ends_with("--tokens 1 --for flash-attn"), "{numbers}");
+    let odd = why(&["--for", "transformers", "--layout", "bshd/8B/t8B"]);
+    assert!(text(&odd["answers"][0], "hint").ends_with("--table-width full --layout bshd/8B/t8B"), "{odd}");
+    for command in [&["inspect", "why"][..], &["run"]] {
+        let both = [command, &["--model", &model, "--for", "transformers", "--table", "same"]].concat();
+        shell.run(&both).fails(2, &["--for", "--table"]);
+    }
 }
 
 #[test]

@@ -1,17 +1,20 @@
 //! `ropejit inspect why`
 
 use clap::Args;
+use ropejit::families::rope::prepared_classes;
 use ropejit::families::{Config, Problem, Stated, rope};
 use ropejit::jit::{Bucket, Candidate, Class, Key, KeyFields, Record};
+use ropejit::rope::library::Library;
 use ropejit::store::{Kind, Lookup, Miss, Store as _};
 use ropejit::{Engine, Result, RopeSpec};
 use serde::Serialize;
 use serde_json::json;
 
+use super::super::library::{self, Calls, LibraryArgs};
 use super::super::output;
 use super::super::prewarm_command::prewarm_command;
 use super::super::prewarm_template::TemplateArgs;
-use super::super::spec::{self, SpecArgs};
+use super::super::spec::{self, Chosen, SpecArgs};
 use super::super::table::{Table, wrapped};
 use super::difference::{Difference, differences, distance};
 use super::entries::{Cache, Meta, check, short};
@@ -32,6 +35,8 @@ use super::verdict::sureness;
     after_help = "\
 Examples:
   ropejit inspect why --model llama-3.1-8b --tokens 8192
+  ropejit inspect why --for transformers --model config.json --arch sm_90
+                                     what ropejit.patch(...) calls
   ropejit inspect why --head-dim 128 --num-heads 32 --num-kv-heads 8 \\
       --arch sm_90
   ropejit inspect why --model config.json --fused qk-norm --rounding per-op \\
@@ -43,6 +48,8 @@ Examples:
 pub struct Why {
     #[command(flatten)]
     spec: SpecArgs,
+    #[command(flatten)]
+    calls: LibraryArgs,
     #[command(flatten)]
     templates: TemplateArgs,
     /// Tokens of the call, over the whole batch.
@@ -73,6 +80,9 @@ struct Answer {
     lock: Option<String>,
     choice: Looked,
     artifact: Looked,
+    /// The libraries whose calls of the model are in the cache, where what was asked for is not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    cached_for: Vec<&'static str>,
     /// What fills the cache.
     #[serde(skip_serializing_if = "Option::is_none")]
     hint: Option<String>,
@@ -122,13 +132,7 @@ impl Why {
         let chosen = if self.templates.is_empty() { self.spec.choose(self.tokens)? } else { Vec::new() };
         for chosen in chosen {
             let chosen = chosen.on(&engine)?;
-            for class in self.classes(&chosen.spec) {
-                let bucket = Bucket::of(self.tokens);
-                let arch = self.arch.as_ref().map_or_else(String::new, |arch| format!(" --arch {arch}"));
-                let fill = format!("{}{arch}", prewarm_command(&chosen.spec, bucket, class));
-                let problem = rope::problem(&chosen.spec, class, bucket);
-                answers.push(LookUp { engine: &engine, cache, problem: problem.as_ref(), fill }.answer()?);
-            }
+            answers.extend(self.answers(&engine, cache, &chosen)?);
         }
         if as_json {
             let hit = answers.iter().all(|a| a.hit);
@@ -138,18 +142,66 @@ impl Why {
         answers.iter().try_for_each(|answer| answer.print(cache))
     }
 
+    /// What the calls of one RoPE find.
+    fn answers(&self, engine: &Engine, cache: &Cache, chosen: &Chosen) -> Result<Vec<Answer>> {
+        let bucket = Bucket::of(self.tokens);
+        let arch = self.arch.as_ref().map_or_else(String::new, |arch| format!(" --arch {arch}"));
+        let mut answers = Vec::new();
+        let (specs, orders) = match self.calls.library {
+            None => (vec![chosen.spec.clone()], [self.bhsd].to_vec()),
+            Some(library) => {
+                let specs = Calls::of(library, engine, chosen, self.spec.form.backward).all();
+                (specs, if self.bhsd { vec![true] } else { library.head_major().to_vec() })
+            }
+        };
+        for spec in &specs {
+            for class in self.classes(spec, &orders) {
+                let prepares = |library: &Library| {
+                    library.head_major().iter().any(|&order| prepared_classes(spec, order).contains(&class))
+                };
+                let fill = match self.calls.library.filter(prepares) {
+                    Some(library) => {
+                        let (model, form) = (self.spec.model.as_deref(), &self.spec.form);
+                        library::prewarm_for(library, model, chosen, form, bucket)
+                    }
+                    None => prewarm_command(spec, bucket, class),
+                };
+                let problem = rope::problem(spec, class, bucket);
+                let look_up = LookUp { engine, cache, problem: problem.as_ref(), fill: fill + &arch };
+                let mut answer = look_up.answer()?;
+                if !answer.choice.hit && self.calls.library.is_none() {
+                    answer.cached_for = self.cached_for(engine, cache, chosen);
+                }
+                answers.push(answer);
+            }
+        }
+        Ok(answers)
+    }
+
+    /// The libraries that have a call of this RoPE in the cache, for as many tokens.
+    fn cached_for(&self, engine: &Engine, cache: &Cache, chosen: &Chosen) -> Vec<&'static str> {
+        let is_kept = |spec: &RopeSpec, class: Class| {
+            let problem = rope::problem(spec, class, Bucket::of(self.tokens));
+            let keys = engine.choice_keys(problem.as_ref());
+            keys.iter().any(|fields| matches!(cache.store.get(Kind::Choice, fields.key()), Lookup::Hit(_)))
+        };
+        let has = |library: Library| {
+            let calls = Calls::of(library, engine, chosen, self.spec.form.backward).all();
+            calls.iter().any(|spec| {
+                let orders = library.head_major().iter();
+                let is_another = *spec != chosen.spec && spec.validate().is_ok();
+                is_another && orders.flat_map(|&order| prepared_classes(spec, order)).any(|class| is_kept(spec, class))
+            })
+        };
+        Library::ALL.into_iter().filter(|(library, _)| has(*library)).map(|(_, name)| name).collect()
+    }
+
     /// The classes that a prewarm prepares: of partial rotary, both out of place and in place.
-    fn classes(&self, spec: &RopeSpec) -> Vec<Class> {
+    fn classes(&self, spec: &RopeSpec, orders: &[bool]) -> Vec<Class> {
         if let Some(class) = self.layout {
             return vec![class];
         }
-        let mut classes = vec![Class::contiguous(spec, self.bhsd, true), Class::contiguous(spec, self.bhsd, false)];
-        classes.dedup();
-        if spec.angles.is_some() {
-            let tableless: Vec<Class> = classes.iter().map(|class| Class { table_word: 0, ..*class }).collect();
-            classes.extend(tableless);
-        }
-        classes
+        orders.iter().flat_map(|&order| prepared_classes(spec, order)).collect()
     }
 }
 
@@ -179,6 +231,7 @@ impl LookUp<'_> {
             lock: locked.map(|(config, at)| format!("{at} names {config}")),
             choice,
             artifact,
+            cached_for: Vec::new(),
             hint: (!hit).then(|| self.fill.clone()),
         })
     }
@@ -323,14 +376,21 @@ impl Answer {
             (true, true) => "loads the kernel, and compiles nothing",
             _ if self.lock.is_some() => "compiles what the lock file names; where tuning is frozen it fails",
             (true, false) => {
-                "compiles the kernel again (a shipped one may answer first); where tuning is frozen it fails"
+                "compiles the kernel again (a shipped one may answer first); where tuning is frozen it fails, \
+                 because the kernel is not in the cache"
             }
             (false, true) => {
-                "loads the default variant (a shipped kernel may answer first); where tuning is frozen it fails"
+                "loads the default variant (a shipped kernel may answer first); where tuning is frozen it fails, \
+                 because there is no choice"
             }
             (false, false) => "compiles (a shipped kernel may answer first); where tuning is frozen it fails",
         };
         words(&format!("{:<10}{call}", "a call"), 10)?;
+        if let [library, ..] = self.cached_for[..] {
+            let what =
+                format!("calls of {} are in the cache: ask for them with --for {library}", self.cached_for.join(", "));
+            words(&format!("{:<10}{what}", "but"), 10)?;
+        }
         match &self.hint {
             Some(hint) => output::line(&format!("{:<10}{hint}", "to fill")),
             None => Ok(()),

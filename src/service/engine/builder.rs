@@ -228,6 +228,7 @@ impl Builder {
                 }
                 places.max_bytes = self.cache_max_bytes.or(places.max_bytes);
                 places.trust_group = self.trust_group.or(places.trust_group);
+                places.frozen = tuning == Tuning::Frozen;
                 places.strict = self.strict.unwrap_or(places.strict);
                 Arc::new(Layers::open(&places)?)
             }

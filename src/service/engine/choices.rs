@@ -128,7 +128,11 @@ impl Choices {
         };
         let meta = serde_json::to_vec(&meta).unwrap_or_default();
         let entry = Entry::choice(key, meta);
-        self.counters.keep(self.store.put(&entry));
+        let written = self.store.put(&entry);
+        if written.is_ok() {
+            self.counters.choices_written.add();
+        }
+        self.counters.keep(written);
     }
 }
 

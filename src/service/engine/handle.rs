@@ -58,6 +58,11 @@ impl Engine {
         self.shared.stats()
     }
 
+    /// Choices that it has written to its store.
+    pub fn choices_written(&self) -> u64 {
+        self.shared.counters.choices_written.get()
+    }
+
     /// What is known of its device.
     pub fn facts(&self) -> &Facts {
         self.shared.device.facts()

@@ -69,6 +69,7 @@ pub struct Counters {
     pub unusable_entries: Counter,
     pub failed_writes: Counter,
     pub late_compiles: Counter,
+    pub choices_written: Counter,
     told_failures: Mutex<BTreeSet<String>>,
     told: AtomicBool,
 }
@@ -85,6 +86,7 @@ impl Default for Counters {
             unusable_entries: Counter::watched("ropejit_unusable_entries_total"),
             failed_writes: Counter::watched("ropejit_failed_writes_total"),
             late_compiles: Counter::watched("ropejit_late_compiles_total"),
+            choices_written: Counter::default(),
             told_failures: Mutex::default(),
             told: AtomicBool::new(false),
         }
@@ -96,7 +98,7 @@ impl Counters {
     pub fn note_miss(&self, miss: &Miss) {
         if let Miss::Unusable { path, why } = miss {
             self.unusable_entries.add();
-            self.warn_once(format!("{}: {why}; the cache entry is not used and will be replaced", path.display()));
+            self.warn_once(format!("{}: {why}; the cache entry is not used", path.display()));
         }
     }
 

@@ -27,7 +27,7 @@ use std::time::{Duration, SystemTime};
 use rayon::prelude::*;
 
 use super::claim::{Claim, claim_file};
-use super::trust::Trust;
+use super::trust::{Trust, to_read};
 use super::{Entry, Files, Head, Kind, Listed, Lookup, Miss, Store, System};
 use crate::error::{Error, ErrorKind, Result};
 use crate::service::key::FORMAT_VERSION;
@@ -50,6 +50,8 @@ pub struct Disk {
     root: PathBuf,
     files: Arc<dyn Files>,
     trust: Trust,
+    /// It was not there when it was opened, and was not made then: it is judged once it is there.
+    is_unmade: bool,
     pub(super) max_bytes: u64,
     held: Mutex<HashMap<(Kind, Key), File>>,
     /// Bytes written, and how many when the folder's size is looked at again.
@@ -73,24 +75,54 @@ impl Disk {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_trusting(root: impl Into<PathBuf>, group: Option<u32>) -> Result<Self> {
-        let mut disk = Self::at(root.into(), Trust::own(group))?;
+        let disk = Self::of_user(root.into(), group)?;
+        disk.make()?;
+        Ok(disk)
+    }
+
+    /// As [`open_trusting`](Self::open_trusting), but leaves no trace: a folder that is not there is made when the first entry
+    /// is kept.
+    ///
+    /// # Errors
+    /// [`ErrorKind::UntrustedCache`] as there; [`ErrorKind::Io`] when it is not told whether it is there.
+    pub fn open_unmade(root: impl Into<PathBuf>, group: Option<u32>) -> Result<Self> {
+        let mut disk = Self::of_user(root.into(), group)?;
+        let hidden = |e| {
+            Error::io(&disk.root, "the cache folder cannot be looked for", e)
+                .hint("set ROPEJIT_CACHE_DIR to a folder that you can write to")
+        };
+        disk.is_unmade = !disk.root.try_exists().map_err(hidden)?;
+        if !disk.is_unmade {
+            disk.check()?;
+        }
+        Ok(disk)
+    }
+
+    /// The user's folder of this name, or the user's own in it; not opened yet.
+    fn of_user(root: PathBuf, group: Option<u32>) -> Result<Self> {
+        let mut disk = Self::at(root, Trust::own(group))?;
         disk.root = disk.trust.folder_in(&disk.root);
-        let root = &disk.root;
+        Ok(disk)
+    }
+
+    /// Makes the folder if it is not there, refuses one that cannot be trusted, and marks it as a cache.
+    fn make(&self) -> Result<()> {
+        let root = &self.root;
         let unusable = |e| {
             Error::io(root, "the cache folder cannot be made", e)
                 .hint("set ROPEJIT_CACHE_DIR to a folder that you can write to")
         };
         if !root.exists() {
-            disk.files.make_folder(root).map_err(unusable)?;
+            self.files.make_folder(root).map_err(unusable)?;
         }
-        disk.check()?;
+        self.check()?;
         let tag = root.join("CACHEDIR.TAG");
         if !tag.exists()
-            && let Err(e) = disk.files.create(&tag).and_then(|file| disk.files.write(&file, TAG.as_bytes()))
+            && let Err(e) = self.files.create(&tag).and_then(|file| self.files.write(&file, TAG.as_bytes()))
         {
             tracing::debug!("no CACHEDIR.TAG: {e}");
         }
-        Ok(disk)
+        Ok(())
     }
 
     /// Opens a folder that is only read: it may belong to root as well.
@@ -133,6 +165,7 @@ impl Disk {
             root,
             files: Arc::new(System),
             trust,
+            is_unmade: false,
             max_bytes: MAX_BYTES,
             held: Mutex::default(),
             written: AtomicU64::new(0),
@@ -144,6 +177,17 @@ impl Disk {
         self.trust.check(&self.root)?;
         let version = self.version();
         if version.exists() { self.trust.check(&version) } else { Ok(()) }
+    }
+
+    /// What keeps a file of this folder from being used, in the folders that it lies in.
+    fn refused(&self, file: &Path) -> Option<String> {
+        if self.is_unmade
+            && self.root.exists()
+            && let Err(e) = self.check()
+        {
+            return Some(e.without_hint());
+        }
+        self.trust.objects_between(&self.root, file)
     }
 
     pub(super) fn system(&self) -> &Arc<dyn Files> {
@@ -181,12 +225,12 @@ impl Disk {
 
     /// The files and folders in a folder of this one's, sorted; none if a link leads out of it.
     pub(super) fn own_children(&self, folder: &Path) -> Result<Vec<PathBuf>> {
-        match self.trust.objects_between(&self.root, &folder.join("any")) {
+        match self.refused(&folder.join("any")) {
             Some(problem) => {
                 tracing::warn!("{problem}; it is passed over");
                 Ok(Vec::new())
             }
-            None => children(folder),
+            None => children(folder).map_err(|e| e.hint(self.trust.readable(&self.root))),
         }
     }
 
@@ -260,6 +304,9 @@ impl Disk {
 
     /// Makes a folder of this one's, unless a link on the way leads out of it.
     fn make_own(&self, folder: &Path) -> std::io::Result<()> {
+        if self.is_unmade {
+            self.make().map_err(|e| std::io::Error::other(e.without_hint()))?;
+        }
         let refused = || self.trust.objects_between(&self.root, &folder.join("any"));
         if let Some(problem) = refused() {
             return Err(std::io::Error::other(problem));
@@ -334,7 +381,7 @@ impl Drop for Disk {
 impl Store for Disk {
     fn get(&self, kind: Kind, key: Key) -> Lookup {
         let path = self.path(kind, key);
-        let read = self.trust.objects_between(&self.root, &path).map_or_else(|| self.read(&path), Err);
+        let read = self.refused(&path).map_or_else(|| self.read(&path), Err);
         match read {
             Ok(None) => Lookup::Miss(Miss::Absent),
             Ok(Some((entry, file, meta))) => {
@@ -402,11 +449,17 @@ impl Store for Disk {
         Some(&self.root)
     }
 
+    fn searched(&self) -> String {
+        let there = if self.root.exists() { "" } else { ", which is not there" };
+        format!("{}{there}", self.root.display())
+    }
+
     fn in_fork(&self) -> Option<Arc<dyn Store>> {
         Some(Arc::new(Self {
             root: self.root.clone(),
             files: Arc::clone(&self.files),
             trust: self.trust,
+            is_unmade: self.is_unmade,
             max_bytes: self.max_bytes,
             held: Mutex::default(),
             written: AtomicU64::new(0),
@@ -417,10 +470,7 @@ impl Store for Disk {
 
 /// The files and folders in a folder, sorted; none if it is not there.
 pub(super) fn children(folder: &Path) -> Result<Vec<PathBuf>> {
-    let failed = |e| {
-        Error::io(folder, "the cache folder cannot be read", e)
-            .hint("make it readable to you, or set ROPEJIT_CACHE_DIR to another folder")
-    };
+    let failed = |e| Error::io(folder, "the cache folder cannot be read", e).hint(to_read(folder));
     let mut all = match std::fs::read_dir(folder) {
         Ok(entries) => entries.map(|e| e.map(|e| e.path())).collect::<std::io::Result<Vec<_>>>().map_err(failed)?,
         Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => Vec::new(),

@@ -43,6 +43,26 @@ fn keeps_lists_replaces_and_removes() {
 }
 
 #[test]
+fn a_folder_that_was_not_made_is_judged_once_it_is_there() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let root = folder.path().join("cache");
+    let (a, reader) = (entry("a"), Disk::open_unmade(folder.path().join("cache"), None).expect("opens"));
+    assert_eq!((why(&reader, &a), root.exists()), ("not in the cache".to_owned(), false));
+    assert!(reader.list(Kind::Artifact).expect("listed").is_empty() && reader.searched().ends_with("not there"));
+    // Another process makes it: what is in it is found, unless others could have put it there.
+    Disk::open(&root).expect("opens").put(&a).expect("kept");
+    assert!(matches!(reader.get(a.kind, a.key), Lookup::Hit(e) if e == a));
+    let mode = |mode| fs_err::set_permissions(&root, std::fs::Permissions::from_mode(mode)).expect("set");
+    mode(0o777);
+    assert!(why(&reader, &a).contains("others can write to it (mode 777)"), "{}", why(&reader, &a));
+    assert!(reader.put(&a).is_err() && reader.list(Kind::Artifact).expect("listed").is_empty());
+    mode(0o700);
+    fs_err::remove_dir_all(&root).expect("removed");
+    reader.put(&a).expect("kept");
+    assert!(root.join("CACHEDIR.TAG").exists() && matches!(reader.get(a.kind, a.key), Lookup::Hit(_)));
+}
+
+#[test]
 fn a_renamed_foreign_linked_or_odd_file_is_a_miss_that_names_it() {
     let (folder, disk) = open();
     let (a, b) = (entry("a"), entry("b"));

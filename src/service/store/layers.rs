@@ -20,13 +20,15 @@ pub struct Layers {
     below: Vec<Arc<dyn Store>>,
     /// What was opened and what was passed over, in order, for people.
     searched: Vec<String>,
+    /// Why folders to read were passed over.
+    passed_over: Vec<Error>,
 }
 
 impl Layers {
     /// A store that is written to, and others that are only read.
     pub fn new(top: Arc<dyn Store>, below: Vec<Arc<dyn Store>>) -> Self {
         let searched = std::iter::once(&top).chain(&below).map(|layer| layer.searched()).collect();
-        Self { top, below, searched }
+        Self { top, below, searched, passed_over: Vec::new() }
     }
 
     /// Opens the user's folder, and makes it if it is not there, and the folders that are only read. Where the user's cannot
@@ -67,6 +69,7 @@ impl Layers {
                             tracing::warn!("a cache folder is passed over: {e}");
                         }
                         layers.searched.push(e.without_hint());
+                        layers.passed_over.push(e);
                     }
                     Err(e) => return Err(e),
                 }
@@ -161,14 +164,16 @@ impl Store for Layers {
     fn in_fork(&self) -> Option<Arc<dyn Store>> {
         let top = self.top.in_fork().unwrap_or_else(|| Arc::new(InMemory::default()));
         let below = self.below.iter().filter_map(|layer| layer.in_fork()).collect();
-        Some(Arc::new(Self { top, below, searched: self.searched.clone() }))
+        let passed_over = self.passed_over.iter().map(Error::again).collect();
+        Some(Arc::new(Self { top, below, searched: self.searched.clone(), passed_over }))
     }
 
     fn searched(&self) -> String {
         self.searched.join("; ")
     }
 
-    fn lost(&self) -> Option<Error> {
-        self.top.lost()
+    /// Those that are only read come first: who names one expects what it holds.
+    fn unused(&self) -> Vec<Error> {
+        self.passed_over.iter().map(Error::again).chain(self.top.unused()).collect()
     }
 }

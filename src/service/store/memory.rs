@@ -61,7 +61,7 @@ impl Store for InMemory {
         self.instead.as_ref().map_or_else(|| "memory".into(), |why| format!("memory, since {}", why.without_hint()))
     }
 
-    fn lost(&self) -> Option<Error> {
-        self.instead.as_ref().map(Error::again)
+    fn unused(&self) -> Vec<Error> {
+        self.instead.iter().map(Error::again).collect()
     }
 }

@@ -42,13 +42,30 @@ pub enum Lookup {
 pub enum Miss {
     /// Nothing is kept under this key.
     Absent,
-    /// The file is there but cannot be trusted or read: it is not used, and replaced when the entry is made again.
+    /// The file is there but cannot be trusted or read: it is not used.
     Unusable {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
         why: String,
     },
+}
+
+impl Miss {
+    /// What to do about a file that is there and is not used.
+    pub fn cure(&self) -> Option<String> {
+        let Self::Unusable { path, .. } = self else { return None };
+        // <root>/v1/choice/3f/3f09….rope
+        let root = path.ancestors().nth(4)?;
+        let denied = std::fs::File::open(path).is_err_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied);
+        Some(if denied {
+            trust::to_read(root)
+        } else if trust::is_open_to_others(root, path) {
+            format!("chmod -R go-w '{}'", root.display())
+        } else {
+            "ropejit inspect verify lists what is damaged, ropejit inspect gc removes it".into()
+        })
+    }
 }
 
 impl fmt::Display for Miss {
@@ -121,8 +138,8 @@ pub trait Store: Send + Sync {
         self.root().map_or_else(|| "memory".into(), |root| root.display().to_string())
     }
 
-    /// Why nothing is kept, where that is so.
-    fn lost(&self) -> Option<Error> {
-        None
+    /// The folders that were named and are not used, and why.
+    fn unused(&self) -> Vec<Error> {
+        Vec::new()
     }
 }

@@ -25,6 +25,8 @@ pub struct Places {
     pub trust_group: Option<u32>,
     /// A folder that others can write to is an error; else it is not used, with a warning.
     pub strict: bool,
+    /// Nothing is to be kept: a user's folder that is not there is not made.
+    pub frozen: bool,
 }
 
 impl Places {
@@ -48,6 +50,7 @@ impl Places {
                         .hint("set it to 1, or unset it"));
                 }
             },
+            frozen: false,
         })
     }
 
@@ -58,12 +61,16 @@ impl Places {
         Some(Trust::own(self.trust_group).folder_in(&named))
     }
 
-    /// Opens the user's folder, and makes it if it is not there.
+    /// Opens the user's folder, and makes it if it is not there, unless nothing is to be kept.
     ///
     /// # Errors
     /// As [`Disk::open`].
     pub fn open_user(&self, root: &Path) -> Result<Disk> {
-        let disk = Disk::open_trusting(root, self.trust_group)?;
+        let disk = if self.frozen {
+            Disk::open_unmade(root, self.trust_group)?
+        } else {
+            Disk::open_trusting(root, self.trust_group)?
+        };
         Ok(match self.max_bytes {
             Some(bytes) => disk.max_bytes(bytes),
             None => disk,

@@ -94,10 +94,23 @@ impl Trust {
         if self.read_only { "ROPEJIT_CACHE_PATH" } else { "ROPEJIT_CACHE_DIR" }
     }
 
+    /// What to do about a folder that cannot be read.
+    pub fn readable(self, folder: &Path) -> String {
+        format!("{}; or set {} to another folder", to_read(folder), self.variable())
+    }
+
     /// Refuses a folder in which others could put code, with what to do about it.
     pub fn check(self, folder: &Path) -> Result<()> {
-        let failed = |e| {
-            let hint = format!("make it readable to you, or set {} to another folder", self.variable());
+        let failed = |e: std::io::Error| {
+            let hint = match e.kind() {
+                std::io::ErrorKind::NotFound => {
+                    let (name, folder) = (self.variable(), folder.display());
+                    format!(
+                        "{name} names '{folder}', which is not there: mount it, or set {name} to the folder that was filled"
+                    )
+                }
+                _ => self.readable(folder),
+            };
             Error::io(folder, "the cache folder cannot be read", e).hint(hint)
         };
         let meta = open_folder(folder).and_then(|file| file.metadata());
@@ -145,6 +158,24 @@ impl Trust {
             },
         )
     }
+}
+
+/// How whoever owns a folder lets others read what is in it.
+pub(super) fn to_read(folder: &Path) -> String {
+    format!("chmod -R a+rX '{}' as its owner, and a+x for the folders above it", folder.display())
+}
+
+/// Whether others can write to a file, or to a folder between it and the root.
+#[cfg(unix)]
+pub(super) fn is_open_to_others(root: &Path, file: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let open = |path: &Path| std::fs::symlink_metadata(path).is_ok_and(|meta| meta.mode() & 0o022 != 0);
+    file.ancestors().take_while(|path| *path != root).any(open)
+}
+
+#[cfg(not(unix))]
+pub(super) fn is_open_to_others(_: &Path, _: &Path) -> bool {
+    false
 }
 
 #[cfg(unix)]

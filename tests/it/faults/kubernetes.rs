@@ -215,6 +215,26 @@ fn a_volume_that_is_given_to_a_group_at_every_mount() {
     }
 }
 
+/// A layer that root has made for itself: nothing is missing in it, and the way out is not another prewarm.
+#[test]
+fn a_layer_that_may_not_be_read() {
+    let Some(cluster) = Cluster::new("a_layer_that_may_not_be_read") else { return };
+    let layer = cluster.volume("layer", 0, 0o700);
+    cluster.start((0, 0), &layer, "never", &[]).quiet(1);
+    let path = [("ROPEJIT_CACHE_PATH", layer.to_str().expect("text"))];
+    let home = cluster.volume("home", 0, 0o777);
+    let repair = format!("hint: chmod -R a+rX '{}'", layer.display());
+    let frozen = cluster.start((1000, 1000), &home, "frozen", &path);
+    assert_eq!(frozen.code, 1);
+    frozen.says(&["cannot be opened: Permission denied", &repair]);
+    let doctor = cluster.command((1000, 1000), &path, &["doctor", "--require", "cache-path"]);
+    assert_eq!(doctor.code, 1);
+    doctor.says(&[&repair, "or set ROPEJIT_CACHE_PATH to another folder"]);
+    let given = Command::new("chmod").args(["-R", "a+rX"]).arg(&layer).status();
+    assert!(given.expect("started").success());
+    cluster.start((1000, 1000), &home, "frozen", &path).quiet(0);
+}
+
 #[test]
 fn a_random_user_of_group_0() {
     let Some(cluster) = Cluster::new("a_random_user_of_group_0") else { return };

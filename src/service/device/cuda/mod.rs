@@ -42,7 +42,8 @@ impl Cuda {
     /// cannot be used.
     pub fn open(ordinal: u32) -> Result<Self> {
         let subject = || format!("cuda:{ordinal}");
-        let host = "ROPEJIT_DEVICE=host uses the processor instead";
+        let host =
+            "install NVIDIA's driver; in a container: docker run --gpus all; ROPEJIT_DEVICE=host uses the processor";
         let unavailable = |why: String| Error::new(ErrorKind::DeviceUnavailable, why).subject_is(subject());
         if !driver_is_present() {
             return Err(unavailable("no CUDA driver (libcuda.so.1) on this machine".into()).hint(host));
