@@ -42,8 +42,8 @@ impl Cuda {
     /// cannot be used.
     pub fn open(ordinal: u32) -> Result<Self> {
         let subject = || format!("cuda:{ordinal}");
-        let host =
-            "install NVIDIA's driver; in a container: docker run --gpus all; ROPEJIT_DEVICE=host uses the processor";
+        let host = "install NVIDIA's driver; in a container: docker run --gpus all; the processor serves with \
+                    ROPEJIT_DEVICE=host, or DeviceChoice::Host where the program says which device";
         let unavailable = |why: String| Error::new(ErrorKind::DeviceUnavailable, why).subject_is(subject());
         if !driver_is_present() {
             return Err(unavailable("no CUDA driver (libcuda.so.1) on this machine".into()).hint(host));
@@ -60,7 +60,7 @@ impl Cuda {
         let count = result::device::get_count().map_err(|e| failed("cuDeviceGetCount", &e).subject_is(subject()))?;
         if i64::from(ordinal) >= i64::from(count) {
             return Err(unavailable(format!("there are {count} GPUs"))
-                .hint("CUDA_VISIBLE_DEVICES may hide some; ROPEJIT_DEVICE=host uses the processor instead"));
+                .hint("CUDA_VISIBLE_DEVICES may hide some; the processor serves with ROPEJIT_DEVICE=host"));
         }
         let device = result::device::get(ordinal as c_int).map_err(|e| failed("cuDeviceGet", &e))?;
         let facts = facts(device)?;
