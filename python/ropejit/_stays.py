@@ -6,6 +6,7 @@ Nothing is said while a compiler or a tracer looks, which would see the reading 
 import logging
 
 import torch
+import torch.fx
 
 from . import _patch
 
@@ -19,7 +20,7 @@ _TABLES = frozenset((
 
 
 def told(original, whole, rounding):
-    """``original``, which tells the log why it is called. ``whole`` is its name there, ``rounding`` as `_form_texts.Form` has it."""
+    """``original``, which tells the log why it is called. ``whole``: its name; ``rounding``: as `_form_texts.Form` has it."""
 
     def function(*args, **kwargs):
         if not torch.compiler.is_compiling():
@@ -32,10 +33,12 @@ def told(original, whole, rounding):
 def _tell(original, whole, rounding, args, kwargs):
     if not _log.isEnabledFor(logging.INFO) or torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack():
         return
+    if any(isinstance(x, torch.fx.Proxy) for x in (*args, *kwargs.values())):
+        return
     names = getattr(getattr(original, "__code__", None), "co_varnames", ())
     tensors = dict(_tensors({**dict(zip(names, args)), **kwargs}))
-    if not tensors:
-        return  # of a tracer, or wrong: the original says so
+    if _TABLES.issuperset(tensors):
+        return  # what turns is no tensor: the original says so
     reason = _reason(tensors, rounding)
     if reason is not None:
         _patch._say_once(logging.INFO, f"{whole}: {reason}", "%s; the model's own function computes such calls")
@@ -61,7 +64,7 @@ def _reason(tensors, rounding):
         return "torch.func transforms the call"
     if torch.autograd.forward_ad._current_level >= 0:
         return "differentiation in forward mode"
-    first, q = next(((name, x) for name, x in tensors.items() if name not in _TABLES), (None, None))
+    first, q = next((name, x) for name, x in tensors.items() if name not in _TABLES)
     is_recorded = torch.is_grad_enabled() and any(x.requires_grad for name, x in tensors.items() if name not in _TABLES)
     for name, x in tensors.items():
         is_table = name in _TABLES
@@ -71,7 +74,7 @@ def _reason(tensors, rounding):
             return f"{name} is on {x.device}"
         if x.dtype not in _FLOATS and not (is_table and x.dtype == torch.complex64):
             return f"{name} is {x.dtype}"
-        if q is None or x is q:
+        if x is q:
             continue
         if x.device != q.device:
             return f"{name} is on {x.device}, {first} on {q.device}"

@@ -220,7 +220,8 @@ def test_nothing_is_said_while_a_compiler_or_a_tracer_looks(load, caplog):
         exported = torch.export.export(Turned(), tuple(wide), strict=False).module()
         traced = torch.jit.trace(turned, wide, check_trace=False)
         in_symbols = torch.fx.symbolic_trace(lambda q, k, cos, sin: turned(q, k, cos, sin))
-        for function in (compiled, exported, traced, in_symbols):
+        q_in_symbols = torch.fx.symbolic_trace(lambda q: turned(q, *wide[1:]))
+        for function in (compiled, exported, traced, in_symbols, lambda q, *rest: q_in_symbols(q)):
             assert all(map(torch.equal, function(*wide), theirs))
         assert "float64" not in caplog.text
         turned(*wide)
