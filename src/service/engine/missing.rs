@@ -10,6 +10,7 @@ use crate::error::{Error, ErrorKind};
 use crate::service::bucket::Bucket;
 use crate::service::device::{DeviceChoice, Dialect};
 use crate::service::family::{Problem, Stated};
+use crate::service::key::Key;
 use crate::service::store::{Kind, Lookup, Miss};
 use crate::system::environment;
 
@@ -45,12 +46,7 @@ pub struct Missing {
 /// A problem that neither the cache nor a lock file names anything for, or whose kernel is not there.
 pub(super) fn no_choice(shared: &Shared, problem: &dyn Problem) -> Error {
     let [own, arch] = shared.choices.fields(problem).map(|f| f.key());
-    let kernel = shared.choices.read(problem).and_then(|record| record.chosen()?.artifact);
-    let keys = [(Kind::Choice, own), (Kind::Choice, arch)].into_iter().chain(kernel.map(|key| (Kind::Artifact, key)));
-    let unusable = keys.into_iter().find_map(|(kind, key)| match shared.store.get(kind, key) {
-        Lookup::Miss(miss @ Miss::Unusable { .. }) => Some(miss),
-        _ => None,
-    });
+    let (kernel, unusable) = found(shared, [own, arch]);
     let why = unusable.as_ref().map_or_else(String::new, |miss| format!("; {miss}"));
     let kernel = kernel.map_or_else(String::new, |key| format!(", then for its kernel {key}"));
     let what = format!(
@@ -59,6 +55,25 @@ pub(super) fn no_choice(shared: &Shared, problem: &dyn Problem) -> Error {
         call(shared, problem)
     );
     missing(shared, what, problem, None, false, unusable.and_then(|miss| miss.cure()))
+}
+
+/// The kernel that the first of these choices names, and the first file among all of them that is there and cannot be used.
+fn found(shared: &Shared, choices: [Key; 2]) -> (Option<Key>, Option<Miss>) {
+    let mut unusable = None;
+    let mut entry = |kind, key| match shared.store.get(kind, key) {
+        Lookup::Hit(entry) => Some(entry),
+        Lookup::Miss(miss) => {
+            unusable = unusable.take().or(matches!(miss, Miss::Unusable { .. }).then_some(miss));
+            None
+        }
+    };
+    let choice = choices.into_iter().find_map(|key| entry(Kind::Choice, key));
+    let meta = choice.and_then(|entry| serde_json::from_slice::<ChoiceMeta>(&entry.meta).ok());
+    let kernel = meta.and_then(|meta| meta.record.chosen()?.artifact);
+    if let Some(key) = kernel {
+        entry(Kind::Artifact, key);
+    }
+    (kernel, unusable)
 }
 
 /// A problem that the lock file is silent about.
