@@ -1,10 +1,12 @@
 //! What a log sees of first calls, on the host device: spans around the work, and a warning that names a late compile.
 
 use std::io::Write;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use ropejit::{DType, DeviceChoice, Engine, Origin, RopeSpec, Tuning};
+use tracing::Dispatch;
+use tracing::subscriber::NoSubscriber;
 use tracing_subscriber::fmt::format::FmtSpan;
 
 use crate::cases::Case;
@@ -25,6 +27,10 @@ impl Write for Text {
 
 /// What is logged meanwhile, a line for each span that is closed.
 fn logged(f: impl FnOnce()) -> String {
+    // Where a process has one subscriber, a span that another thread meets first is judged by that thread's, which is none, and is
+    // off for all. With two, all are asked.
+    static ANOTHER: OnceLock<Dispatch> = OnceLock::new();
+    ANOTHER.get_or_init(|| Dispatch::new(NoSubscriber::default()));
     let text = Text::default();
     let writer = text.clone();
     let subscriber = tracing_subscriber::fmt()
