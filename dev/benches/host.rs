@@ -5,13 +5,13 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use ropejit::args::{Args, Operand, Positions, Tables, Tensor};
 use ropejit::families::rope::choice_fields;
 use ropejit::jit::lock::{Lock, Locked, Section};
 use ropejit::jit::prior::Priors;
 use ropejit::jit::render::{Dialect, render, source};
 use ropejit::jit::{Abilities, Bucket, Class, Identity, KeyFields, variant};
-use ropejit::{DType, DeviceChoice, Engine, Layout, RopeSpec, Stream, Tuning};
+use ropejit::{DType, DeviceChoice, Engine, RopeSpec, Tuning};
+use ropejit_dev::{apply, smallest};
 
 fn first_call(c: &mut Criterion) {
     let spec = RopeSpec::new(DType::BF16, 128, 32, 8);
@@ -54,21 +54,9 @@ fn priors(c: &mut Criterion) {
 /// The smallest kernel there is, on the host device: what remains is the way to it.
 fn later_calls(c: &mut Criterion) {
     let engine = Engine::builder().device(DeviceChoice::Host).in_memory().tuning(Tuning::Never).build().expect("opens");
-    let rope = engine.rope(&RopeSpec::new(DType::F32, 2, 1, 1)).expect("valid");
-    let (mut q, mut k, table) = ([1f32; 2], [1f32; 2], [1f32; 1]);
-    c.bench_function("apply, 1 token, 1 head of 2", |b| {
-        b.iter(|| {
-            let args = Args {
-                q: Operand::in_place(Tensor::host(&mut q, Layout::thd(1, 1, 2)).expect("fits")),
-                k: Some(Operand::in_place(Tensor::host(&mut k, Layout::thd(1, 1, 2)).expect("fits"))),
-                tables: Tables::host(&table, &table, 1, 1).expect("fits"),
-                positions: Positions::Offset(0),
-                norm: None,
-                append: None,
-            };
-            rope.apply(Stream::DEFAULT, &args).expect("applied")
-        });
-    });
+    let rope = engine.rope(&smallest()).expect("valid");
+    let (mut q, mut k) = ([1f32; 2], [1f32; 2]);
+    c.bench_function("apply, 1 token, 1 head of 2", |b| b.iter(|| apply(&rope, &mut q, &mut k)));
 }
 
 criterion_group!(benches, first_call, priors, later_calls);

@@ -3,22 +3,12 @@
 use std::collections::BTreeMap;
 
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
-use ropejit::args::{Args, Operand, Positions, Tables, Tensor};
-use ropejit::{DType, DeviceChoice, Engine, Layout, Origin, RopeSpec, Stream, Tuning};
+use ropejit::{DeviceChoice, Engine, Origin, Tuning};
+use ropejit_dev::{apply, smallest};
 
 /// Where the kernel of a small call came from.
 fn applied(engine: &Engine) -> Origin {
-    let rope = engine.rope(&RopeSpec::new(DType::F32, 2, 1, 1)).expect("valid");
-    let (mut q, mut k, table) = ([1f32; 2], [1f32; 2], [1f32; 1]);
-    let args = Args {
-        q: Operand::in_place(Tensor::host(&mut q, Layout::thd(1, 1, 2)).expect("fits")),
-        k: Some(Operand::in_place(Tensor::host(&mut k, Layout::thd(1, 1, 2)).expect("fits"))),
-        tables: Tables::host(&table, &table, 1, 1).expect("fits"),
-        positions: Positions::Offset(0),
-        norm: None,
-        append: None,
-    };
-    rope.apply(Stream::DEFAULT, &args).expect("applied")
+    apply(&engine.rope(&smallest()).expect("valid"), &mut [1.0; 2], &mut [1.0; 2])
 }
 
 /// All that a recorder has seen: counts, and of histograms the number and the sum of their samples.
